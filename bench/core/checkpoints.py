@@ -1,0 +1,110 @@
+"""Reading checkpoint files of others: untrusted, so only tensors are ever built from them."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bench.errors import UserError
+
+OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+
+
+def read_state_dict(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """A CLIP checkpoint's tensors in float32 under open_clip's names, and whether it is OpenAI's (and so QuickGELU).
+
+    Reads safetensors; `torch.save`d state dicts, bare (RemoteCLIP, GeoRSCLIP) or under `state_dict` (open_clip's
+    training checkpoints, with or without `module.`); and OpenAI's TorchScript archives, without running their code.
+    Raises UserError if the file is none of these.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        elif _is_torchscript(path):
+            content = _torchscript_tensors(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        raise UserError(
+            f"backbone.weights: {path} can't be read as a checkpoint ({str(error).splitlines()[0]}); "
+            "expected safetensors, or tensors saved by torch.save; download it again if it was cut off"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"backbone.weights: {path} holds no state dict of tensors")
+    openai = all(key in content for key in OPENAI_EXTRAS)
+    return {
+        name.removeprefix("module."): value.float() if value.is_floating_point() else value
+        for name, value in content.items()
+        if isinstance(value, Tensor) and name not in OPENAI_EXTRAS
+    }, openai
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+class _Object:
+    """Stands in for a TorchScript module: keeps its attributes, runs nothing."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+class _TensorsOnly(pickle.Unpickler):
+    """Unpickles a TorchScript archive's data with tensors and plain containers as the only things it can build."""
+
+    def __init__(self, archive: zipfile.ZipFile, prefix: str) -> None:
+        super().__init__(archive.open(f"{prefix}/data.pkl"))
+        self.archive, self.prefix = archive, prefix
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("__torch__"):
+            return type(name, (_Object,), {})
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return torch._utils._rebuild_tensor_v2
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch" and name.endswith("Storage"):
+            return getattr(torch, name)
+        if module == "torch.jit._pickle":
+            return lambda data, *_: data
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a checkpoint")
+
+    def persistent_load(self, key: Any) -> Any:
+        _, storage_type, name, _, _ = key
+        data = bytearray(self.archive.read(f"{self.prefix}/data/{name}"))
+        storage = torch.UntypedStorage.from_buffer(data, dtype=torch.uint8, byte_order="little")
+        return torch.storage.TypedStorage(wrap_storage=storage, dtype=storage_type.dtype, _internal=True)
+
+
+def _torchscript_tensors(path: Path) -> dict[str, Tensor]:
+    with zipfile.ZipFile(path) as archive:
+        prefix = archive.namelist()[0].split("/")[0]
+        root = _TensorsOnly(archive, prefix).load()
+    tensors: dict[str, Tensor] = {}
+
+    def walk(node: Any, name: str) -> None:
+        if isinstance(node, Tensor):
+            tensors[name] = node
+        elif isinstance(node, _Object):
+            for key, child in vars(node).items():
+                walk(child, f"{name}.{key}" if name else key)
+
+    walk(root, "")
+    for key in OPENAI_EXTRAS:  # plain attributes in some exports, tensors in others: either way they mark the file
+        if hasattr(root, key):
+            tensors.setdefault(key, torch.tensor(0))
+    return tensors

@@ -1,0 +1,94 @@
+"""What a run costs: FLOPs, memory, and the machine it ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import socket
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.core.backbone import DualEncoder
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "peft", "numpy", "pillow", "petl-bench")
+
+
+def flops_per_pair(model: DualEncoder, images: Tensor, tokens: Tensor) -> int:
+    """Floating-point operations of one image and one caption through both towers, forward (a multiply-add is two)."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(images[:1], tokens[:1])
+    model.train(was_training)
+    return int(counter.get_total_flops())
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start measuring peak memory anew: the device's on CUDA, else this process's (Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        except OSError:
+            return
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Peak bytes since `reset_peak_memory`: allocated on CUDA, else resident in this process; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except ModuleNotFoundError:
+        return None
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Code, packages and hardware, as far as they can be told; what can't be told is None."""
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    cuda = device.type == "cuda"
+    return {
+        "git_commit": commit,
+        "git_dirty": None if changes is None else bool(changes),
+        "packages": {package: _version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if cuda else _cpu_name(),
+        "device_count": torch.cuda.device_count() if cuda else (os.cpu_count() or 1),
+        "threads": torch.get_num_threads(),
+        "hostname": socket.gethostname(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    return found[1].strip() if found else (platform.processor() or "cpu")

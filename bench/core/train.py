@@ -1,0 +1,247 @@
+"""The training loop that every method shares, and the evaluation it chooses epochs by."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bench import store
+from bench.core import retrieval
+from bench.core.backbone import DualEncoder
+from bench.errors import UserError
+
+LOGIT_SCALE_MAX = math.log(100)  # CLIP's own clamp on the trained temperature
+
+
+class TrainLike(Protocol):
+    """The training settings: `bench.spec.TrainSettings`."""
+
+    epochs: int
+    lr: float
+    optimizer: str
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    schedule: str
+    warmup: float
+    step_epochs: int
+    step_gamma: float
+    clip_grad_norm: float | None
+    accumulate: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch on the device: images (batch, 3, size, size) float, tokens (batch, context), image_ids (batch,)."""
+
+    images: Tensor
+    tokens: Tensor
+    image_ids: Tensor
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """A split ready for scoring. `images()` and `texts()` yield batches on the device; texts are unique captions.
+
+    caption_text (captions,) and caption_image (captions,) say which text and which image each caption is.
+    """
+
+    images: Callable[[], Iterable[Tensor]]
+    texts: Callable[[], Iterable[Tensor]]
+    caption_text: Tensor
+    caption_image: Tensor
+
+
+LossFunction = Callable[[Any, Tensor, DualEncoder], Tensor]
+
+
+def seed_for(*parts: object) -> int:
+    """A seed of its own for each purpose (attach, an epoch's order, an epoch's dropout), from the run's seed."""
+    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:4])
+
+
+def lr_factor(step: int, total: int, steps_per_epoch: int, settings: TrainLike) -> float:
+    """The learning rate of optimizer step `step` (from 0) as a fraction of `lr`: linear warm-up, then the schedule."""
+    warmup = round(settings.warmup * total)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    if settings.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    if settings.schedule == "linear":
+        return 1 - done
+    if settings.schedule == "step":
+        return settings.step_gamma ** (step // steps_per_epoch // settings.step_epochs)
+    return 1.0
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], settings: TrainLike) -> torch.optim.Optimizer:
+    """AdamW or Adam; weight decay on matrices only, not on biases, norms, gates and temperatures."""
+    parameters = list(parameters)
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    cls = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.optimizer]
+    return cls([group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas, eps=settings.eps)
+
+
+@torch.inference_mode()
+def evaluate(model: DualEncoder, split: EvalSet) -> tuple[retrieval.Ranks, retrieval.Ranks]:
+    """Image-to-text and text-to-image ranks of a split, encoded and scored in float32; the model's mode is restored."""
+    was_training = model.training
+    model.eval()
+    image_features = torch.cat([model.encode_image(images, normalize=True) for images in split.images()])
+    text_features = torch.cat([model.encode_text(tokens, normalize=True) for tokens in split.texts()])
+    model.train(was_training)
+    device = image_features.device
+    return retrieval.score(image_features, text_features, split.caption_text.to(device), split.caption_image.to(device))
+
+
+@dataclass
+class Fit:
+    """What training leaves behind. `best` names the best epoch's adapter file; history has one row an epoch."""
+
+    best_epoch: int
+    best_metrics: dict[str, Any]
+    best: Path
+    history: list[dict[str, Any]]
+    seconds: float
+    pairs: int
+
+
+def fit(
+    model: DualEncoder,
+    loss_fn: LossFunction,
+    second_view: float | None,
+    batches: Callable[[int], Iterable[Batch]],
+    batches_per_epoch: int,
+    validation: EvalSet,
+    settings: TrainLike,
+    seed: int,
+    folder: Path,
+    on_progress: Callable[..., None],
+) -> Fit:
+    """Train what has `requires_grad`, and keep the adapter of the epoch with the best validation mean recall.
+
+    `batches(epoch)` yields an epoch's batches, from 1. After every epoch the whole state is saved to the folder;
+    called again there, training goes on behind the last saved epoch and ends with the same numbers: everything random
+    in an epoch follows from (seed, epoch) alone. Ties between epochs go to the earlier one.
+    Raises FloatingPointError when the loss is not finite.
+    """
+    trainable = model.trainable()
+    optimizer = make_optimizer(trainable.values(), settings)
+    device = next(model.parameters()).device
+    steps_per_epoch = math.ceil(batches_per_epoch / settings.accumulate)
+    total = steps_per_epoch * settings.epochs
+    fit = Fit(0, {"mean_recall": -math.inf}, folder / "none", [], 0.0, 0)
+    first_epoch = _resume(folder, fit, trainable, optimizer) + 1
+
+    for epoch in range(first_epoch, settings.epochs + 1):
+        started = time.perf_counter()
+        torch.manual_seed(seed_for(seed, "epoch", epoch))
+        model.train()
+        loss_sum, pairs = torch.zeros((), device=device), 0
+        for index, batch in enumerate(batches(epoch)):
+            step = (epoch - 1) * steps_per_epoch + index // settings.accumulate
+            lr = settings.lr * lr_factor(step, total, steps_per_epoch, settings)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                features = model(batch.images, batch.tokens, second_view)
+            loss = loss_fn(features, batch.image_ids, model)
+            window = index // settings.accumulate * settings.accumulate
+            (loss / min(settings.accumulate, batches_per_epoch - window)).backward()
+            loss_sum += loss.detach()
+            pairs += len(batch.images)
+            if (index + 1) % settings.accumulate == 0 or index + 1 == batches_per_epoch:
+                if settings.clip_grad_norm is not None:
+                    nn.utils.clip_grad_norm_(trainable.values(), settings.clip_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                _clamp_logit_scale(model)
+            on_progress("train", epoch=epoch, step=index + 1, steps=batches_per_epoch, loss=lambda: loss_sum / (index + 1))  # noqa: B023
+        train_loss = float(loss_sum) / batches_per_epoch
+        if not math.isfinite(train_loss):
+            raise FloatingPointError(
+                f"the training loss is {train_loss} in epoch {epoch}; lower train.lr (now {settings.lr:g})"
+            )
+        seconds = time.perf_counter() - started
+        on_progress("validate", epoch=epoch)
+        metrics = retrieval.metrics(*evaluate(model, validation))
+        fit.seconds += seconds
+        fit.pairs += pairs
+        fit.history.append(
+            {
+                "epoch": epoch,
+                "train_loss": train_loss,
+                "lr": lr,
+                "val_mean_recall": metrics["mean_recall"],
+                "seconds": round(seconds, 3),
+            }
+        )
+        if metrics["mean_recall"] > fit.best_metrics["mean_recall"]:
+            fit.best_epoch, fit.best_metrics, fit.best = epoch, metrics, folder / f"best-{epoch:04d}.safetensors"
+            model.save_adapter(fit.best)
+        _save(folder, epoch, fit, trainable, optimizer)
+        store.write_history(folder / store.HISTORY, fit.history)
+        on_progress("validate", epoch=epoch, val_mean_recall=fit.best_metrics["mean_recall"])
+    return fit
+
+
+@torch.no_grad()
+def _clamp_logit_scale(model: DualEncoder) -> None:
+    scale = model.clip.logit_scale
+    if isinstance(scale, nn.Parameter) and scale.requires_grad:
+        scale.clamp_(0, LOGIT_SCALE_MAX)
+
+
+def _save(
+    folder: Path, epoch: int, fit: Fit, trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    """Write the state after an epoch atomically; then drop adapters that are no longer the best."""
+    state = {
+        "epoch": epoch,
+        "trainable": {name: p.detach() for name, p in trainable.items()},
+        "optimizer": optimizer.state_dict(),
+        "history": fit.history,
+        "best": {"epoch": fit.best_epoch, "metrics": fit.best_metrics, "file": fit.best.name},
+        "seconds": fit.seconds,
+        "pairs": fit.pairs,
+    }
+    part = folder / f".{store.STATE}.part"
+    torch.save(state, part)
+    part.replace(folder / store.STATE)
+    for old in folder.glob("best-*.safetensors"):
+        if old != fit.best:
+            old.unlink()
+
+
+def _resume(
+    folder: Path, fit: Fit, trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> int:
+    """Load the folder's state, if any, and return the number of epochs done."""
+    path = folder / store.STATE
+    if not path.is_file():
+        return 0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for name, parameter in trainable.items():
+                parameter.copy_(state["trainable"][name])
+        optimizer.load_state_dict(state["optimizer"])
+    except Exception as error:
+        raise UserError(f"the checkpoint {path} can't be read ({error}); delete it to start this run afresh") from error
+    fit.best_epoch, fit.best_metrics = state["best"]["epoch"], state["best"]["metrics"]
+    fit.best = folder / state["best"]["file"]
+    fit.history, fit.seconds, fit.pairs = state["history"], state["seconds"], state["pairs"]
+    return int(state["epoch"])

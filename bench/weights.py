@@ -1,0 +1,156 @@
+"""Backbones as far as they can be known without torch: model configs, their shapes, and what identifies weights."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from bench.errors import UserError
+from bench.settings import cache_dir
+from methods.base import ModelShape, TowerShape
+
+TINY_CLIP = "tiny-clip"
+DEMO_DIR = Path(__file__).parent / "demo"
+DEMO_WEIGHTS = DEMO_DIR / "tiny_clip.safetensors"
+FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
+CUSTOM_BLOCK = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
+
+
+class BackboneLike(Protocol):
+    """What identifies a backbone: `bench.spec.BackboneSettings`."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def weights(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def is_file(weights: str) -> bool:
+    """Whether `weights` means a path rather than open_clip's tag, `random` or `demo`."""
+    return os.sep in weights or weights.lower().endswith(FILE_ENDINGS)
+
+
+@cache
+def _config_files() -> dict[str, Path]:
+    spec = find_spec("open_clip")  # finds the package without importing it, and so without torch
+    assert spec is not None
+    assert spec.submodule_search_locations
+    folder = Path(spec.submodule_search_locations[0]) / "model_configs"
+    return {path.stem: path for path in sorted(folder.glob("*.json"))} | {TINY_CLIP: DEMO_DIR / "tiny_clip.json"}
+
+
+@cache
+def model_config(model: str) -> dict[str, Any]:
+    """open_clip's model config of that name; UserError with the nearest name if there is none."""
+    files = _config_files()
+    if model not in files:
+        close = difflib.get_close_matches(model, files, n=3)
+        hint = f"; did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
+        raise UserError(f"backbone.model: open_clip has no model '{model}'{hint}")
+    config: dict[str, Any] = json.loads(files[model].read_text(encoding="utf-8"))
+    return config
+
+
+def _slots(config: dict[str, Any], side: str) -> tuple[str, str | None]:
+    """A tower's kind, and None if its blocks take slots, else the reason why not."""
+    if config.get("timm_model_name"):
+        return f"timm's {config['timm_model_name']}", "its blocks belong to timm"
+    if config.get("hf_model_name"):
+        return f"Hugging Face's {config['hf_model_name']}", "its blocks belong to transformers"
+    if isinstance(config.get("layers"), list):
+        return "a ModifiedResNet", "it has no transformer blocks"
+    if config.get("block_type") == "custom" or any(config.get(key) for key in CUSTOM_BLOCK):
+        return "a custom transformer", "its CustomResidualAttentionBlocks compute something else"
+    return ("VisionTransformer" if side == "image" else "TextTransformer"), None
+
+
+def _tower_params(width: int, layers: int, mlp_ratio: float) -> int:
+    mlp = int(width * mlp_ratio)
+    attention = 4 * width * width + 4 * width
+    return layers * (attention + 2 * width * mlp + mlp + width + 4 * width)
+
+
+@cache
+def model_shape(model: str) -> ModelShape:
+    """Sizes of an open_clip model from its config alone, without torch and without building it."""
+    config = model_config(model)
+    vision, text, embed = config["vision_cfg"], config["text_cfg"], config["embed_dim"]
+    side = vision.get("image_size", 224)
+    height, width = side if isinstance(side, list) else (side, side)
+    patch = vision.get("patch_size", 16)
+    image_kind, image_slots = _slots(vision, "image")
+    text_kind, text_slots = _slots(text, "text")
+    resnet = isinstance(vision.get("layers"), list)
+    image = TowerShape(
+        kind=image_kind,
+        width=vision.get("width", 768),
+        layers=0 if resnet else vision.get("layers", 12),
+        tokens=(height // patch) * (width // patch) + 1,
+        slots=image_slots,
+    )
+    context = text.get("context_length", 77)
+    words = TowerShape(text_kind, text.get("width", 512), text.get("layers", 12), context, text_slots)
+    return ModelShape(model, image, words, embed, patch, _total_params(config, image, words))
+
+
+def _total_params(config: dict[str, Any], image: TowerShape, text: TowerShape) -> int | None:
+    """Closed form for CLIP's own anatomy; None for any other (layer scale, attention pooling, other towers, ...)."""
+    vision, words = config["vision_cfg"], config["text_cfg"]
+    plain_vision = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+    plain_text = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
+    plain_model = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
+    if image.slots or text.slots or set(vision) - plain_vision or set(words) - plain_text or set(config) - plain_model:
+        return None
+    embed, patch, vocabulary = config["embed_dim"], vision.get("patch_size", 16), words.get("vocab_size", 49408)
+    image_side = 3 * patch * patch * image.width + (1 + image.tokens) * image.width + 4 * image.width
+    text_side = (vocabulary + text.tokens) * text.width + 2 * text.width
+    towers = _tower_params(image.width, image.layers, vision.get("mlp_ratio", 4.0))
+    towers += _tower_params(text.width, text.layers, words.get("mlp_ratio", 4.0))
+    return image_side + text_side + towers + (image.width + text.width) * embed + 1
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, remembered by path, size and time so that large weights are read once."""
+    stat = path.stat()
+    key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+    note = cache_dir() / "hashes" / hashlib.sha256(key.encode()).hexdigest()
+    if stat.st_size > 2**25 and note.is_file():
+        return note.read_text(encoding="ascii")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if stat.st_size > 2**25:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        part = note.with_suffix(f".{os.getpid()}")
+        part.write_text(digest, encoding="ascii")
+        part.replace(note)
+    return digest
+
+
+def identity(backbone: BackboneLike) -> str:
+    """What makes two backbones the same for a run's id: content for files, name for tags, seed for random weights."""
+    shape = model_shape(backbone.model)
+    if backbone.weights == "random":
+        return f"random:{backbone.seed}"
+    if backbone.weights == "demo":
+        if shape.model != TINY_CLIP:
+            raise UserError(f"backbone.weights: 'demo' belongs to the model '{TINY_CLIP}', not to '{shape.model}'")
+        return f"sha256:{file_sha256(DEMO_WEIGHTS)}"
+    if is_file(backbone.weights):
+        path = Path(backbone.weights)
+        if not path.is_file():
+            raise UserError(
+                f"backbone.weights: no file {path}; download the checkpoint of '{shape.model}' (open_clip, OpenAI, "
+                "RemoteCLIP or GeoRSCLIP) and put its path there"
+            )
+        return f"sha256:{file_sha256(path)}"
+    if shape.model == TINY_CLIP:
+        raise UserError(f"backbone.weights: '{TINY_CLIP}' has no weights '{backbone.weights}'; use demo or random")
+    return f"tag:{backbone.weights}"

@@ -1,0 +1,23 @@
+"""Full fine-tuning: every weight of both towers, and the temperature."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from methods.base import Method, ModelShape
+
+if TYPE_CHECKING:
+    from bench.core.backbone import DualEncoder
+
+
+class FullFinetune(Method):
+    """Makes all of the backbone trainable, `logit_scale` included."""
+
+    name = "full_finetune"
+    paper = "Radford et al. 2021, arXiv 2103.00020"
+
+    def attach(self, model: DualEncoder) -> None:
+        model.clip.requires_grad_(True)
+
+    def trainable_params(self, shape: ModelShape) -> int | None:
+        return shape.total_params

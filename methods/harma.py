@@ -1,0 +1,61 @@
+"""HarMA: gated adapters with self-attention in both towers, serial on the MLP's output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from methods.base import Method, ModelShape
+
+if TYPE_CHECKING:
+    from bench.core.backbone import DualEncoder
+
+
+class HarMA(Method):
+    """`m = MLP(LN x)`; `x <- x + g A(m) + (1 - g) m`, with `g` a learned gate: see `methods.layers.HarmaAdapter`.
+
+    Default as in the released code, where the paper's shared module `B` reaches the text tower alone
+    (`shared: text`); `shared: both` puts each block's `B` in both towers, with the same count. 5,934,397 parameters on
+    ViT-B-32, one of them the loss's temperature. The text adapter attends over all tokens, padding too, so the
+    embedding of a caption depends on its padding. The start equals the backbone to about 3e-6.
+    """
+
+    name = "harma"
+    paper = "Huang 2024, arXiv 2404.18253"
+    default_loss = "harma"
+    needs_slots = ("image", "text")
+    bottleneck: int = Field(128, ge=2)
+    heads: int = Field(8, ge=1)
+    shared: Literal["text", "both"] = "text"
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> HarMA:
+        if self.bottleneck % (2 * self.heads):
+            raise ValueError(f"bottleneck {self.bottleneck} must be a multiple of twice the heads ({2 * self.heads})")
+        return self
+
+    def attach(self, model: DualEncoder) -> None:
+        from methods.layers import HarmaAdapter, HarmaShared
+
+        image, text = model.image_blocks, model.text_blocks
+        shared = [HarmaShared(self.bottleneck, self.heads) for _ in text.slotted()]
+        for index, block in enumerate(text.slotted()):
+            block.fill(after_mlp=HarmaAdapter(text.width, self.bottleneck, self.heads, shared[index]))
+        for index, block in enumerate(image.slotted()):
+            partner = shared[index] if self.shared == "both" and index < len(shared) else None
+            block.fill(after_mlp=HarmaAdapter(image.width, self.bottleneck, self.heads, partner))
+
+    def trainable_params(self, shape: ModelShape) -> int | None:
+        hidden, half = self.bottleneck, self.bottleneck // 2
+
+        def attention(dim: int) -> int:
+            return 4 * dim * dim + 4 * dim
+
+        def adapter(width: int) -> int:
+            return (width * hidden + hidden) + attention(hidden) + (hidden * width + width) + 2
+
+        module = (hidden * half + half) + attention(half) + (half * hidden + hidden) + 1
+        return (
+            sum(tower.layers * adapter(tower.width) for tower in shape.towers) + shape.text.layers * module
+        )

@@ -1,0 +1,38 @@
+"""Linear probe: one linear layer on each tower's frozen embedding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from methods.base import Method, ModelShape
+
+if TYPE_CHECKING:
+    from bench.core.backbone import DualEncoder
+
+
+class LinearProbe(Method):
+    """`Linear(embed_dim -> out_dim)` without bias on both embeddings; 512 -> 1024 is the papers' 1,048,576 parameters.
+
+    With `init: orthogonal` both layers start as the same matrix with orthonormal columns, which keeps every cosine
+    and so starts at the backbone's output (to rounding); `init: default` is torch's and starts near chance.
+    """
+
+    name = "linear_probe"
+    paper = "Radford et al. 2021, arXiv 2103.00020; sizes of Yuan, Zhan, Xiong 2023, arXiv 2308.12509"
+    out_dim: int = Field(1024, ge=1)
+    init: Literal["orthogonal", "default"] = "orthogonal"
+
+    def attach(self, model: DualEncoder) -> None:
+        from torch import nn
+
+        image_head = nn.Linear(model.embed_dim, self.out_dim, bias=False)
+        text_head = nn.Linear(model.embed_dim, self.out_dim, bias=False)
+        if self.init == "orthogonal":
+            nn.init.orthogonal_(image_head.weight)
+            text_head.load_state_dict(image_head.state_dict())
+        model.image_head, model.text_head = image_head, text_head
+
+    def trainable_params(self, shape: ModelShape) -> int | None:
+        return 2 * shape.embed_dim * self.out_dim

@@ -1,0 +1,112 @@
+"""The registry of losses: settings here, without torch; the maths is in `bench/core/losses.py`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from bench.settings import Settings
+from methods.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.core.backbone import DualEncoder, Features
+
+
+class Loss(Settings):
+    """Base class of all losses: a scalar from a batch of embeddings; any method can be trained with any of them."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    params: ClassVar[int] = 0  # parameters of its own that are trained along
+
+    @property
+    def second_view(self) -> float | None:
+        """Element-wise dropout rate of a second pass the loss wants to see; None: one pass is enough."""
+        return None
+
+    def attach(self, model: DualEncoder) -> None:
+        """Add the loss's own trainable parameters, if it has any, to `model.extras`."""
+
+    def __call__(self, features: Features, image_ids: Tensor, model: DualEncoder) -> Tensor:
+        """The batch's loss (scalar). `image_ids` (batch,) tells which pairs show the same image."""
+        raise NotImplementedError(f"{type(self).__name__}.__call__")
+
+
+class InfoNCE(Loss):
+    """CLIP's symmetric cross-entropy at the backbone's own temperature (trained only by full fine-tuning).
+
+    `targets: image` counts every caption of the same image in the batch as a positive, with equal shares.
+    """
+
+    name = "info_nce"
+    paper = "Radford et al. 2021, arXiv 2103.00020"
+    targets: Literal["pair", "image"] = "pair"
+
+    def __call__(self, features: Features, image_ids: Tensor, model: DualEncoder) -> Tensor:
+        from bench.core import losses
+
+        ids = image_ids if self.targets == "image" else None
+        return losses.info_nce(features.image, features.text, model.logit_scale, ids)
+
+
+class HMMC(Loss):
+    """Hardest-negative triplets between image and text, and between each and its own view under dropout."""
+
+    name = "hmmc"
+    paper = "Yuan, Zhan, Xiong 2023, arXiv 2308.12509"
+    margin: float = Field(0.2, ge=0)
+    view_dropout: float = Field(0.2, gt=0, lt=1)
+    image_weight: float = Field(1.0, ge=0)
+    text_weight: float = Field(1.0, ge=0)
+
+    @property
+    def second_view(self) -> float | None:
+        return self.view_dropout
+
+    def __call__(self, features: Features, image_ids: Tensor, model: DualEncoder) -> Tensor:
+        from bench.core import losses
+
+        assert features.image_view is not None
+        assert features.text_view is not None
+        total = losses.hardest_triplet(features.image, features.text, self.margin)
+        total = total + self.image_weight * losses.hardest_triplet(features.image, features.image_view, self.margin)
+        return total + self.text_weight * losses.hardest_triplet(features.text, features.text_view, self.margin)
+
+
+class HarMALoss(Loss):
+    """HarMA's two losses: contrastive with same-image targets and a trained temperature, plus adaptive triplets."""
+
+    name = "harma"
+    paper = "Huang 2024, arXiv 2404.18253"
+    params = 1
+    margin: float = Field(0.2, ge=0)
+    temperature: float = Field(0.07, gt=0)
+    triplet_weight: float = Field(1.0, ge=0)
+
+    def attach(self, model: DualEncoder) -> None:
+        import torch
+
+        model.extras["temperature"] = torch.nn.Parameter(torch.tensor(self.temperature))
+
+    def __call__(self, features: Features, image_ids: Tensor, model: DualEncoder) -> Tensor:
+        from bench.core import losses
+
+        contrastive = losses.info_nce(features.image, features.text, 1 / model.extras["temperature"], image_ids)
+        return contrastive + self.triplet_weight * losses.adaptive_triplet(features.image, features.text, self.margin)
+
+
+LOSSES: Registry[Loss] = Registry(
+    kind="loss",
+    entry_points="petl_bench.losses",
+    built_in={
+        "info_nce": "methods.losses:InfoNCE",
+        "hmmc": "methods.losses:HMMC",
+        "harma": "methods.losses:HarMALoss",
+    },
+)
+
+get = LOSSES.get
+names = LOSSES.names

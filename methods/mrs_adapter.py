@@ -1,0 +1,54 @@
+"""MRS-Adapter: one bottleneck module serves every block of both towers, with a slice shared between them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from bench.errors import UserError
+from methods.base import Method, ModelShape
+
+if TYPE_CHECKING:
+    from bench.core.backbone import DualEncoder
+
+
+class MRSAdapter(Method):
+    """`x <- r + MLP(LN r) + Ad(r)`: parallel to the MLP, on the residual before its LayerNorm.
+
+    `Ad(r) = concat[Up_tower(z), Up_shared(z)]` with `z = dropout(ReLU(Down_tower r))`. The shared slice is the last
+    `shared_dim` output dimensions of either tower. Up-projections start at zero: the start equals the backbone
+    exactly. 161,088 parameters on ViT-B-32.
+    """
+
+    name = "mrs_adapter"
+    paper = "Yuan, Zhan, Xiong 2023, arXiv 2308.12509"
+    default_loss = "hmmc"
+    needs_slots = ("image", "text")
+    bottleneck: int = Field(64, ge=1)
+    shared_dim: int = Field(64, ge=0)
+    dropout: float = Field(0.5, ge=0, lt=1)
+
+    def attach(self, model: DualEncoder) -> None:
+        from methods.layers import MRSBranch, MRSModule
+
+        towers = {"image": model.image_blocks, "text": model.text_blocks}
+        module = MRSModule(
+            {side: blocks.width for side, blocks in towers.items()}, self.bottleneck, self.shared_dim, self.dropout
+        )
+        for side, blocks in towers.items():
+            for block in blocks.slotted():
+                block.fill(beside_mlp=MRSBranch(module, side))
+
+    def trainable_params(self, shape: ModelShape) -> int | None:
+        def tower(width: int) -> int:
+            own = width - self.shared_dim
+            return width * self.bottleneck + self.bottleneck + (self.bottleneck + 1) * own
+
+        return tower(shape.image.width) + tower(shape.text.width) + (self.bottleneck + 1) * self.shared_dim
+
+    def check(self, shape: ModelShape) -> None:
+        super().check(shape)
+        narrow = min(shape.image.width, shape.text.width)
+        if self.shared_dim >= narrow:
+            raise UserError(f"mrs_adapter: shared_dim {self.shared_dim} must be below the towers' width {narrow}")

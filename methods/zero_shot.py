@@ -1,0 +1,24 @@
+"""Zero-shot: the backbone as it is. The line every other method has to clear."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from methods.base import Method, ModelShape
+
+if TYPE_CHECKING:
+    from bench.core.backbone import DualEncoder
+
+
+class ZeroShot(Method):
+    """Trains nothing and is scored once; seeds and training settings do not apply."""
+
+    name = "zero_shot"
+    paper = "Radford et al. 2021, arXiv 2103.00020"
+    trains = False
+
+    def attach(self, model: DualEncoder) -> None:
+        """Nothing to add."""
+
+    def trainable_params(self, shape: ModelShape) -> int | None:
+        return 0

@@ -1,0 +1,72 @@
+"""Losses against plain loops written from the papers' formulas."""
+
+import math
+
+import pytest
+import torch
+
+from bench.core import losses
+
+
+@pytest.fixture
+def pair():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(5, 8, generator=generator), torch.randn(5, 8, generator=generator)
+    return tuple(torch.nn.functional.normalize(x, dim=-1).requires_grad_() for x in (a, b))
+
+
+def cosine(a, b):
+    return [[sum(float(x) * float(y) for x, y in zip(u, v, strict=True)) for v in b] for u in a]
+
+
+def cross_entropy(logits, targets):
+    rows = []
+    for row, target in zip(logits, targets, strict=True):
+        total = math.log(sum(math.exp(x) for x in row))
+        rows.append(sum(t * (total - x) for x, t in zip(row, target, strict=True)))
+    return sum(rows) / len(rows)
+
+
+@pytest.mark.parametrize("ids", [None, [0, 1, 0, 2, 1]])
+def test_info_nce(pair, ids):
+    s = [[20 * x for x in row] for row in cosine(*pair)]
+    same = [[float(i == j if ids is None else ids[i] == ids[j]) for j in range(5)] for i in range(5)]
+    targets = [[x / sum(row) for x in row] for row in same]
+    wanted = (cross_entropy(s, targets) + cross_entropy(list(map(list, zip(*s, strict=True))), targets)) / 2
+    got = losses.info_nce(*pair, torch.tensor(20.0), None if ids is None else torch.tensor(ids))
+    assert float(got) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_hardest_triplet(pair):
+    s = cosine(*pair)
+    wanted = sum(
+        max(max(0, 0.2 + s[i][j] - s[i][i]) for j in range(5) if j != i)
+        + max(max(0, 0.2 + s[j][i] - s[i][i]) for j in range(5) if j != i)
+        for i in range(5)
+    )
+    assert float(losses.hardest_triplet(*pair, 0.2)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_adaptive_triplet(pair):
+    s = cosine(*pair)
+
+    def weighted(c):
+        return (1 - math.exp(-c)) ** 2 * c
+
+    wanted = 0.5 * sum(
+        weighted(max(0, 0.2 + s[i][j] - s[i][i])) + weighted(max(0, 0.2 + s[j][i] - s[i][i]))
+        for i in range(5)
+        for j in range(5)
+        if i != j
+    )
+    got = losses.adaptive_triplet(*pair, 0.2)
+    assert float(got) == pytest.approx(wanted, rel=1e-5)
+    got.backward()
+    assert pair[0].grad is not None
+    assert torch.isfinite(pair[0].grad).all()
+
+
+def test_identical_pairs_leave_no_violation():
+    features = torch.eye(4)
+    assert float(losses.hardest_triplet(features, features, 0.2)) == 0
+    assert float(losses.adaptive_triplet(features, features, 0.2)) == 0
