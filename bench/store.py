@@ -8,6 +8,7 @@ import fcntl
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,13 +27,21 @@ class RunLocked(Exception):
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a kill at any moment, finds the old one or the new one, never a part."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with disk_errors(part):
         part.write_bytes(data)
         part.replace(path)
-    except OSError as error:
+
+
+@contextmanager
+def disk_errors(part: Path) -> Iterator[None]:
+    """Removes a part that could not be written whole; a full disk becomes a UserError."""
+    try:
+        yield
+    except Exception as error:  # torch and safetensors have exceptions of their own for failed writes
         part.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space left to write {path}; free some and run the same command again") from error
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or shutil.disk_usage(part.parent).free < 2**20:
+            raise UserError(f"no space left in {part.parent}; free some and run the same command again") from error
         raise
 
 

@@ -85,7 +85,7 @@ def model_shape(model: str) -> ModelShape:
     vision, text, embed = config["vision_cfg"], config["text_cfg"], config["embed_dim"]
     side = vision.get("image_size", 224)
     height, width = side if isinstance(side, list) else (side, side)
-    patch = vision.get("patch_size", 16)
+    patch = vision.get("patch_size", 16) or 32  # null for a ResNet, whose last map is 1/32 of the image
     image_kind, image_slots = _slots(vision, "image")
     text_kind, text_slots = _slots(text, "text")
     resnet = isinstance(vision.get("layers"), list)

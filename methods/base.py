@@ -82,7 +82,9 @@ def check_depth(owner: str, depth: int | str, layers: int) -> int:
     if isinstance(depth, str):
         return layers
     if depth > layers:
-        raise UserError(f"{owner}: prompt_depth {depth} exceeds the tower's {layers} blocks; give 1 to {layers} or 'all'")
+        raise UserError(
+            f"{owner}: prompt_depth {depth} exceeds the tower's {layers} blocks; give 1 to {layers} or 'all'"
+        )
     return depth
 
 

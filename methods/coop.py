@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -25,7 +25,7 @@ class CoOp(Method):
     paper = "Zhou et al. 2022, arXiv 2109.01134"
     needs_slots = ("text",)
     n_ctx: int = Field(16, ge=1)
-    prompt_depth: int | Literal["all"] = Field("all")
+    prompt_depth: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
     init_std: float = Field(0.02, gt=0)
 
     def attach(self, model: DualEncoder) -> None:

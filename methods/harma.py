@@ -56,6 +56,4 @@ class HarMA(Method):
             return (width * hidden + hidden) + attention(hidden) + (hidden * width + width) + 2
 
         module = (hidden * half + half) + attention(half) + (half * hidden + hidden) + 1
-        return (
-            sum(tower.layers * adapter(tower.width) for tower in shape.towers) + shape.text.layers * module
-        )
+        return sum(tower.layers * adapter(tower.width) for tower in shape.towers) + shape.text.layers * module

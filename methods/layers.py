@@ -95,22 +95,23 @@ def insert_placeholders(count: int) -> Callable[[Tensor], Tensor]:
 # --- attention with separate projections -----------------------------------------------------------------------------
 
 
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+    layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+    return layer
+
+
 class SplitAttention(nn.Module):
     """open_clip's packed multi-head attention with q, k, v and out as `nn.Linear`s that peft can adapt."""
 
     def __init__(self, packed: nn.MultiheadAttention) -> None:
         super().__init__()
-        width, self.heads = packed.embed_dim, packed.num_heads
+        self.heads = packed.num_heads
         assert packed.in_proj_bias is not None
-        weights, biases = packed.in_proj_weight.chunk(3), packed.in_proj_bias.chunk(3)
-        for name, weight, bias in zip("qkv", weights, biases, strict=True):
-            linear = nn.Linear(width, width)
-            linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
-            linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
-            setattr(self, name, linear)
-        out = nn.Linear(width, width)
-        out.weight, out.bias = packed.out_proj.weight, packed.out_proj.bias
-        self.out = out
+        parts = zip(packed.in_proj_weight.chunk(3), packed.in_proj_bias.chunk(3), strict=True)
+        self.q, self.k, self.v = (_linear(weight, bias) for weight, bias in parts)
+        self.out = _linear(packed.out_proj.weight, packed.out_proj.bias)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
@@ -123,13 +124,29 @@ class SplitAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(
             heads(self.q(query)), heads(self.k(key)), heads(self.v(value)), attn_mask=attn_mask
         )
-        return self.out(mixed.transpose(1, 2).flatten(2)), None
+        projected: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return projected, None
 
 
 def split_attention(block: nn.Module) -> None:
     """Replace a block's packed attention by `SplitAttention`, in place."""
     assert isinstance(block.attn, nn.MultiheadAttention)
     block.attn = SplitAttention(block.attn)
+
+
+# --- starts ----------------------------------------------------------------------------------------------------------
+
+
+def _zeroed(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _kaiming(layer: nn.Linear) -> nn.Linear:
+    nn.init.kaiming_uniform_(layer.weight, a=5**0.5)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 # --- MRS-Adapter -----------------------------------------------------------------------------------------------------
@@ -140,16 +157,12 @@ class MRSModule(nn.Module):
 
     def __init__(self, widths: Mapping[str, int], bottleneck: int, shared_dim: int, dropout: float) -> None:
         super().__init__()
-        self.down = nn.ModuleDict({side: nn.Linear(width, bottleneck) for side, width in widths.items()})
-        self.up = nn.ModuleDict({side: nn.Linear(bottleneck, width - shared_dim) for side, width in widths.items()})
-        self.up_shared = nn.Linear(bottleneck, shared_dim)
+        self.down = nn.ModuleDict({side: _kaiming(nn.Linear(width, bottleneck)) for side, width in widths.items()})
+        self.up = nn.ModuleDict(
+            {side: _zeroed(nn.Linear(bottleneck, width - shared_dim)) for side, width in widths.items()}
+        )
+        self.up_shared = _zeroed(nn.Linear(bottleneck, shared_dim))
         self.dropout = nn.Dropout(dropout)
-        for layer in self.down.values():
-            nn.init.kaiming_uniform_(layer.weight, a=5**0.5)
-            nn.init.zeros_(layer.bias)
-        for layer in (*self.up.values(), self.up_shared):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, side: str) -> Tensor:
         z = self.dropout(F.relu(self.down[side](x)))
@@ -184,12 +197,6 @@ class SelfAttention(nn.MultiheadAttention):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x, x, x, need_weights=False)[0]
-
-
-def _zeroed(layer: nn.Linear) -> nn.Linear:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 class HarmaShared(nn.Module):

@@ -43,7 +43,11 @@ class LoRA(Method):
                     split_attention(block)
                 names += [f"{prefix}.{target}" for target in self.targets]
         config = peft.LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=names, bias="none"
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=names,
+            bias="none",
         )
         peft.inject_adapter_in_model(config, model.clip)
 
@@ -52,5 +56,7 @@ class LoRA(Method):
             return 2 * width if target in ATTENTION else width + 4 * width
 
         return sum(
-            self.rank * sizes(tower.width, target) * tower.layers for tower in shape.towers for target in set(self.targets)
+            self.rank * sizes(tower.width, target) * tower.layers
+            for tower in shape.towers
+            for target in set(self.targets)
         )

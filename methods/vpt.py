@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -24,7 +24,7 @@ class VPT(Method):
     paper = "Jia et al. 2022, arXiv 2203.12119"
     needs_slots = ("image",)
     n_ctx: int = Field(50, ge=1)
-    prompt_depth: int | Literal["all"] = Field("all")
+    prompt_depth: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
 
     def attach(self, model: DualEncoder) -> None:
         from methods.layers import AppendTokens, DropLast, OverwriteTokens, uniform_prompts

@@ -16,7 +16,7 @@ def pair():
 
 
 def cosine(a, b):
-    return [[sum(float(x) * float(y) for x, y in zip(u, v, strict=True)) for v in b] for u in a]
+    return [[sum(x * y for x, y in zip(u, v, strict=True)) for v in b.tolist()] for u in a.tolist()]
 
 
 def cross_entropy(logits, targets):
@@ -34,7 +34,7 @@ def test_info_nce(pair, ids):
     targets = [[x / sum(row) for x in row] for row in same]
     wanted = (cross_entropy(s, targets) + cross_entropy(list(map(list, zip(*s, strict=True))), targets)) / 2
     got = losses.info_nce(*pair, torch.tensor(20.0), None if ids is None else torch.tensor(ids))
-    assert float(got) == pytest.approx(wanted, rel=1e-5)
+    assert got.item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_hardest_triplet(pair):
@@ -44,7 +44,7 @@ def test_hardest_triplet(pair):
         + max(max(0, 0.2 + s[j][i] - s[i][i]) for j in range(5) if j != i)
         for i in range(5)
     )
-    assert float(losses.hardest_triplet(*pair, 0.2)) == pytest.approx(wanted, rel=1e-5)
+    assert losses.hardest_triplet(*pair, 0.2).item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_adaptive_triplet(pair):
@@ -60,7 +60,7 @@ def test_adaptive_triplet(pair):
         if i != j
     )
     got = losses.adaptive_triplet(*pair, 0.2)
-    assert float(got) == pytest.approx(wanted, rel=1e-5)
+    assert got.item() == pytest.approx(wanted, rel=1e-5)
     got.backward()
     assert pair[0].grad is not None
     assert torch.isfinite(pair[0].grad).all()

@@ -1,8 +1,9 @@
-"""An open_clip model made ready for any method: frozen, its blocks open to adapters and prompts, its heads replaceable."""
+"""An open_clip model ready for any method: frozen, its blocks open to adapters and prompts, its heads replaceable."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from bench import weights as weights_
 from bench.core.checkpoints import read_state_dict
 from bench.errors import UserError
+from bench.store import disk_errors
 
 # nn.MultiheadAttention takes another kernel in eval mode, which rounds otherwise and hides from the FLOP counter.
 torch.backends.mha.set_fastpath_enabled(False)
@@ -82,6 +84,7 @@ class Blocks:
         if blocks is None or not all(isinstance(block, ResidualAttentionBlock) for block in blocks):
             kind = type(blocks[0] if blocks else owner).__name__
             raise UserError(f"the {side} tower ({kind}) takes no adapters or prompts; open_clip's own transformers do")
+        self.transformer: nn.Module = transformer  # type: ignore[assignment]
         self.list: nn.ModuleList = blocks
         self.width: int = transformer.width  # type: ignore[union-attr,assignment]
         self.prefix = f"{prefix}transformer.resblocks"
@@ -155,7 +158,7 @@ class DualEncoder(nn.Module):
         self._text_owner.token_embedding = make(self._text_owner.token_embedding)  # type: ignore[arg-type]
 
     def check_room_for_prompts(self, owner: str, n_ctx: int) -> None:
-        """Raise UserError if so many prompt tokens leave no room for words, or the tower doesn't pool at its end token."""
+        """UserError if so many prompt tokens leave no room for words, or the tower doesn't pool at its end token."""
         pool = getattr(self.clip, "text_pool_type", getattr(self._text_owner, "pool_type", None))
         if pool != "argmax":
             raise UserError(f"{owner}: the text tower pools by '{pool}'; prompts need one that pools at the end token")
@@ -197,7 +200,8 @@ class DualEncoder(nn.Module):
 
         with ExitStack() as stack:
             for blocks in (self.image_blocks, self.text_blocks):
-                stack.callback(blocks.list[0].register_forward_pre_hook(hook).remove)
+                # On the transformer, not on its first block: gradient checkpointing runs blocks again, after this.
+                stack.callback(blocks.transformer.register_forward_pre_hook(hook).remove)
             yield
 
     # --- the trained part ---
@@ -216,8 +220,9 @@ class DualEncoder(nn.Module):
         """Write the trained part alone as safetensors, atomically."""
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.trainable().items()}
         part = path.with_name(f".{path.name}.part")
-        save_file(tensors, part, metadata={"format": "pt"})
-        part.replace(path)
+        with disk_errors(part):
+            save_file(tensors, part, metadata={"format": "pt"})
+            part.replace(path)
 
     def load_adapter(self, path: Path) -> None:
         """Read what `save_adapter` wrote into the attached parts; UserError if names or shapes differ."""
@@ -234,12 +239,16 @@ class DualEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded backbone with what its inputs need. mean and std are per channel, for pixels in [0, 1]."""
+    """A loaded backbone with what its inputs need. mean and std are per channel, for pixels in [0, 1].
+
+    resize is how it wants images brought to size: "crop" (shorter side, then the centre) or "squash".
+    """
 
     model: DualEncoder
     tokenizer: Callable[[list[str]], Tensor]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    resize: str
     sha256: str
 
 
@@ -268,17 +277,19 @@ def load_backbone(settings: weights_.BackboneLike) -> Backbone:
         elif settings.weights != "random":
             _load_file(clip, settings.model, Path(settings.weights))
     clip.eval()
-    preprocess = clip.visual.preprocess_cfg  # type: ignore[union-attr]
+    preprocess: dict[str, Any] = clip.visual.preprocess_cfg  # type: ignore[union-attr,assignment]
     return Backbone(
         DualEncoder(clip),
         open_clip.get_tokenizer(settings.model),
-        tuple(preprocess["mean"]),  # type: ignore[index]
-        tuple(preprocess["std"]),  # type: ignore[index]
+        tuple(preprocess["mean"]),
+        tuple(preprocess["std"]),
+        "squash" if preprocess["resize_mode"] == "squash" else "crop",
         state_sha256(clip),
     )
 
 
 def _create(model: str, tag: str | None = None) -> nn.Module:
+    logging.disable(logging.WARNING)  # open_clip warns that a model starts random even when that is what one wants
     try:
         clip: nn.Module = open_clip.create_model(model, pretrained=tag, precision="fp32", pretrained_text=False)
     except (RuntimeError, OSError) as error:
@@ -287,6 +298,8 @@ def _create(model: str, tag: str | None = None) -> nn.Module:
             f"backbone: {what} can't be had here ({str(error).splitlines()[0]}). On a machine without internet: "
             "download the checkpoint elsewhere and give its path as backbone.weights"
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     return clip
 
 
@@ -333,7 +346,7 @@ def _load_file(clip: nn.Module, model: str, path: Path) -> None:
 
 
 def state_sha256(module: nn.Module) -> str:
-    """sha256 over names and bytes of a module's tensors: the same weights give the same hash, whatever file held them."""
+    """sha256 over names and bytes of a module's tensors: the same for the same weights, whatever file held them."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())

@@ -16,6 +16,12 @@ from torch import Tensor
 from bench.errors import UserError
 
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+STORAGE_DTYPES = {
+    "HalfStorage": torch.float16,
+    "FloatStorage": torch.float32,
+    "IntStorage": torch.int32,
+    "LongStorage": torch.int64,
+}
 
 
 def read_state_dict(path: Path) -> tuple[dict[str, Tensor], bool]:
@@ -74,20 +80,18 @@ class _TensorsOnly(pickle.Unpickler):
         if module.startswith("__torch__"):
             return type(name, (_Object,), {})
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return torch._utils._rebuild_tensor_v2
+            return lambda flat, offset, size, stride, *_: flat.as_strided(size, stride, offset).clone()
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
-        if module == "torch" and name.endswith("Storage"):
-            return getattr(torch, name)
+        if module == "torch" and name in STORAGE_DTYPES:
+            return STORAGE_DTYPES[name]
         if module == "torch.jit._pickle":
             return lambda data, *_: data
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a checkpoint")
 
     def persistent_load(self, key: Any) -> Any:
-        _, storage_type, name, _, _ = key
-        data = bytearray(self.archive.read(f"{self.prefix}/data/{name}"))
-        storage = torch.UntypedStorage.from_buffer(data, dtype=torch.uint8, byte_order="little")
-        return torch.storage.TypedStorage(wrap_storage=storage, dtype=storage_type.dtype, _internal=True)
+        _, dtype, name, _, _ = key
+        return torch.frombuffer(bytearray(self.archive.read(f"{self.prefix}/data/{name}")), dtype=dtype)
 
 
 def _torchscript_tensors(path: Path) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ Image-to-text takes the best rank among an image's captions, text-to-image the r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +67,9 @@ def ranks_from_scores(scores: Tensor, correct: Tensor) -> Ranks:
     return Ranks(*(count.cpu().numpy().astype(np.int64) for count in (above, tied, own)))
 
 
-def score(image_features: Tensor, text_features: Tensor, caption_text: Tensor, caption_image: Tensor) -> tuple[Ranks, Ranks]:
+def score(
+    image_features: Tensor, text_features: Tensor, caption_text: Tensor, caption_image: Tensor
+) -> tuple[Ranks, Ranks]:
     """Image-to-text and text-to-image ranks.
 
     image_features (images, dim) and text_features (texts, dim) are L2-normalised; caption_text (captions,) says which
@@ -98,7 +100,7 @@ def metrics(i2t: Ranks, t2i: Ranks) -> dict[str, float | int]:
     }
 
 
-def rank_arrays(i2t: Ranks, t2i: Ranks) -> Mapping[str, NDArray[np.int64]]:
+def rank_arrays(i2t: Ranks, t2i: Ranks) -> dict[str, Any]:
     """What `ranks.npz` holds: above, tied and own of every query, in the dataset's order, both directions."""
     return {
         f"{side}_{field}": getattr(ranks, field)

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,14 +109,16 @@ def evaluate(model: DualEncoder, split: EvalSet) -> tuple[retrieval.Ranks, retri
 
 @dataclass
 class Fit:
-    """What training leaves behind. `best` names the best epoch's adapter file; history has one row an epoch."""
+    """What training leaves behind; history has one row an epoch, seconds and pairs are those spent training."""
 
-    best_epoch: int
-    best_metrics: dict[str, Any]
-    best: Path
-    history: list[dict[str, Any]]
-    seconds: float
-    pairs: int
+    best_epoch: int | None = None
+    best_metrics: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    pairs: int = 0
+
+    def best_file(self, folder: Path) -> Path:
+        return folder / f"best-{self.best_epoch:04d}.safetensors"
 
 
 def fit(
@@ -143,8 +145,7 @@ def fit(
     device = next(model.parameters()).device
     steps_per_epoch = math.ceil(batches_per_epoch / settings.accumulate)
     total = steps_per_epoch * settings.epochs
-    fit = Fit(0, {"mean_recall": -math.inf}, folder / "none", [], 0.0, 0)
-    first_epoch = _resume(folder, fit, trainable, optimizer) + 1
+    fit, first_epoch = _resume(folder, trainable, optimizer)
 
     for epoch in range(first_epoch, settings.epochs + 1):
         started = time.perf_counter()
@@ -169,7 +170,7 @@ def fit(
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 _clamp_logit_scale(model)
-            on_progress("train", epoch=epoch, step=index + 1, steps=batches_per_epoch, loss=lambda: loss_sum / (index + 1))  # noqa: B023
+            on_progress("train", epoch=epoch, step=index + 1, steps=batches_per_epoch, loss_sum=loss_sum)
         train_loss = float(loss_sum) / batches_per_epoch
         if not math.isfinite(train_loss):
             raise FloatingPointError(
@@ -189,9 +190,9 @@ def fit(
                 "seconds": round(seconds, 3),
             }
         )
-        if metrics["mean_recall"] > fit.best_metrics["mean_recall"]:
-            fit.best_epoch, fit.best_metrics, fit.best = epoch, metrics, folder / f"best-{epoch:04d}.safetensors"
-            model.save_adapter(fit.best)
+        if fit.best_epoch is None or metrics["mean_recall"] > fit.best_metrics["mean_recall"]:
+            fit.best_epoch, fit.best_metrics = epoch, metrics
+            model.save_adapter(fit.best_file(folder))
         _save(folder, epoch, fit, trainable, optimizer)
         store.write_history(folder / store.HISTORY, fit.history)
         on_progress("validate", epoch=epoch, val_mean_recall=fit.best_metrics["mean_recall"])
@@ -213,35 +214,28 @@ def _save(
         "epoch": epoch,
         "trainable": {name: p.detach() for name, p in trainable.items()},
         "optimizer": optimizer.state_dict(),
-        "history": fit.history,
-        "best": {"epoch": fit.best_epoch, "metrics": fit.best_metrics, "file": fit.best.name},
-        "seconds": fit.seconds,
-        "pairs": fit.pairs,
+        "fit": asdict(fit),
     }
     part = folder / f".{store.STATE}.part"
-    torch.save(state, part)
-    part.replace(folder / store.STATE)
+    with store.disk_errors(part):
+        torch.save(state, part)
+        part.replace(folder / store.STATE)
     for old in folder.glob("best-*.safetensors"):
-        if old != fit.best:
+        if old != fit.best_file(folder):
             old.unlink()
 
 
-def _resume(
-    folder: Path, fit: Fit, trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> int:
-    """Load the folder's state, if any, and return the number of epochs done."""
+def _resume(folder: Path, trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> tuple[Fit, int]:
+    """Load the folder's state, if there is one; returns the fit so far and the next epoch."""
     path = folder / store.STATE
     if not path.is_file():
-        return 0
+        return Fit(), 1
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         with torch.no_grad():
             for name, parameter in trainable.items():
                 parameter.copy_(state["trainable"][name])
         optimizer.load_state_dict(state["optimizer"])
+        return Fit(**state["fit"]), int(state["epoch"]) + 1
     except Exception as error:
         raise UserError(f"the checkpoint {path} can't be read ({error}); delete it to start this run afresh") from error
-    fit.best_epoch, fit.best_metrics = state["best"]["epoch"], state["best"]["metrics"]
-    fit.best = folder / state["best"]["file"]
-    fit.history, fit.seconds, fit.pairs = state["history"], state["seconds"], state["pairs"]
-    return int(state["epoch"])
