@@ -1,0 +1,49 @@
+"""``python -m bench.data``: lists the known datasets, checks one on disk. Exit codes: 0 clean, 1 problems, 2 misuse."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from bench.data import DATASETS
+from bench.data.annotations import FILES
+from bench.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.data", description="Datasets: what is known, what is on disk."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="the known datasets, their splits and the files they are read from")
+    check = commands.add_parser("check", help="counts per split, and every problem with the images and captions")
+    check.add_argument("name", choices=DATASETS)
+    check.add_argument("--root", help="folder that holds the images")
+    check.add_argument("--split", choices=FILES, help="default: the dataset's first in `list`")
+    check.add_argument("--annotations", help="folder that holds the annotation files; default: the root")
+    arguments = parser.parse_args(argv)
+    try:
+        return _list() if arguments.command == "list" else _check(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _list() -> int:
+    from bench.data.check import table
+
+    print(table())
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from bench.data.check import check
+    from bench.spec import DatasetSettings
+
+    keys = ("name", "root", "split", "annotations")
+    return 1 if check(DatasetSettings(**{key: getattr(arguments, key) for key in keys})) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

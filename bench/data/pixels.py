@@ -1,0 +1,181 @@
+"""Images decoded and resized once, into a memory-mapped cache keyed by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from bench.data.images import locate
+from bench.errors import UserError
+from bench.settings import cache_dir
+
+VERSION = 1  # raise it when the same file would give other pixels
+RESIZES = ("crop", "squash")
+_CHUNK = 256  # images in memory at once
+
+
+def prepare(
+    root: Path,
+    names: Sequence[str],
+    size: int,
+    resize: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Pixels of the named images as a read-only memory map, uint8 [n, size, size, 3], rows in the order of `names`.
+
+    resize: "crop" is open_clip's evaluation geometry, "squash" ignores the aspect ratio (see `resized`).
+    The cache file lies under cache_dir()/pixels. Its key covers every image file's bytes, the order, size, resize and
+    Pillow's version; a file's hash is remembered by path, size and mtime, so unchanged files are not read again.
+    Several processes may prepare at once: files appear only when complete. progress(done, total) counts images.
+    UserError if images are missing or unreadable (the first few by name), or if the cache can't be written.
+    """
+    paths = _located(root, names)
+    folder = cache_dir() / "pixels"
+    hashes = _hashes(folder, root, paths)
+    key = hashlib.sha256(f"{VERSION} {PIL.__version__} {size} {resize} ".encode())
+    key.update("".join(hashes).encode())
+    target = folder / f"{key.hexdigest()[:32]}-{size}-{resize}.u8"
+    shape = (len(names), size, size, 3)
+    if not target.is_file() or target.stat().st_size != np.prod(shape):
+        _build(target, root, paths, names, size, resize, progress)
+    return np.memmap(target, dtype=np.uint8, mode="r", shape=shape)
+
+
+def decode(path: Path) -> Image.Image:
+    """The whole image, decoded, as RGB. Raises what Pillow raises; a decompression bomb raises too, under `strict`."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def resized(image: Image.Image, size: int, resize: str) -> Image.Image:
+    """The RGB image as size x size, bicubic.
+
+    "crop": torchvision's Resize(size) of the shorter side then CenterCrop(size), to the last bit, as open_clip's
+    evaluation transform has it. "squash": both sides to `size` (HarMA's test protocol).
+    """
+    if resize == "squash":
+        return image.resize((size, size), Image.Resampling.BICUBIC)
+    if resize != "crop":
+        raise ValueError(f"resize must be one of {RESIZES}, got {resize!r}")
+    width, height = image.size
+    short = min(width, height)
+    width, height = int(size * width / short), int(size * height / short)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+@contextmanager
+def strict() -> Iterator[None]:
+    """Inside, Pillow's warning about decompression bombs is an error and its other warnings are silent."""
+    # Set once around a thread pool: the filters belong to the process.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def pool() -> ThreadPoolExecutor:
+    """Threads to decode with; Pillow lets go of the interpreter while it decodes and resizes."""
+    return ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+
+
+def _located(root: Path, names: Sequence[str]) -> list[Path]:
+    found = [locate(root, name) for name in names]
+    missing = [name for name, path in zip(names, found, strict=True) if path is None]
+    if missing:
+        raise UserError(_complaint(root, "missing", missing, len(names)))
+    return [path for path in found if path is not None]
+
+
+def _hashes(folder: Path, root: Path, paths: list[Path]) -> list[str]:
+    """sha256 of each file, remembered in a manifest for the root by relative path, size and mtime."""
+    manifest = folder / f"manifest-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
+    known = json.loads(manifest.read_text("utf-8")) if manifest.is_file() else {}
+
+    def entry(path: Path) -> tuple[str, list]:
+        name, stat = path.relative_to(root).as_posix(), path.stat()
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        if name in known and known[name][:2] == stamp:
+            return name, known[name]
+        with path.open("rb") as file:
+            return name, [*stamp, hashlib.file_digest(file, "sha256").hexdigest()]
+
+    with pool() as threads:
+        try:
+            entries = list(threads.map(entry, paths))
+        except OSError as error:
+            raise UserError(f"can't read image {error.filename}: {error.strerror}") from error
+    if any(known.get(name) != each for name, each in entries):
+        _replace(manifest, [json.dumps(known | dict(entries)).encode()])
+    return [digest for _, (_, _, digest) in entries]
+
+
+def _build(
+    target: Path,
+    root: Path,
+    paths: list[Path],
+    names: Sequence[str],
+    size: int,
+    resize: str,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    def pixels(path: Path) -> bytes | str:
+        try:
+            return resized(decode(path), size, resize).tobytes()
+        except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+            return f"{type(error).__name__}: {error}"
+
+    def rows(threads: ThreadPoolExecutor) -> Iterator[bytes]:
+        done, broken = 0, []
+        for start in range(0, len(paths), _CHUNK):
+            for row in threads.map(pixels, paths[start : start + _CHUNK]):
+                if isinstance(row, bytes):
+                    yield row
+                else:
+                    broken.append(f"{names[done]} ({row})")
+                done += 1
+                if progress:
+                    progress(done, len(paths))
+        if broken:
+            raise UserError(_complaint(root, "unreadable", broken, len(paths)))
+
+    with strict(), pool() as threads:
+        _replace(target, rows(threads))
+
+
+def _replace(target: Path, parts: Iterable[bytes]) -> None:
+    # Plain writes, not through a memory map: on a full disk a map kills the process with SIGBUS.
+    draft = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as file:
+            file.writelines(parts)
+        draft.replace(target)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"can't write the pixel cache {target}: {reason}; make room or set PETL_BENCH_CACHE") from error
+    finally:
+        with suppress(OSError):  # gone already, or its folder could not be made
+            draft.unlink()
+
+
+def _complaint(root: Path, what: str, names: list[str], total: int) -> str:
+    shown = "\n".join(f"  {name}" for name in names[:5])
+    rest = f"\n  and {len(names) - 5} more" if len(names) > 5 else ""
+    return (
+        f"{len(names)} of {total} images {what} under {root}:\n{shown}{rest}\n"
+        f"`python -m bench.data check NAME --root {root}` lists them all"
+    )

@@ -1,0 +1,202 @@
+"""The pixel cache and what training does to its pixels."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms as v1
+
+from bench.data import Item, pixels, transforms
+from bench.errors import UserError
+from tests.standins import render, render_all
+
+NAMES = ["train/a.tif", "b.jpg", "images/c.png"]
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "cache"))
+    render_all(tmp_path / "data", NAMES)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the files decoded so far."""
+    seen: list[str] = []
+    decode = pixels.decode
+    monkeypatch.setattr(pixels, "decode", lambda path: seen.append(path.name) or decode(path))
+    return seen
+
+
+@pytest.mark.parametrize(
+    "shape", [(64, 64), (97, 31), (31, 97), (224, 224), (225, 224), (33, 500), (10, 7), (601, 333)]
+)
+@pytest.mark.parametrize("size", [32, 33, 224])
+def test_geometry_equals_torchvision(shape, size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8))
+    bicubic = v1.InterpolationMode.BICUBIC
+    crop = v1.Compose([v1.Resize(size, bicubic), v1.CenterCrop(size)])
+    assert np.array_equal(pixels.resized(image, size, "crop"), crop(image))
+    assert np.array_equal(pixels.resized(image, size, "squash"), v1.Resize((size, size), bicubic)(image))
+
+
+def test_rows_follow_names(root):
+    got = pixels.prepare(root, [*NAMES, NAMES[0]], 64, "crop")
+    assert (got.shape, got.dtype, got.flags.writeable) == ((4, 64, 64, 3), np.uint8, False)
+    assert np.array_equal(got[0], render(NAMES[0]))  # TIFF and PNG lose nothing
+    assert np.array_equal(got[2], render(NAMES[2]))
+    assert np.array_equal(got[0], got[3])
+    assert np.array_equal(pixels.prepare(root, NAMES[::-1], 64, "crop"), got[2::-1])
+
+
+def test_odd_modes_become_rgb(root):
+    Image.new("L", (5, 9), 7).save(root / "grey.png")
+    Image.new("RGBA", (5, 9), (1, 2, 3, 4)).save(root / "alpha.png")
+    Image.new("P", (5, 9)).save(root / "palette.gif")
+    got = pixels.prepare(root, ["grey.png", "alpha.png", "palette.gif"], 8, "squash")
+    assert got[:, 0, 0].tolist() == [[7, 7, 7], [1, 2, 3], [0, 0, 0]]
+
+
+def test_cache_is_keyed_by_content(root, decoded, monkeypatch):
+    calls = []
+    first = np.array(pixels.prepare(root, NAMES, 16, "crop", lambda done, total: calls.append((done, total))))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    with monkeypatch.context() as patch:  # nothing is decoded or read again
+        patch.setattr(pixels.hashlib, "file_digest", None)
+        assert np.array_equal(pixels.prepare(root, NAMES, 16, "crop"), first)
+    assert len(decoded) == 3
+    (root / "b.jpg").rename(root / "images" / "b.jpg")  # another place, the same bytes
+    pixels.prepare(root, NAMES, 16, "crop")
+    assert len(decoded) == 3
+    render("other").save(root / "train" / "a.tif")
+    changed = pixels.prepare(root, NAMES, 16, "crop")
+    assert len(decoded) == 6
+    assert not np.array_equal(changed[0], first[0])
+    assert np.array_equal(changed[1:], first[1:])
+    pixels.prepare(root, NAMES, 16, "squash")
+    pixels.prepare(root, NAMES, 17, "crop")
+    assert len(decoded) == 12
+    assert not list(root.parent.rglob("*.tmp"))
+
+
+def test_truncated_cache_is_rebuilt(root, decoded):
+    first = np.array(pixels.prepare(root, NAMES, 16, "crop"))
+    (file,) = root.parent.glob("cache/pixels/*.u8")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert np.array_equal(pixels.prepare(root, NAMES, 16, "crop"), first)
+    assert len(decoded) == 6
+
+
+def test_two_processes_at_once(root):
+    code = "import sys; from pathlib import Path; from bench.data.pixels import prepare; "
+    code += f"print(int(prepare(Path(sys.argv[1]), {NAMES}, 40, 'crop').sum()))"
+    both = [subprocess.Popen([sys.executable, "-c", code, root], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    sums = {process.communicate()[0].strip() for process in both}
+    assert sums == {str(int(pixels.prepare(root, NAMES, 40, "crop").sum()))}
+    assert not list(root.parent.rglob("*.tmp"))
+
+
+def test_missing_images_are_one_error(root):
+    with pytest.raises(UserError) as caught:
+        pixels.prepare(root, [*NAMES, *(f"no_{i}.tif" for i in range(7))], 16, "crop")
+    message = str(caught.value)
+    assert message.startswith("7 of 10 images missing under")
+    assert "no_4.tif\n  and 2 more" in message
+    assert "bench.data check" in message
+
+
+def test_unreadable_images_are_one_error(root, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64)
+    whole = (root / "b.jpg").read_bytes()
+    (root / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "text.png").write_text("no picture")
+    (root / "empty.tif").touch()
+    render("bomb", 65).save(root / "bomb.png")
+    render("bomb", 128).save(root / "big_bomb.png")
+    with pytest.raises(UserError) as caught:
+        pixels.prepare(root, [*NAMES, "half.jpg", "text.png", "empty.tif", "bomb.png", "big_bomb.png"], 16, "crop")
+    message = str(caught.value)
+    assert message.startswith("5 of 8 images unreadable under")
+    for name in ("half.jpg (OSError", "text.png (Unid", "empty.tif (Unid", "bomb.png (Decom", "big_bomb.png (Decom"):
+        assert f"  {name}" in message
+    assert not list(root.parent.glob("cache/pixels/*.u8*"))
+
+
+def test_a_full_disk_is_a_clear_error(root, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(UserError, match="No space left on device; make room or set PETL_BENCH_CACHE"):
+        pixels.prepare(root, NAMES, 16, "crop")
+    assert not list(root.parent.rglob("*.tmp"))
+    monkeypatch.setenv("PETL_BENCH_CACHE", str(root / "b.jpg"))
+    with pytest.raises(UserError, match="can't write the pixel cache"):
+        pixels.prepare(root, NAMES, 16, "crop")
+
+
+def test_normalise_equals_totensor_and_normalize():
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 9, 7, 3), np.uint8)
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    reference = v1.Compose([v1.ToTensor(), v1.Normalize(mean, std)])
+    expected = torch.stack([reference(picture) for picture in pictures])
+    channels_last = torch.from_numpy(pictures)
+    for given in (channels_last, channels_last.permute(0, 3, 1, 2)):
+        got = transforms.normalise(given, mean, std)
+        assert torch.equal(got, expected)
+        assert got.is_contiguous()
+    assert np.array_equal(pictures, channels_last)  # the input is left alone
+
+
+@pytest.mark.parametrize(("augment", "edge"), [("none", 224), ("clip", 256), ("harma", 256)])
+def test_presets(augment, edge):
+    assert transforms.PRESETS[augment].edge(224) == edge
+    picture = torch.randint(0, 256, (3, edge, edge), dtype=torch.uint8)
+    got = transforms.train_transform(augment, 224)(picture)
+    assert got.shape == (3, 224, 224)
+    assert got.dtype == torch.uint8
+    assert (augment == "none") == (got.shape == picture.shape and torch.equal(got, picture))
+
+
+ITEMS = [Item("a", ("1", "2", "3")), Item("b", ("4",)), Item("c", ("5", "6"))]
+
+
+def test_epoch_pairs():
+    every = transforms.epoch_pairs(ITEMS, "all", seed=0, epoch=1)
+    assert sorted(map(tuple, every.tolist())) == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]
+    assert np.array_equal(every, transforms.epoch_pairs(ITEMS, "all", 0, 1))
+    one = [transforms.epoch_pairs(ITEMS, "one", 0, epoch) for epoch in range(40)]
+    assert all(sorted(pairs[:, 0]) == [0, 1, 2] for pairs in one)
+    assert {tuple(pair) for pairs in one for pair in pairs.tolist()} == set(map(tuple, every.tolist()))
+    assert len({transforms.epoch_pairs(ITEMS * 9, "all", *key).tobytes() for key in ((0, 0), (0, 1), (1, 0))}) == 3
+
+
+def train_pairs(seed: int = 0, epoch: int = 0) -> transforms.TrainPairs:
+    images = np.random.default_rng(0).integers(0, 256, (3, 18, 18, 3), np.uint8)
+    images.setflags(write=False)
+    return transforms.TrainPairs(images, transforms.epoch_pairs(ITEMS, "all", 0, 0), "harma", 16, seed, epoch)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_training_pictures_do_not_depend_on_workers():
+    state = torch.get_rng_state()
+    data = train_pairs()
+    assert torch.equal(torch.get_rng_state(), state)
+    direct = [data[position] for position in range(len(data))]
+    assert torch.equal(torch.get_rng_state(), state)  # dropout's numbers don't hang on augmentation
+    batches = list(torch.utils.data.DataLoader(data, batch_size=4, num_workers=1))
+    assert torch.equal(torch.cat([batch[0] for batch in batches]), torch.stack([each[0] for each in direct]))
+    assert torch.equal(torch.cat([batch[2] for batch in batches]), torch.tensor([each[2] for each in direct]))
+    assert batches[0][0].shape == (4, 3, 16, 16)
+    again = train_pairs()
+    assert torch.equal(again[5][0], direct[5][0])  # whatever was drawn before
+    assert not torch.equal(train_pairs(epoch=1)[5][0], direct[5][0])
+    assert not torch.equal(train_pairs(seed=1)[5][0], direct[5][0])

@@ -1,0 +1,210 @@
+"""Whole runs on a miniature dataset: interrupted, repeated, loaded again, failed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import bench
+from bench import store
+from bench.core import cost
+from bench.run import execute, main, preflight
+from bench.spec import RunSpec
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 60, 200), "grey": (120, 120, 120)}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """40 pictures of coloured halves in the Karpathy layout: 24 to train on, 8 and 8."""
+    folder = tmp_path_factory.mktemp("dataset")
+    rng, images = np.random.default_rng(0), []
+    for index in range(40):
+        left, right = rng.choice(list(COLOURS), size=2)
+        pixels = np.zeros((48, 48, 3), np.uint8)
+        pixels[:, :24], pixels[:, 24:] = COLOURS[left], COLOURS[right]
+        pixels += rng.integers(0, 30, pixels.shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        sentences = [{"raw": f"{left} land beside {right} land"}, {"raw": f"the left is {left}, number {index}"}]
+        split = "train" if index < 24 else "val" if index < 32 else "test"
+        images.append({"filename": f"{index}.png", "split": split, "sentences": sentences})
+    (folder / "dataset.json").write_text(json.dumps({"images": images}))
+    return folder
+
+
+def make_run(root: Path, folder: Path, method: dict, loss: str = "info_nce", seed: int = 0, **train) -> Path:
+    settings = {"epochs": 3, "batch_size": 8, "lr": 1e-3, "workers": 0, "augment": "clip"} | train
+    spec = RunSpec.from_dict(
+        {
+            "sweep": "test",
+            "dataset": {"name": "ucm", "root": str(root), "split": "karpathy"},
+            "backbone": {"model": "tiny-clip", "weights": "random"},
+            "method": method,
+            "loss": {"name": loss},
+            "train": settings,
+            "seed": seed,
+        }
+    )
+    folder.mkdir(parents=True)
+    store.write_bytes(folder / store.RUN, spec.dump().encode())
+    return folder
+
+
+MRS = {"name": "mrs_adapter", "bottleneck": 16, "shared_dim": 16}
+
+
+def numbers(run_dir: Path) -> dict:
+    """Everything about a run that must not depend on how it came about."""
+    with (run_dir / store.HISTORY).open() as file:
+        history = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+    ranks = np.load(run_dir / store.RANKS)
+    return {
+        "metrics": store.read_result(run_dir)["metrics"],
+        "history": history,
+        "adapter": (run_dir / store.ADAPTER).read_bytes(),
+        "ranks": {key: ranks[key].tolist() for key in ranks.files},
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(root, tmp_path_factory) -> Path:
+    run_dir = make_run(root, tmp_path_factory.mktemp("runs") / "whole", MRS, "hmmc", epochs=6)
+    assert execute(run_dir)["error"] is None
+    return run_dir
+
+
+def test_a_finished_run_holds_what_is_promised(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {store.RUN, store.RESULT, store.ADAPTER, store.RANKS, store.HISTORY, store.LOCK}
+    result = store.read_result(finished)
+    assert result["status"] == "finished"
+    assert result["cost"]["trainable_params"] == 2 * (128 * 16 + 16 + 17 * 112) + 17 * 16
+    assert result["cost"]["adapter_bytes"] < 4 * result["cost"]["trainable_params"] + 4000
+    assert result["cost"]["flops_per_pair"] > 1e6
+    assert all(result["cost"][key] for key in ("train_seconds", "images_per_second", "peak_bytes"))
+    assert result["metrics"]["test"]["images"] == 8
+    assert result["metrics"]["test"]["captions"] == 16
+    best = result["metrics"]["best_epoch"]
+    values = [float(row["val_mean_recall"]) for row in numbers(finished)["history"]]
+    assert best == 1 + values.index(max(values))
+    assert result["metrics"]["val"]["mean_recall"] == max(values)
+    assert len(result["provenance"]["dataset_sha256"]) == 64
+
+
+def test_same_seed_same_numbers_other_seed_others(root, finished, tmp_path):
+    again = make_run(root, tmp_path / "again", MRS, "hmmc", epochs=6)
+    other = make_run(root, tmp_path / "other", MRS, "hmmc", epochs=6, seed=1)
+    execute(again)
+    execute(other)
+    assert numbers(again) == numbers(finished)
+    assert numbers(other)["history"] != numbers(finished)["history"]
+
+
+def test_killed_twice_and_resumed_equals_uninterrupted(root, finished, tmp_path):
+    run_dir = make_run(root, tmp_path / "killed", MRS, "hmmc", epochs=6)
+    for epoch in (1, 3):
+        process = subprocess.Popen([sys.executable, "-m", "bench.run", str(run_dir)], stdout=subprocess.DEVNULL)
+        while (store.read_progress(run_dir) or {"epoch": 0})["epoch"] <= epoch or not (run_dir / store.STATE).exists():
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.01)
+        time.sleep(random.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not store.is_finished(run_dir)
+    assert execute(run_dir)["error"] is None
+    assert numbers(run_dir) == numbers(finished)
+
+
+def test_load_scores_the_same_to_the_last_digit(finished, root):
+    adapted = bench.load(finished)
+    assert adapted.score("test") == store.read_result(finished)["metrics"]["test"]
+    with Image.open(root / "0.png") as image:
+        assert adapted.preprocess(image).shape == (3, 64, 64)
+    assert adapted.tokenizer("a red field").shape == (1, adapted.model.context_length)
+
+
+def test_data_workers_change_nothing(root, tmp_path):
+    runs = [make_run(root, tmp_path / str(n), MRS, epochs=1, augment="harma", workers=n) for n in (0, 2)]
+    for run_dir in runs:
+        assert execute(run_dir)["error"] is None
+    assert numbers(runs[0]) == numbers(runs[1])
+
+
+def test_zero_shot_is_scored_without_training(root, tmp_path):
+    run_dir = make_run(root, tmp_path / "zero", {"name": "zero_shot"})
+    result = execute(run_dir)
+    assert result["error"] is None
+    assert result["metrics"]["best_epoch"] is None
+    assert result["cost"]["train_seconds"] is None
+    assert result["cost"]["trainable_params"] == 0
+    assert bench.load(run_dir).score("test") == result["metrics"]["test"]
+
+
+def test_divergence_is_a_failure_with_its_reason(root, tmp_path):
+    run_dir = make_run(root, tmp_path / "nan", {"name": "full_finetune"}, lr=1e12, clip_grad_norm=None)
+    result = execute(run_dir)
+    assert result["status"] == "failed"
+    assert "lower" in result["error"]["message"]
+    assert "Traceback" in result["error"]["traceback"]
+    assert result["metrics"] is None
+    assert not store.is_finished(run_dir)
+
+
+def test_accumulation_sees_every_pair(root, tmp_path):
+    run_dir = make_run(root, tmp_path / "acc", MRS, epochs=2, accumulate=4)
+    assert execute(run_dir)["error"] is None
+
+
+def test_one_process_at_a_time(root, tmp_path):
+    run_dir = make_run(root, tmp_path / "locked", MRS)
+    with store.claim(run_dir), pytest.raises(store.RunLocked):
+        execute(run_dir)
+
+
+def test_command_line(finished, tmp_path, capsys):
+    assert main([str(finished / store.RUN)]) == 0
+    assert json.loads(capsys.readouterr().out) == store.read_result(finished)["metrics"]["test"]
+    assert main([str(tmp_path)]) == 2
+    assert "no run.yaml" in capsys.readouterr().err
+
+
+def test_preflight_names_a_corrupt_image(root, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in root.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    (broken / "3.png").write_bytes(b"not a picture")
+    spec = RunSpec.load(make_run(broken, tmp_path / "run", MRS) / store.RUN)
+    with pytest.raises(bench.errors.UserError, match=r"3\.png"):
+        preflight([spec])
+
+
+def test_a_corrupt_checkpoint_says_what_to_do(root, tmp_path):
+    run_dir = make_run(root, tmp_path / "state", MRS)
+    (run_dir / store.STATE).write_bytes(b"half")
+    result = execute(run_dir)
+    assert result["status"] == "failed"
+    assert "delete it to start this run afresh" in result["error"]["message"]
+    assert result["error"]["user"]
+
+
+def test_flops_of_a_linear_layer_by_hand():
+    import torch
+
+    from tests.test_backbone import batch, tiny
+
+    model = tiny()
+    one = cost.flops_per_pair(model, *batch(1))
+    assert one == cost.flops_per_pair(model, *batch(3))
+    model.image_head = torch.nn.Linear(32, 10, bias=False)
+    assert cost.flops_per_pair(model, *batch(1)) - one == 2 * 32 * 10
