@@ -17,7 +17,7 @@ from methods.base import ModelShape, TowerShape
 
 TINY_CLIP = "tiny-clip"
 DEMO_DIR = Path(__file__).parent / "demo"
-DEMO_WEIGHTS = DEMO_DIR / "tiny_clip.safetensors"
+DEMO_WEIGHTS = DEMO_DIR / "tiny-clip.safetensors"
 FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 CUSTOM_BLOCK = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
 
@@ -44,7 +44,7 @@ def _config_files() -> dict[str, Path]:
     assert spec is not None
     assert spec.submodule_search_locations
     folder = Path(spec.submodule_search_locations[0]) / "model_configs"
-    return {path.stem: path for path in sorted(folder.glob("*.json"))} | {TINY_CLIP: DEMO_DIR / "tiny_clip.json"}
+    return {path.stem: path for path in sorted(folder.glob("*.json"))} | {TINY_CLIP: DEMO_DIR / "tiny-clip.json"}
 
 
 @cache

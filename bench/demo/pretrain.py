@@ -1,0 +1,170 @@
+"""Make the tiny CLIP's weights again: `python -m bench.demo.pretrain`.
+
+Draws a pool of general scenes, trains both towers with InfoNCE, writes tiny-clip.safetensors and prints how the result
+scores on the demo world, of which it has seen neither a picture nor a caption. The same seed, machine and torch give
+the same file; others give one as good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import multiprocessing
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.core.losses import info_nce
+from bench.core.retrieval import metrics, score
+from bench.core.train import lr_factor
+from bench.demo import backbone, general, world
+from bench.weights import model_config
+
+SEED = 0
+SENTENCES = 4
+LONGEST = 32  # tokens; every general caption fits
+# Words that overhead pictures are described with, beyond the demo world's: their tokens are kept, though untrained.
+OVERHEAD = """
+airport baseball basketball beach bridge buildings bushes cars church city coast commercial container court crossing
+dense dock factory farmland fields football forest grassland green harbor highway houses industrial intersection island
+lake land lawn lawns lots meadow mountain ocean overpass park parking path plane planes playground pond pool port
+railway residential river road roofs runway school sea ship ships shore square stadium station storage street swimming
+tanks tennis tracks trees vehicles viaduct village water waves white yachts
+"""
+
+
+def _draw(index: int) -> tuple[np.ndarray, list[str]]:
+    picture, captions = general.scene(SEED, index, SENTENCES)
+    return np.asarray(picture), captions
+
+
+def pool(scenes: int) -> tuple[Tensor, list[list[str]]]:
+    """uint8 pictures (scenes, 3, 64, 64) and their captions."""
+    with multiprocessing.Pool() as processes:
+        drawn = processes.map(_draw, range(scenes), chunksize=256)
+    pictures = torch.from_numpy(np.stack([pixels for pixels, _ in drawn])).permute(0, 3, 1, 2).contiguous()
+    return pictures, [captions for _, captions in drawn]
+
+
+def demo_captions() -> list[str]:
+    """Every caption of the demo world, for its vocabulary alone."""
+    return [caption for index in range(sum(world.SPLITS.values())) for caption in world.scene(0, index)[2]]
+
+
+class ShortText(nn.Module):
+    """The text tower on the first `LONGEST` tokens, exact under the causal mask and half the work."""
+
+    def __init__(self, clip: open_clip.CLIP) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, ids: Tensor) -> Tensor:
+        clip, length = self.clip, ids.shape[1]
+        x = clip.token_embedding(ids) + clip.positional_embedding[:length]
+        x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
+        return x[torch.arange(len(x), device=x.device), ids.argmax(dim=-1)] @ clip.text_projection
+
+
+def normalised(pictures: Tensor, device: torch.device) -> Tensor:
+    """uint8 pictures to what open_clip's default normalisation gives."""
+    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(open_clip.OPENAI_DATASET_STD, device=device).view(1, 3, 1, 1)
+    return (pictures.to(device).float() / 255 - mean) / std
+
+
+class Schedule:
+    """One warm-up and a cosine, in the terms of `bench.core.train.lr_factor`."""
+
+    schedule, warmup, step_gamma, step_epochs = "cosine", 0.05, 1.0, 1
+
+
+def train(scenes: int, steps: int, batch: int, lr: float, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """The trained state with a compact token embedding, and the token ids of its rows."""
+    tokenizer = open_clip.SimpleTokenizer(context_length=48)
+    started = time.perf_counter()
+    pictures, captions = pool(scenes)
+    ids = tokenizer([caption for listed in captions for caption in listed]).view(scenes, SENTENCES, -1)
+    assert not ids[:, :, LONGEST:].any()
+    known = torch.cat([ids.view(-1, 48), tokenizer(demo_captions()), tokenizer(OVERHEAD.split())]).unique()
+    print(f"{scenes} scenes drawn in {time.perf_counter() - started:.0f} s; {len(known)} tokens kept", flush=True)
+
+    # A table of the kept tokens alone: the other 48,000 rows would cost half of every step. Ids keep their order, so
+    # the end token stays the highest, where CLIP pools.
+    compact = torch.searchsorted(known, ids[:, :, :LONGEST].contiguous())
+    config = copy.deepcopy(model_config(backbone.MODEL))
+    config["text_cfg"]["vocab_size"] = len(known)
+    torch.manual_seed(SEED)
+    clip = open_clip.CLIP(**config).to(device)
+    text_tower = ShortText(clip)
+    matrices = [p for p in clip.parameters() if p.ndim >= 2]
+    others = [p for p in clip.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}])
+    rng = np.random.default_rng(SEED)
+    order = np.empty(0, dtype=np.int64)
+    for step in range(steps):
+        if len(order) < batch:
+            order = np.concatenate([order, rng.permutation(scenes)])
+        rows, order = torch.from_numpy(order[:batch].copy()), order[batch:]
+        said = torch.from_numpy(rng.integers(SENTENCES, size=batch))
+        for group in optimizer.param_groups:
+            group["lr"] = lr * lr_factor(step, steps, 1, Schedule)  # type: ignore[arg-type]
+        images = normalised(pictures[rows], device)
+        image = F.normalize(clip.encode_image(images), dim=-1)
+        text = F.normalize(text_tower(compact[rows, said].to(device)), dim=-1)
+        loss = info_nce(image, text, clip.logit_scale.exp())
+        loss.backward()
+        nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            clip.logit_scale.clamp_(0, math.log(100))
+        if step % 100 == 99 or step + 1 == steps:
+            right = (image @ text.T).argmax(dim=1).eq(torch.arange(batch, device=device)).float().mean()
+            passed = time.perf_counter() - started
+            print(f"step {step + 1}/{steps}  loss {loss:.3f}  right {100 * right:.0f}%  {passed:.0f} s", flush=True)
+    return {name: tensor.detach().cpu() for name, tensor in clip.state_dict().items()}, known
+
+
+@torch.inference_mode()
+def zero_shot(path: Path, split: str = "test") -> float:
+    """Mean recall in percent on a split of the demo world."""
+    clip = open_clip.CLIP(**model_config(backbone.MODEL)).eval()
+    clip.load_state_dict(backbone.state_dict(path))
+    splits = [name for name, number in world.SPLITS.items() for _ in range(number)]
+    scenes = [world.scene(0, index) for index, name in enumerate(splits) if name == split]
+    pictures = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for _, picture, _ in scenes])
+    captions = [caption for _, _, listed in scenes for caption in listed]
+    image = F.normalize(clip.encode_image(normalised(pictures, torch.device("cpu"))), dim=-1)
+    text = F.normalize(clip.encode_text(open_clip.SimpleTokenizer(context_length=48)(captions)), dim=-1)
+    owner = torch.arange(len(captions)) // 5
+    return float(metrics(*score(image, text, torch.arange(len(captions)), owner))["mean_recall"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.demo.pretrain", description=__doc__)
+    parser.add_argument("--scenes", type=int, default=40_000)
+    parser.add_argument("--steps", type=int, default=2_000)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=backbone.WEIGHTS)
+    arguments = parser.parse_args(argv)
+    state, known = train(
+        arguments.scenes, arguments.steps, arguments.batch, arguments.lr, torch.device(arguments.device)
+    )
+    backbone.pack(state, known, arguments.out)
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 2**20:.1f} MiB")
+    print(f"zero-shot mean recall on the demo world: {zero_shot(arguments.out):.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
