@@ -97,7 +97,9 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[Key, int]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{name}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = getattr(error, "problem", None) or error
+        hint = " (quote texts with ${...} inside { } or [ ], or write $NAME)" if "${" in text and mark else ""
+        raise UserError(f"{name}{line}: not valid YAML: {problem}{hint}") from None
     return (None if root is None else build(root, (), ())), lines
 
 

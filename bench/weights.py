@@ -9,28 +9,20 @@ import os
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
 from bench.settings import cache_dir
 from methods.base import ModelShape, TowerShape
+
+if TYPE_CHECKING:
+    from bench.spec import BackboneSettings
 
 TINY_CLIP = "tiny-clip"
 DEMO_DIR = Path(__file__).parent / "demo"
 DEMO_WEIGHTS = DEMO_DIR / "tiny-clip.safetensors"
 FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 CUSTOM_BLOCK = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
-
-
-class BackboneLike(Protocol):
-    """What identifies a backbone: `bench.spec.BackboneSettings`."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def weights(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
 
 
 def is_file(weights: str) -> bool:
@@ -134,7 +126,7 @@ def file_sha256(path: Path) -> str:
     return digest
 
 
-def identity(backbone: BackboneLike) -> str:
+def identity(backbone: BackboneSettings) -> str:
     """What makes two backbones the same for a run's id: content for files, name for tags, seed for random weights."""
     shape = model_shape(backbone.model)
     if backbone.weights == "random":

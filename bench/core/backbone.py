@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import open_clip
 import torch
@@ -21,6 +21,9 @@ from bench import weights as weights_
 from bench.core.checkpoints import read_state_dict
 from bench.errors import UserError
 from bench.store import disk_errors
+
+if TYPE_CHECKING:
+    from bench.spec import BackboneSettings
 
 # nn.MultiheadAttention takes another kernel in eval mode, which rounds otherwise and hides from the FLOP counter.
 torch.backends.mha.set_fastpath_enabled(False)
@@ -252,7 +255,7 @@ class Backbone:
     sha256: str
 
 
-def load_backbone(settings: weights_.BackboneLike) -> Backbone:
+def load_backbone(settings: BackboneSettings) -> Backbone:
     """Build an open_clip model and load its weights; frozen, on the CPU, in float32 and eval mode.
 
     Raises UserError for weights that can't be had or read, that don't fit the model, or that were trained with the

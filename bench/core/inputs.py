@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,22 +18,8 @@ from bench.data.pixels import prepare
 from bench.data.transforms import PRESETS, TrainPairs, epoch_pairs, normalise
 from bench.errors import UserError
 
-
-class InputSettings(Protocol):
-    """The training settings that decide what goes in: `bench.spec.TrainSettings`."""
-
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def eval_batch_size(self) -> int: ...
-    @property
-    def augment(self) -> str: ...
-    @property
-    def captions(self) -> str: ...
-    @property
-    def captions_per_epoch(self) -> str: ...
-    @property
-    def workers(self) -> int: ...
+if TYPE_CHECKING:
+    from bench.spec import TrainSettings
 
 
 class Inputs:
@@ -43,7 +29,7 @@ class Inputs:
         self,
         dataset: Dataset,
         backbone: Backbone,
-        settings: InputSettings,
+        settings: TrainSettings,
         device: torch.device,
         on_pixels: Callable[[int, int], None] | None = None,
     ) -> None:

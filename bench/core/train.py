@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,25 +18,10 @@ from bench.core import retrieval
 from bench.core.backbone import DualEncoder
 from bench.errors import UserError
 
+if TYPE_CHECKING:
+    from bench.spec import TrainSettings
+
 LOGIT_SCALE_MAX = math.log(100)  # CLIP's own clamp on the trained temperature
-
-
-class TrainLike(Protocol):
-    """The training settings: `bench.spec.TrainSettings`."""
-
-    epochs: int
-    lr: float
-    optimizer: str
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    schedule: str
-    warmup: float
-    step_epochs: int
-    step_gamma: float
-    clip_grad_norm: float | None
-    accumulate: int
-    precision: str
 
 
 @dataclass(frozen=True)
@@ -69,7 +54,7 @@ def seed_for(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:4])
 
 
-def lr_factor(step: int, total: int, steps_per_epoch: int, settings: TrainLike) -> float:
+def lr_factor(step: int, total: int, steps_per_epoch: int, settings: TrainSettings) -> float:
     """The learning rate of optimizer step `step` (from 0) as a fraction of `lr`: linear warm-up, then the schedule."""
     warmup = round(settings.warmup * total)
     if step < warmup:
@@ -84,7 +69,7 @@ def lr_factor(step: int, total: int, steps_per_epoch: int, settings: TrainLike) 
     return 1.0
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], settings: TrainLike) -> torch.optim.Optimizer:
+def make_optimizer(parameters: Iterable[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
     """AdamW or Adam; weight decay on matrices only, not on biases, norms, gates and temperatures."""
     parameters = list(parameters)
     groups = [
@@ -128,7 +113,7 @@ def fit(
     batches: Callable[[int], Iterable[Batch]],
     batches_per_epoch: int,
     validation: EvalSet,
-    settings: TrainLike,
+    settings: TrainSettings,
     seed: int,
     folder: Path,
     on_progress: Callable[..., None],

@@ -215,7 +215,7 @@ class Group:
         self.size = rng.choice(("small", "", "large"))
         self.lined = rng.choice(("row", "two rows", "")) if self.number >= 4 else ""
 
-    def draw(self, p: Pen, left: float, top: float, right: float, bottom: float) -> None:
+    def draw(self, p: Canvas, left: float, top: float, right: float, bottom: float) -> None:
         """Spread the things over the box."""
         rng, width, height = p.rng, right - left, bottom - top
         rows = {"row": 1, "two rows": 2}.get(self.lined) or max(1, round(math.sqrt(self.number * height / width)))

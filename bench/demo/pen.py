@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from random import Random
 
 import numpy as np
@@ -12,7 +13,7 @@ SIZE = 64
 FINE = 4  # drawn this much finer, then averaged down: the antialiasing
 
 Colour = tuple[int, int, int]
-Points = list[tuple[float, float]]
+Points = Sequence[tuple[float, float]]
 
 COLOURS: dict[str, Colour] = {
     "white": (236, 236, 232),
@@ -109,5 +110,5 @@ class Pen:
         fine = noise.normal(0, grain, (SIZE, SIZE, 1))
         coarse = noise.normal(0, grain, (8, 8, 1)).repeat(8, 0).repeat(8, 1)
         for axis in (0, 1):  # a box blur each way turns the 8 x 8 tiles into soft patches
-            coarse = sum(np.roll(coarse, shift, axis) for shift in range(-4, 5)) / 9
+            coarse = np.mean([np.roll(coarse, shift, axis) for shift in range(-4, 5)], axis=0)
         return Image.fromarray(np.clip(pixels + fine + 2 * coarse, 0, 255).astype(np.uint8))

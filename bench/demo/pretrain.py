@@ -26,6 +26,7 @@ from bench.core.losses import info_nce
 from bench.core.retrieval import metrics, score
 from bench.core.train import lr_factor
 from bench.demo import backbone, general, world
+from bench.spec import TrainSettings
 from bench.weights import model_config
 
 SEED = 0
@@ -80,12 +81,6 @@ def normalised(pictures: Tensor, device: torch.device) -> Tensor:
     return (pictures.to(device).float() / 255 - mean) / std
 
 
-class Schedule:
-    """One warm-up and a cosine, in the terms of `bench.core.train.lr_factor`."""
-
-    schedule, warmup, step_gamma, step_epochs = "cosine", 0.05, 1.0, 1
-
-
 def train(scenes: int, steps: int, batch: int, lr: float, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
     """The trained state with a compact token embedding, and the token ids of its rows."""
     tokenizer = open_clip.SimpleTokenizer(context_length=48)
@@ -107,6 +102,7 @@ def train(scenes: int, steps: int, batch: int, lr: float, device: torch.device) 
     matrices = [p for p in clip.parameters() if p.ndim >= 2]
     others = [p for p in clip.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}])
+    schedule = TrainSettings(schedule="cosine", warmup=0.05)
     rng = np.random.default_rng(SEED)
     order = np.empty(0, dtype=np.int64)
     for step in range(steps):
@@ -115,7 +111,7 @@ def train(scenes: int, steps: int, batch: int, lr: float, device: torch.device) 
         rows, order = torch.from_numpy(order[:batch].copy()), order[batch:]
         said = torch.from_numpy(rng.integers(SENTENCES, size=batch))
         for group in optimizer.param_groups:
-            group["lr"] = lr * lr_factor(step, steps, 1, Schedule)  # type: ignore[arg-type]
+            group["lr"] = lr * lr_factor(step, steps, 1, schedule)
         images = normalised(pictures[rows], device)
         image = F.normalize(clip.encode_image(images), dim=-1)
         text = F.normalize(text_tower(compact[rows, said].to(device)), dim=-1)

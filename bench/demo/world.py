@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -51,8 +50,9 @@ class Scene(Pen):
     def height(self) -> float:
         return self.bottom - self.top
 
-    def name(self, *subjects: str) -> None:
+    def name(self, *subjects: str, at: str = "in") -> None:
         self.subjects += subjects
+        self.at = at
 
     def note(self, *wordings: str) -> None:
         self.things.append(list(wordings))
@@ -228,7 +228,7 @@ def airport(s: Scene) -> None:
     s.house(32, s.top + 5, s.rng.uniform(34, 60), 8, roof)
     for i in range(number):
         s.plane((i + 0.5) * 64 / number, s.top + 21, 1.0 if number > 4 else 1.25, -90, paint)
-    s.name("an airport", "an airport", "an airport apron")
+    s.name("an airport", "an airport", "an airport apron", at="at")
     s.count(number, name, "plane", " parked beside the terminal", "aircraft" if number == 1 else "airliner")
     s.note(f"a terminal with a {roof_name} roof", f"a long {roof_name} building", "a terminal")
 
@@ -288,7 +288,7 @@ def bridge(s: Scene) -> None:
         s.box(x, s.middle, 5.6, s.height, ASPHALT)
         for i in range(number):
             s.car(x + (-1.4 if i % 2 else 1.4), s.top + 4 + i * (s.height - 6) / 5, paint, 90, 0.85)
-    s.name("a bridge" if spans == 1 else "two bridges", "a bridge" if spans == 1 else "two parallel bridges")
+    s.name("a bridge" if spans == 1 else "two bridges", "a bridge" if spans == 1 else "two parallel bridges", at="on")
     s.note(f"a {deck_name} deck over {water} water", f"a wide {water} river below", f"{water} water")
     s.note(
         *(
@@ -372,7 +372,7 @@ def river(s: Scene) -> None:
         s.boat(14 + i * 18, s.middle + bend * 0.2, 1.0, s.rng.choice((0, 180)), COLOURS["white"])
     shape = "curved" if bend > 2 else "straight"
     wide = "wide" if width > 10 else "narrow"
-    s.name(f"a {shape} river", f"a {wide} river", f"a {water} river")
+    s.name(f"a {shape} river", f"a {wide} river", f"a {water} river", at="at")
     s.note(f"{leaves} trees on both banks", f"{leaves} plants on the banks", "trees on both sides")
     s.note(f"{wide} {water} water", f"a {shape} {wide} channel", f"{water} water")
     if number:
@@ -412,7 +412,7 @@ def beach(s: Scene) -> None:
         s.path([(x, edge - wave * 4.4 + math.sin(x / 6 + phase)) for x in range(-4, 70, 4)], 1.4, (240, 244, 240))
     for i in range(number):
         s.disc((i + 0.5) * 64 / number, edge + 7 + s.rng.uniform(-2, 4), 1.7, paint)
-    s.name(f"a {sand_name} beach", "a beach", "a beach by the sea")
+    s.name(f"a {sand_name} beach", "a beach", "a beach by the sea", at="on")
     s.note(f"{NUMBERS[waves]} white wave{'s' * (waves > 1)} on the {water} sea", f"{water} sea water", "white waves")
     crowd = "many" if number > 5 else "some"
     s.note(*([f"{crowd} {name} parasols on the sand", f"{name} parasols", "people"] if number else
@@ -519,13 +519,13 @@ def intersection(s: Scene) -> None:
         inner = s.rng.choice(("green", "grey"))
         s.disc(32, s.middle, 14, ASPHALT)
         s.disc(32, s.middle, 8, (112, 160, 82) if inner == "green" else (196, 194, 186))
-        s.name("a roundabout", "a roundabout", "a traffic circle")
-        s.note(f"a {inner} island in the middle", f"a round {inner} centre", "a ring of traffic")
+        s.name("a roundabout", "a roundabout", "a traffic circle", at="at")
+        s.note(f"a {inner} island in the middle", f"a round {inner} centre", "a ring road")
     else:
         for side in (-6, 6):
             for k in range(-3, 4, 2):
                 s.box(32 + side, s.middle + k, 2, 0.9, (236, 236, 230))
-        s.name("a crossroads" if kind == "crossroads" else "a junction", "an intersection", "a road crossing")
+        s.name("a crossroads" if kind == "crossroads" else "a junction", "an intersection", "a road crossing", at="at")
         roads = "two roads crossing" if kind == "crossroads" else "a road ending at another"
         s.note(roads, "zebra stripes on the road", f"{'four' if kind == 'crossroads' else 'three'} ways")
     for i in range(number):
@@ -552,7 +552,7 @@ def pond(s: Scene) -> None:
     for i in range(number):
         t = i / number * math.tau
         s.tree(32 + 28 * math.cos(t), s.middle + (s.height / 2 - 3) * math.sin(t), 2.8, TREES[leaves])
-    s.name(f"a {size} pond", f"a {water} pond", "a pond")
+    s.name(f"a {size} pond", f"a {water} pond", "a pond", at="at")
     s.note(
         f"{water} water" + (" around a small island" if island else ""),
         "an island" if island else f"calm {water} water",
@@ -583,11 +583,11 @@ CLASSES: dict[str, tuple[Callable[[Scene], None], Colour]] = {
 }
 """Each class's drawing function and the ground it draws on."""
 
-# {S} the subject, {P} its place, {T} and {U} two of its things, {be} what follows S.
-FULL = ("there {be} {S} with {T} {P}", "{S} {P} with {T}", "{S} with {T} {be} {P}", "we can see {T} in {S} {P}")
-PAIR = ("{S} with {T} and {U}", "{T} and {U} can be seen in {S}", "it is {S} with {T} and {U}")
+# {S} the subject, {P} its place, {T} and {U} two of its things, {at} its preposition, {be} the verb.
+FULL = ("there {be} {S} with {T} {P}", "{S} {P} with {T}", "{S} with {T} {be} {P}", "we can see {T} {at} {S} {P}")
+PAIR = ("{S} with {T} and {U}", "{T} and {U} can be seen {at} {S}", "it is {S} with {T} and {U}")
 PLACE = ("{S} {be} {P}", "there {be} {S} {P}", "this is {S} {P}")
-THING = ("{S} with {T}", "{T} in {S}", "there {be} {T} in {S}", "we can see {T}")
+THING = ("{S} with {T}", "{T} {at} {S}", "there {be} {T} {at} {S}", "we can see {T}")
 TEMPLATES = (FULL, FULL, PAIR, PLACE, THING)
 
 
@@ -599,7 +599,7 @@ def captions(scene: Scene) -> list[str]:
         subject, template = rng.choice(scene.subjects), rng.choice(templates)
         led = thing if "{be} {T}" in template else subject
         be = "is" if led.split()[0] in ("a", "an", "one", "farmland") else "are"
-        text = template.format(S=subject, P=rng.choice(scene.places), T=thing, U=other, be=be)
+        text = template.format(S=subject, P=rng.choice(scene.places), T=thing, U=other, at=scene.at, be=be)
         sentences.append(f"{text[0].upper()}{text[1:]}." if rng.random() < 0.5 else f"{text} .")
     return sentences
 
@@ -651,7 +651,7 @@ def build(root: Path, seed: int = 0, progress: Callable[[int, int], None] | None
         (work / "dataset.json").write_text(json.dumps({"images": entries}, indent=1) + "\n", encoding="utf-8")
         work.chmod(0o755)
         try:
-            os.replace(work, root)
+            work.replace(root)
         except OSError:
             if not (root / "dataset.json").is_file():
                 raise

@@ -1,0 +1,158 @@
+"""Runs in a pool of worker processes on this machine: one GPU each, else a share of the CPU cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.launch.task import LOG, WAIT_SECONDS, record_failure
+
+MAX_CPU_WORKERS = 8  # each holds a backbone and a batch in memory
+STOP_SECONDS = 5.0
+ROOT = Path(__file__).parents[2]
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs (or MIG slices) that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name for name in given.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return re.findall(r"UUID: (MIG-[^)\s]+)", listed) or re.findall(r"^GPU (\d+):", listed, re.MULTILINE)
+
+
+def cpu_cores() -> int:
+    """The cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass
+class _Worker:
+    slot: int
+    process: subprocess.Popen[bytes]
+    run: Path | None = None
+
+    def give(self, run: Path) -> None:
+        self.run = run
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(os.fsencode(run) + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died just now; its stdout ends too, and there the pool will notice
+
+    def end(self, number: signal.Signals) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, number)
+
+
+@dataclass
+class LocalPool:
+    """`workers` processes (default: one a GPU, else one a core, at most 8), each computing one run after another.
+
+    A worker that dies takes its current run with it, which is recorded as failed, and is replaced. Runs held by
+    another process are waited for. On any exception, Ctrl-C included, all workers are ended before it goes on.
+    """
+
+    workers: int | None = None
+    target: str = "bench.launch.task:run_one"
+    detached: bool = field(default=False, init=False)
+
+    def missing(self, runs: Sequence[Path]) -> list[Path]:
+        return list(runs)
+
+    def launch(self, runs: Sequence[Path]) -> None:
+        gpus = visible_gpus()
+        count = min(self.workers or len(gpus) or min(cpu_cores(), MAX_CPU_WORKERS), len(runs))
+        waiting = deque((0.0, run.absolute()) for run in runs)  # (not before, run)
+        pool = [self._start(slot, count, gpus) for slot in range(count)]
+        try:
+            while waiting or any(worker.run for worker in pool):
+                for worker in pool:
+                    if not worker.run and waiting and waiting[0][0] <= time.monotonic():
+                        worker.give(waiting.popleft()[1])
+                for worker in _ready(pool):
+                    assert worker.process.stdout is not None
+                    line = worker.process.stdout.readline()
+                    if line and json.loads(line)["outcome"] == "locked" and worker.run:
+                        waiting.append((time.monotonic() + WAIT_SECONDS, worker.run))
+                    if line:
+                        worker.run = None
+                    else:
+                        _bury(worker)
+                        pool[worker.slot] = self._start(worker.slot, count, gpus)
+        finally:
+            _stop(pool)
+
+    def _start(self, slot: int, count: int, gpus: Sequence[str]) -> _Worker:
+        environment = dict(os.environ)
+        for name in THREADS:
+            environment.setdefault(name, str(max(1, cpu_cores() // count)))
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+        command = [sys.executable, "-m", "bench.launch.worker", self.target]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True, bufsize=0)
+        return _Worker(slot, process)
+
+
+def _ready(pool: Sequence[_Worker], seconds: float = 0.5) -> list[_Worker]:
+    """The workers that have something to say, or are gone."""
+    with selectors.DefaultSelector() as selector:
+        for worker in pool:
+            assert worker.process.stdout is not None
+            selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+        return [key.data for key, _ in selector.select(seconds)]
+
+
+def _bury(worker: _Worker) -> None:
+    """Record the run of a dead worker as failed, with the signal and the end of its log."""
+    code = worker.process.wait()
+    worker.end(signal.SIGKILL)
+    _close(worker)
+    cause = f"exited with code {code}"
+    if code < 0:
+        hint = " (kill -9, or the machine ran out of memory)" if code == -signal.SIGKILL else ""
+        cause = f"was ended by {signal.Signals(-code).name}{hint}"
+    if worker.run:
+        log = worker.run / LOG
+        tail = log.read_text(errors="replace").splitlines()[-40:] if log.exists() else []
+        record_failure(worker.run, "WorkerDied", f"the process of this run {cause}", "\n".join(tail))
+    elif code > 0:
+        raise RuntimeError(f"a worker {cause} before it was given a run")
+
+
+def _stop(pool: Sequence[_Worker]) -> None:
+    """End all workers: at once where they are idle, with some seconds' grace where they compute; none is left."""
+    try:
+        for worker in pool:
+            worker.end(signal.SIGTERM if worker.run else signal.SIGKILL)
+        deadline = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < deadline and any(worker.process.poll() is None for worker in pool):
+            time.sleep(0.02)
+    finally:
+        for worker in pool:
+            worker.end(signal.SIGKILL)
+            worker.process.wait()
+            _close(worker)
+
+
+def _close(worker: _Worker) -> None:
+    for pipe in (worker.process.stdin, worker.process.stdout):
+        if pipe is not None:
+            pipe.close()

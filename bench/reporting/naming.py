@@ -1,0 +1,62 @@
+"""Short names that tell settings apart: `rank=8` where only the rank varies. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Flat = Mapping[str, Any]
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted keys: `{"train": {"lr": 1}}` becomes `{"train.lr": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal settings give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def distinguish(settings: Sequence[Flat]) -> list[str]:
+    """One text for each of the settings, of what varies among them; different settings never get the same text.
+
+    A key that only some of them have (another loss's margin) is named only where nothing else tells them apart.
+    Equal settings get equal texts; where all are equal the texts are empty.
+    """
+    keys = list(dict.fromkeys(key for flat in settings for key in flat))
+    varying = [key for key in keys if len({canonical(flat[key]) for flat in settings if key in flat}) > 1]
+    whole = [canonical(flat) for flat in settings]
+    texts = _render(settings, varying)
+    if len(set(texts)) < len(set(whole)):
+        partial = [key for key in keys if any(key not in flat for flat in settings)]
+        texts = _render(settings, [key for key in keys if key in varying or key in partial])
+    meanings: dict[str, set[str]] = {}
+    for text, key in zip(texts, whole, strict=True):
+        meanings.setdefault(text, set()).add(key)
+    return [
+        text if len(meanings[text]) == 1 else f"{text} #{hashlib.sha256(key.encode()).hexdigest()[:6]}".strip()
+        for text, key in zip(texts, whole, strict=True)
+    ]
+
+
+def _render(settings: Sequence[Flat], keys: Sequence[str]) -> list[str]:
+    short = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
+    uses = Counter(short.values())
+    names = {key: name if uses[name] == 1 else key for key, name in short.items()}
+    return [", ".join(f"{names[key]}={_value(flat[key])}" for key in keys if key in flat) for flat in settings]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return value if isinstance(value, str) else "none" if value is None else canonical(value)

@@ -1,0 +1,371 @@
+"""Runs to rows: statistics over seeds, and the table as csv, Markdown and LaTeX. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import pandas as pd
+
+from bench.reporting.collect import RECALLS, Runs
+from bench.reporting.naming import distinguish
+
+TABLE_COLUMNS = (
+    *("dataset", "backbone", "method", "config", "trainable_params", "seeds"),
+    *(name for recall in RECALLS for name in (recall, f"{recall}_std")),
+    *("train_seconds", "peak_bytes"),
+)
+DASH = "–"
+
+
+def summarise(runs: Runs) -> pd.DataFrame:
+    """One row a group of runs that differ in nothing but the seed: TABLE_COLUMNS, then what the report needs besides.
+
+    `seeds` counts the finished runs; recalls and train_seconds are their means, `_std` the sample standard deviation
+    (n - 1; missing for one seed), peak_bytes their maximum. Besides: `group`, `planned` (seeds in the plan) and
+    `whole` (the method trains the backbone itself).
+    """
+    known = runs.frame[(runs.frame["group"] != "") & (runs.frame["status"] != "superseded")]
+    rows = known.groupby("group", sort=False).agg(
+        {"dataset": "first", "backbone": "first", "method": "first", "settings": "first", "seed": "nunique"}
+    )
+    rows = rows.rename(columns={"seed": "planned"})
+    rows["config"] = _configs(rows)
+    done = runs.finished.groupby("group")
+    rows["seeds"] = done.size().reindex(rows.index, fill_value=0)
+    for name in RECALLS:
+        rows[name] = done[name].mean()
+        rows[f"{name}_std"] = done[name].std()
+    # One configuration has one count; were there two, no number would be right.
+    rows["trainable_params"] = done["trainable_params"].first().where(done["trainable_params"].nunique() == 1)
+    rows["whole"] = (
+        (rows["trainable_params"] > 0.99 * done["total_params"].max().reindex(rows.index)).fillna(False).astype(bool)
+    )
+    rows["train_seconds"] = done["train_seconds"].mean()
+    rows["peak_bytes"] = done["peak_bytes"].max()
+    rows = rows.reset_index().astype({"trainable_params": "Int64", "peak_bytes": "Int64", "seeds": int, "planned": int})
+    return rows[[*TABLE_COLUMNS, "group", "planned", "whole"]]
+
+
+def _configs(rows: pd.DataFrame) -> pd.Series:
+    """What tells a row from the other rows of its method; unique within a method of one dataset and backbone."""
+    config = pd.Series("", index=rows.index)
+    for _, siblings in rows.groupby("method", sort=False):
+        own = [
+            {k: v for k, v in s.items() if not k.startswith(("dataset.", "backbone."))} for s in siblings["settings"]
+        ]
+        config[siblings.index] = distinguish(own)
+    keys = [rows["dataset"], rows["backbone"], rows["method"], config]
+    for _, same in rows.groupby(keys, sort=False):
+        if len(same) > 1:  # only the paths differ
+            texts = pd.Series(distinguish(list(same["settings"])), index=same.index)
+            config[same.index] = [
+                f"{a}, {b}".removeprefix(", ") for a, b in zip(config[same.index], texts, strict=True)
+            ]
+    return config
+
+
+def csv(rows: pd.DataFrame) -> str:
+    """The numbers in full precision; missing ones are empty."""
+    return rows[list(TABLE_COLUMNS)].to_csv(index=False, lineterminator="\n")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number as text, its standard deviation, the value behind it, and whether it is its column's best."""
+
+    text: str
+    std: str = ""
+    value: float | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    method: str
+    config: str
+    params: int | None
+    seeds: str  # "3", or "2 of 3" where runs are missing
+    short: bool  # some of its runs are missing
+    recalls: tuple[Cell, ...]  # in the order of RECALLS
+    time: Cell
+    memory: Cell
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of one dataset and backbone, and the facts that hold for all of them."""
+
+    dataset: str
+    backbone: str
+    facts: tuple[tuple[str, str], ...]
+    lines: tuple[Line, ...]
+    rows: pd.DataFrame
+
+    @property
+    def title(self) -> str:
+        return f"{self.dataset}, {self.backbone}"
+
+
+def blocks(runs: Runs, rows: pd.DataFrame) -> list[Block]:
+    """The rows parted by dataset and backbone, formatted."""
+    finished, made = runs.finished, []
+    for (dataset, backbone), part in rows.groupby(["dataset", "backbone"], sort=False):
+        here = finished[(finished["dataset"] == dataset) & (finished["backbone"] == backbone)]
+        seeds = runs.frame.loc[(runs.frame["dataset"] == dataset) & (runs.frame["backbone"] == backbone), "seed"]
+        facts = (*_facts(str(dataset), str(backbone), here), ("Seeds", _join(sorted(seeds.dropna().unique()))))
+        best = {name: _shown(part[name].max()) for name in RECALLS}
+        lines = tuple(_line(row, best) for row in part.to_dict("records"))
+        made.append(Block(str(dataset), str(backbone), facts, lines, part))
+    return made
+
+
+def _line(row: dict[str, Any], best: dict[str, str]) -> Line:
+    recalls = tuple(
+        Cell(
+            _shown(row[name]),
+            "" if pd.isna(row[f"{name}_std"]) else _shown(row[f"{name}_std"]),
+            None if pd.isna(row[name]) else float(row[name]),
+            bool(pd.notna(row[name])) and _shown(row[name]) == best[name],
+        )
+        for name in RECALLS
+    )
+    short = row["seeds"] < row["planned"]
+    return Line(
+        method=row["method"],
+        config=row["config"],
+        params=None if pd.isna(row["trainable_params"]) else int(row["trainable_params"]),
+        seeds=f"{row['seeds']} of {row['planned']}" if short else str(row["seeds"]),
+        short=short,
+        recalls=recalls,
+        time=Cell(_shown(row["train_seconds"], seconds), value=_number(row["train_seconds"])),
+        memory=Cell(_shown(row["peak_bytes"], size), value=_number(row["peak_bytes"])),
+    )
+
+
+def _facts(dataset: str, backbone: str, runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    origin = runs["provenance"]
+    split = _differing([p.get("split") for p in origin])
+    images, captions = _differing(runs["images"]), _differing(runs["captions"])
+    yield "Dataset", f"{dataset}, split {split}: {images} test images, {captions} captions"
+    weights = _differing([p.get("weights") for p in origin])
+    yield "Backbone", backbone if backbone.endswith(f"/{weights}") else f"{backbone}, weights {weights}"
+    yield "Choice", "epoch chosen on the validation split, test set scored once"
+    ties = "expected recall under random tie order; "
+    if runs[["i2t_ties", "t2i_ties"]].isna().all(axis=None):
+        yield "Ties", ties + "number of tied queries unknown"
+        return
+    tied = runs[(runs["i2t_ties"].fillna(0) > 0) | (runs["t2i_ties"].fillna(0) > 0)]
+    if tied.empty:
+        yield "Ties", ties + "no query tied in any run"
+        return
+    width = (tied["mean_recall_optimistic"] - tied["mean_recall_pessimistic"]).max()
+    bound = "" if pd.isna(width) else f" (mean recall moves by at most {width:.2f} points with their order)"
+    yield (
+        "Ties",
+        f"{ties}{len(tied)} of {len(runs)} runs had tied queries, "
+        f"at most {tied['i2t_ties'].max():,} images and {tied['t2i_ties'].max():,} captions{bound}",
+    )
+
+
+def _differing(values: Any) -> str:
+    """The one value of all runs, or all of them marked as differing, or a dash."""
+    texts = dict.fromkeys(f"{v:,}" if isinstance(v, Integral) else str(v) for v in values if pd.notna(v))
+    return DASH if not texts else next(iter(texts)) if len(texts) == 1 else f"[differs: {', '.join(texts)}]"
+
+
+def _number(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)
+
+
+def _shown(value: Any, as_text: Callable[[float], str] = "{:.2f}".format) -> str:
+    return DASH if pd.isna(value) else as_text(float(value))
+
+
+def _join(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values)) or DASH
+
+
+def seconds(value: float) -> str:
+    """A duration as people say it: 8.1 s, 4.2 min, 1.35 h."""
+    return f"{value:.1f} s" if value < 60 else f"{value / 60:.1f} min" if value < 3600 else f"{value / 3600:.2f} h"
+
+
+def size(value: float) -> str:
+    """Bytes as GB or MB of 1000s."""
+    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+
+
+def params(count: int | None, exact: bool = True) -> str:
+    """161,088, or 0.16M as the papers print it (exact below 10,000)."""
+    if count is None:
+        return DASH
+    if exact or count < 10_000:
+        return f"{count:,}"
+    return f"{count / 1e6:.2f}M" if count < 99.5e6 else f"{count / 1e6:.0f}M"
+
+
+def unfinished(runs: Runs) -> list[tuple[str, str, str]]:
+    """(run id, status, why) of each run without a result in the table: failures first, runs that never ran last."""
+    order = {"failed": 0, "unreadable": 1, "superseded": 2, "missing": 3}
+    left = [(row.run_id, row.status, row.note) for row in runs.unfinished.itertuples()]
+    return sorted(left, key=lambda run: order[str(run[1])])
+
+
+def code(runs: Runs) -> str:
+    """The commits that made the runs, uncommitted changes marked."""
+    origin = [p for p in runs.finished["provenance"] if p.get("git_commit")]
+    return _differing(
+        [f"{str(p['git_commit'])[:12]}{' with uncommitted changes' if p.get('git_dirty') else ''}" for p in origin]
+    )
+
+
+HEADER = ("I2T R@1", "R@5", "R@10", "T2I R@1", "R@5", "R@10", "mR")
+
+
+def markdown(runs: Runs, parts: Sequence[Block]) -> str:
+    """table.md: what the numbers are, then one table a block, then the runs that are missing from it."""
+    out = [
+        f"# {_md(runs.sweep)}",
+        "",
+        "Recall of image-text retrieval on the test set, in percent: mean ± sample standard deviation over seeds.",
+        "I2T finds a caption of an image, T2I the image of a caption; mR is the mean of the six.",
+        "Bold: the best of a column.",
+        f"Code: commit {_md(code(runs))}.",
+    ]
+    for block in parts:
+        out += ["", f"## {_md(block.title)}", "", *(f"- {name}: {_md(text)}" for name, text in block.facts), ""]
+        out += _md_table(block)
+        if any(line.short for line in block.lines):
+            out += ["", "† fewer finished runs than planned."]
+    left = unfinished(runs)
+    if left:
+        out += ["", f"## Not in the table: {len(left)} of {len(runs.frame)} runs", ""]
+        out += [f"- {_md(run_id)}: {status}: {_md(note)}" for run_id, status, note in left]
+    return "\n".join(out) + "\n"
+
+
+def _md_table(block: Block) -> list[str]:
+    named = any(line.config for line in block.lines)
+    head = ["Method", *(["Config"] if named else []), "Params", "Seeds", *HEADER, "Train time", "Peak memory"]
+    rows = [
+        [
+            _md(line.method),
+            *([_md(line.config)] if named else []),
+            params(line.params),
+            line.seeds + ("†" if line.short else ""),
+            *((f"**{c.text}**" if c.best else c.text) + (f" ± {c.std}" if c.std else "") for c in line.recalls),
+            line.time.text,
+            line.memory.text,
+        ]
+        for line in block.lines
+    ]
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    left = 2 if named else 1
+    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+
+    def joined(cells: Sequence[str]) -> str:
+        padded = (c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        return f"| {' | '.join(padded)} |"
+
+    return [joined(head), joined(rule), *map(joined, rows)]
+
+
+def _md(text: str) -> str:
+    """Text as itself in Markdown: nothing in it marks up, breaks the table or becomes HTML."""
+    text = re.sub(r"([\\`*\[\]|#~])|(?<![^\W_])(_)|(_)(?![^\W_])", r"\\\g<0>", " ".join(text.split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def tex(runs: Runs, parts: Sequence[Block]) -> str:
+    """table.tex: one `table*` a block; needs only the package booktabs."""
+    out = [f"% {' '.join(runs.sweep.split())}: written by python -m bench.report. Needs \\usepackage{{booktabs}}."]
+    for i, block in enumerate(parts):
+        named = any(line.config for line in block.lines)
+        lead = 4 if named else 3
+        left = "ll" if named else "l"
+        facts = ". ".join(f"{name}: {text}" for name, text in block.facts)
+        caption = f"Test recall in \\%, mean $\\pm$ sample standard deviation over seeds. {_tex(facts)}."
+        if any(line.short for line in block.lines):
+            caption += " $\\dagger$: fewer finished runs than planned."
+        label = re.sub(r"[^A-Za-z0-9]+", "-", runs.sweep).strip("-") + (f"-{i + 1}" if len(parts) > 1 else "")
+        out += [
+            "\\begin{table*}",
+            "\\centering\\small\\setlength{\\tabcolsep}{3pt}",
+            f"\\caption{{{caption}}}",
+            f"\\label{{tab:{label}}}",
+            f"\\begin{{tabular}}{{{left}rrccccccc}}",
+            "\\toprule",
+            f"{' & ' * lead}\\multicolumn{{3}}{{c}}{{Image to text}} & \\multicolumn{{3}}{{c}}{{Text to image}} & \\\\",
+            f"\\cmidrule(lr){{{lead + 1}-{lead + 3}}}\\cmidrule(lr){{{lead + 4}-{lead + 6}}}",
+            f"Method & {'Config & ' if named else ''}Params & Seeds{' & R@1 & R@5 & R@10' * 2} & mR \\\\",
+            "\\midrule",
+            *(_tex_row(line, named) for line in block.lines),
+            "\\bottomrule",
+            "\\end{tabular}",
+            "\\end{table*}",
+            "",
+        ]
+    return "\n".join(out)
+
+
+def _tex_row(line: Line, named: bool) -> str:
+    cells = [
+        _tex(line.method),
+        *([_tex(line.config)] if named else []),
+        _tex(params(line.params, exact=False)),
+        _tex(line.seeds) + ("$^\\dagger$" if line.short else ""),
+        *(
+            (f"\\textbf{{{_tex(c.text)}}}" if c.best else _tex(c.text))
+            + (f"{{\\scriptsize$\\,\\pm\\,${c.std}}}" if c.std else "")
+            for c in line.recalls
+        ),
+    ]
+    return " & ".join(cells) + " \\\\"
+
+
+_TEX = {
+    **{char: f"\\{char}" for char in "&%$#_{}"},
+    **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"},
+    **{"<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", DASH: "--", "…": "\\ldots{}"},
+    **{"[": "{[}", "]": "{]}"},  # after a row's \\ a bracket would be read as its argument
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(char, char) for char in " ".join(text.split()))
+
+
+def terminal(runs: Runs, parts: Sequence[Block]) -> str:
+    """The table for a terminal, mean recall with its deviation, and the first runs that are missing."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=160, color_system=None, legacy_windows=False, emoji=False)
+    with console.capture() as capture:
+        for block in parts:
+            named = any(line.config for line in block.lines)
+            table = Table(box=SIMPLE_HEAD, title=Text(f"{block.title}: test recall in percent"), title_justify="left")
+            for name in ("method", *(["config"] if named else [])):
+                table.add_column(name, max_width=40, overflow="fold")
+            for name in ("params", "seeds", *HEADER):
+                table.add_column(name, justify="right", no_wrap=True)
+            for line in block.lines[:60]:
+                recalls = [c.text for c in line.recalls[:-1]]
+                mean = line.recalls[-1]
+                cells = [line.method, *([line.config] if named else []), params(line.params, exact=False), line.seeds]
+                table.add_row(*map(Text, [*cells, *recalls, mean.text + (f" ± {mean.std}" if mean.std else "")]))
+            console.print(table)
+            if len(block.lines) > 60:
+                console.print(f"  ... and {len(block.lines) - 60} more rows")
+        left = unfinished(runs)
+        for run_id, status, note in left[:10]:
+            console.print(Text(f"{run_id}: {status}: {note}"), soft_wrap=True)
+        if len(left) > 10:
+            console.print(f"... and {len(left) - 10} more runs without a result")
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")

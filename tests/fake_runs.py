@@ -1,0 +1,36 @@
+"""What the pool's tests let workers do instead of training: the folder's name says how the run goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+
+
+def run(run_dir: Path) -> str:
+    kind = run_dir.name.partition("-")[0]
+    print(f"this is {run_dir.name}", flush=True)
+    (run_dir / "pid").write_text(str(os.getpid()))
+    if kind == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "crash":
+        os.abort()
+    if kind == "exits":
+        os._exit(3)
+    if kind == "slow":
+        child = subprocess.Popen(["sleep", "60"])
+        (run_dir / "child").write_text(str(child.pid))
+        time.sleep(60)
+    if kind == "held" and not (run_dir / "seen").exists():
+        (run_dir / "seen").touch()
+        return "locked"
+    status = "failed" if kind == "bad" else "finished"
+    environment = {name: os.environ.get(name) for name in VARIABLES}
+    result = {"status": status, "pid": os.getpid(), "environment": environment}
+    (run_dir / "result.json").write_text(json.dumps(result))
+    return status

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from bench import launch, store
+from bench.errors import UserError
+from bench.launch import inline, local, slurm, task
+from bench.launch.inline import Inline
+from bench.launch.local import LocalPool
+from bench.spec import SlurmSettings
+
+TESTS = Path(__file__).parent
+TARGET = "fake_runs:run"
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """folders("good-1", ...) makes empty run folders; workers find the fake target."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def make(*names: str) -> list[Path]:
+        for name in names:
+            (tmp_path / "sweep" / name).mkdir(parents=True)
+        return [tmp_path / "sweep" / name for name in names]
+
+    return make
+
+
+def results(runs: Sequence[Path]) -> list[dict]:
+    return [store.read_result(run) or {} for run in runs]
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process is there and more than a zombie that waits for a parent we don't have."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# --- the pool --------------------------------------------------------------------------------------------------------
+
+
+def test_one_worker_does_many_runs(folders):
+    runs = folders(*(f"good-{i}" for i in range(5)))
+    LocalPool(1, TARGET).launch(runs)
+    found = results(runs)
+    assert [result["status"] for result in found] == ["finished"] * 5
+    assert len({result["pid"] for result in found}) == 1
+    assert found[0]["environment"]["OMP_NUM_THREADS"] == str(local.cpu_cores())
+    assert [(run / "log.txt").read_text() for run in runs] == [f"this is {run.name}\n" for run in runs]
+    assert not alive(found[0]["pid"])
+
+
+def test_a_dead_worker_fails_its_run_alone(folders, capfd):
+    runs = folders("good-1", "killed", "bad", "crash", "good-2", "exits", "good-3")
+    LocalPool(2, TARGET).launch(runs)
+    found = dict(zip([run.name for run in runs], results(runs), strict=True))
+    assert {name: result["status"] for name, result in found.items()} == {
+        "good-1": "finished",
+        "killed": "failed",
+        "bad": "failed",
+        "crash": "failed",
+        "good-2": "finished",
+        "exits": "failed",
+        "good-3": "finished",
+    }
+    assert found["killed"]["error"]["message"] == (
+        "the process of this run was ended by SIGKILL (kill -9, or the machine ran out of memory)"
+    )
+    assert "SIGABRT" in found["crash"]["error"]["message"]
+    assert "Fatal Python error: Aborted" in found["crash"]["error"]["traceback"]
+    assert "code 3" in found["exits"]["error"]["message"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_held_elsewhere_is_tried_again(folders, monkeypatch):
+    monkeypatch.setattr(local, "WAIT_SECONDS", 0.05)
+    runs = folders("held", "good")
+    LocalPool(1, TARGET).launch(runs)
+    assert [result["status"] for result in results(runs)] == ["finished", "finished"]
+
+
+def test_each_worker_has_its_gpu(folders, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    runs = folders("good-1", "good-2", "good-3")
+    pool = LocalPool(None, TARGET)
+    pool.launch(runs)
+    assert {result["environment"]["CUDA_VISIBLE_DEVICES"] for result in results(runs)} <= {"3", "5"}
+
+
+@pytest.mark.parametrize(
+    ("listing", "gpus"),
+    [
+        ("GPU 0: NVIDIA H100 (UUID: GPU-1)\nGPU 1: NVIDIA H100 (UUID: GPU-2)\n", ["0", "1"]),
+        ("GPU 0: NVIDIA H100 (UUID: GPU-1)\n  MIG 1g.10gb Device 0: (UUID: MIG-7)\n", ["MIG-7"]),
+    ],
+)
+def test_gpus_are_counted(listing, gpus, tmp_path, monkeypatch):
+    command(tmp_path, "nvidia-smi", f"printf '{listing}'", monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert local.visible_gpus() == gpus
+
+
+def pool_process(runs: Sequence[Path]) -> subprocess.Popen:
+    """A process with a pool of two that computes `runs`; as a terminal would, it leads a process group."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom bench.launch.local import LocalPool\n"
+        f"try: LocalPool(2, '{TARGET}').launch([Path(a) for a in sys.argv[1:]])\n"
+        "except KeyboardInterrupt: sys.exit(130)"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, runs)], start_new_session=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_orphans(folders, number):
+    runs = folders("slow-1", "slow-2")
+    parent = pool_process(runs)
+    until(lambda: all((run / "child").exists() and (run / "child").read_text() for run in runs))
+    pids = [int((run / file).read_text()) for run in runs for file in ("pid", "child")]
+    assert all(map(alive, pids))
+    parent.send_signal(number)
+    assert parent.wait(20) == (130 if number == signal.SIGINT else -number)
+    until(lambda: not any(map(alive, pids)), 10)
+    assert not any((run / "result.json").exists() for run in runs)
+
+
+# --- in this process, and what all have in common --------------------------------------------------------------------
+
+
+def test_inline_waits_for_held_runs(monkeypatch, tmp_path):
+    answers = {"a": ["finished"], "b": ["locked", "locked", "finished"], "c": ["failed"]}
+    calls: list[str] = []
+
+    def run_one(run: Path) -> str:
+        calls.append(run.name)
+        return answers[run.name].pop(0)
+
+    monkeypatch.setattr(inline, "run_one", run_one)
+    monkeypatch.setattr(inline, "WAIT_SECONDS", 0.0)
+    Inline().launch([tmp_path / name for name in answers])
+    assert calls == ["a", "b", "c", "b", "b"]
+
+
+def test_auto(monkeypatch, tmp_path):
+    made = {}
+    for found in (None, "/usr/bin/sbatch"):
+        monkeypatch.setattr(launch.shutil, "which", lambda name, found=found: found)
+        made[found] = type(launch.make("auto", None, tmp_path, SlurmSettings())).__name__
+    assert made == {None: "LocalPool", "/usr/bin/sbatch": "SlurmArray"}
+
+
+def test_a_failure_never_replaces_a_finished_result(folders):
+    [run] = folders("x")
+    store.write_json(run / store.RESULT, {"status": "finished"})
+    task.record_failure(run, "WorkerDied", "gone", "")
+    assert store.is_finished(run)
+
+
+def test_an_unreadable_run_is_recorded(folders):
+    [run] = folders("x")
+    (run / store.RUN).write_text("a: [")
+    task.record_failure(run, "UserError", "cannot be read", "trace")
+    result = store.read_result(run)
+    assert result is not None
+    assert (result["status"], result["spec"], result["provenance"]) == ("failed", {}, None)
+
+
+# --- Slurm -----------------------------------------------------------------------------------------------------------
+
+
+def command(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a stand-in for a command in front of the PATH."""
+    file = folder / "bin" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{file.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_queued(tmp_path, monkeypatch):
+    command(tmp_path, "squeue", 'echo "$*" >"$0.asked"; printf "12_1\\n12_3\\n7\\n"', monkeypatch)
+    assert slurm.queued(["12_0", "12_1", "7"]) == {"12_1", "7"}
+    assert (tmp_path / "bin" / "squeue.asked").read_text() == "-h -r -j 12,7 -o %i\n"
+    assert slurm.queued([]) == set()
+
+
+def test_unknown_is_not_gone(tmp_path, monkeypatch):
+    command(tmp_path, "squeue", 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1', monkeypatch)
+    assert slurm.queued(["12_0"]) == set()
+    command(tmp_path, "squeue", 'echo "Unable to contact slurm controller" >&2; exit 1', monkeypatch)
+    with pytest.raises(UserError, match="nothing was submitted; try again later: Unable to contact"):
+        slurm.queued(["12_0"])
+    command(tmp_path, "squeue", "exec sleep 60", monkeypatch)
+    monkeypatch.setattr(slurm, "SECONDS", 0.2)
+    with pytest.raises(UserError, match="squeue gave no answer"):
+        slurm.queued(["12_0"])
+
+
+def test_only_what_is_not_queued_is_missing(folders, monkeypatch, capsys):
+    runs = folders("a", "b", "c")
+    array = slurm.SlurmArray(runs[0].parent, SlurmSettings())
+    array.folder.mkdir()
+    store.write_json(array.folder / "1.json", {"tasks": {"a": "5_0", "b": "5_1"}})
+    store.write_json(array.folder / "2.json", {"tasks": {"b": "6"}})
+    monkeypatch.setattr(slurm, "queued", lambda jobs: {"5_0", "6"} & set(jobs))
+    assert array.missing(runs) == [runs[2]]
+    assert "2 runs are in the queue; follow: squeue -j 5,6" in capsys.readouterr().out
+
+
+def test_settings_reach_sbatch(tmp_path):
+    settings = SlurmSettings(
+        partition="gpu", gpus_per_node="a100:1", mem_gb=1.5, timeout_min=7, setup=("module load x",), extra={"nice": 3}
+    )
+    given = slurm.sbatch_parameters(settings, "demo")
+    root = Path(slurm.__file__).parents[2]
+    assert given["setup"][0] == "module load x"
+    assert given["setup"][1] == f"cd {root}"
+    assert (given["partition"], given["mem"], given["time"], given["job_name"]) == ("gpu", "1536M", 7, "bench-demo")
+    assert given["additional_parameters"] == {"nice": 3}
+    assert "account" not in given
+
+
+def test_a_real_cluster(folders):
+    """One array of fake runs, on the cluster that SLURM_CONF or the machine gives."""
+    try:
+        subprocess.run(["sinfo"], capture_output=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("no Slurm cluster here")
+    runs = folders("a", "b")
+    for run in runs:
+        (run / store.RUN).write_text("not: [a run")
+    array = slurm.SlurmArray(runs[0].parent, SlurmSettings(cpus_per_task=1, timeout_min=5))
+    array.launch(runs)
+    until(lambda: all(results(runs)) and array.missing(runs) == runs, 150)
+    assert [result["error"]["type"] for result in results(runs)] == ["UserError", "UserError"]

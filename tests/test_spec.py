@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from bench.config import parse_yaml
+from bench.data import DATASETS
+from bench.errors import UserError
+from bench.spec import BackboneSettings, DatasetSettings, RunSpec, Sweep, TrainSettings, expand
+
+SWEEPS = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
+BASE = """name: x
+dataset: {name: demo}
+backbone: {model: tiny-clip, weights: random}
+train: {epochs: 6}
+grid:
+  seed: [0, 1]
+  method:
+    - lora: {rank: [2, 8]}
+    - harma: {bottleneck: 32, train: {lr: 4e-4}}
+"""
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    """plan(text or {old: new}, *overrides) -> Sweep, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def expand_text(changes: dict[str, str] | str | None = None, *overrides: str) -> Sweep:
+        text = changes if isinstance(changes, str) else BASE
+        for old, new in (changes if isinstance(changes, dict) else {}).items():
+            assert old in text
+            text = text.replace(old, new)
+        Path("x.yaml").write_text(text)
+        return expand(Path("x.yaml"), overrides)
+
+    return expand_text
+
+
+# --- YAML ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1E5", 1e5),
+        (".5", 0.5),
+        ("-3", -3),
+        ("010", 10),
+        ("no", "no"),
+        ("on", "on"),
+        ("y", "y"),
+        ("true", True),
+        ("12:30", "12:30"),
+        ("2026-11-21", "2026-11-21"),
+        ("0x10", "0x10"),
+        ("1_000", "1_000"),
+        (".nan", ".nan"),
+        ("null", None),
+        ("", None),
+        ("'1'", "1"),
+        ("!!str 1", "1"),
+        ("{<<: 1}", {"<<": 1}),
+        ("[&a [1], *a]", [[1], [1]]),
+    ],
+)
+def test_yaml_scalars(text, value):
+    found, _ = parse_yaml(text, "x.yaml")
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_yaml_lines():
+    _, lines = parse_yaml("a: 1\nb:\n  - c\n  - d: {e: 2,\n      f: 3}\n", "x.yaml")
+    assert lines[("a",)] == 1
+    assert lines[("b", 0)] == 3
+    assert lines[("b", 1, "d", "e")] == 4
+    assert lines[("b", 1, "d", "f")] == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2", "x.yaml:2: key 'a' stands here twice"),
+        ("a: [1\nb: 2", "x.yaml:2: not valid YAML"),
+        ("a: {b: ${HOME}/x}", "x.yaml:1: not valid YAML: expected ',' or '}', but got '{' (quote texts with ${...}"),
+        ("a: 1\n---\nb: 2", "x.yaml:2: not valid YAML"),
+        ("a: !!python/object:os.system x", "x.yaml:1: cannot read"),
+        ("\nx: 1e999", "x.yaml:2: 1e999 is too large"),
+        ("&a [*a]", "x.yaml:1: an alias that contains itself"),
+        ("[1]: 2", "x.yaml:1: a key must be one word"),
+        ("a: \x00", "x.yaml: not valid YAML"),
+    ],
+)
+def test_bad_yaml(text, message):
+    with pytest.raises(UserError) as caught:
+        parse_yaml(text, "x.yaml")
+    assert str(caught.value).startswith(message)
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"bottleneck: 32": "bottlneck: 32"},
+            "x.yaml:9: harma: unknown key 'bottlneck'; did you mean 'bottleneck'? "
+            "(allowed: bottleneck, heads, shared, train, loss)",
+        ),
+        ({"- harma:": "- hamra:"}, "x.yaml:9: unknown method 'hamra'; did you mean 'harma'?"),
+        ({"bottleneck: 32": "bottleneck: wide"}, "x.yaml:9: harma: bottleneck: expected integer, got 'wide'"),
+        ({"bottleneck: 32": "bottleneck: 20"}, "x.yaml:9: harma: bottleneck 20 must be a multiple"),
+        ({"{lr: 4e-4}": "{lrr: 4e-4}"}, "x.yaml:9: train: unknown key 'lrr'; did you mean 'lr'?"),
+        ({"{rank: [2, 8]}": "5"}, "x.yaml:8: lora: expected settings 'key: value', got 5"),
+        ({"{rank: [2, 8]}": "{loss: hmcc}"}, "x.yaml:8: unknown loss 'hmcc'; did you mean 'hmmc'?"),
+        ({"rank: [2, 8]": "rank: []"}, "x.yaml:8: grid.method.0.lora.rank: an empty list gives no run"),
+        ({"rank: [2, 8]": "targets: [mlp.c_fc, c_prj]"}, "x.yaml:8: lora: targets.1: expected 'attn.q', "),
+        ({"epochs: 6": "epochs: 6, lr: no"}, "x.yaml:4: train: lr: expected number, got 'no'"),
+        ({"epochs: 6": "epochs: 0"}, "x.yaml:4: train: epochs: expected greater than or equal to 1, got 0"),
+        ({"epochs: 6": "epochs: 6.5"}, "x.yaml:4: train: epochs: expected integer, got 6.5"),
+        ({"epochs: 6": "grad_checkpointing: yes"}, "x.yaml:4: train: grad_checkpointing: expected boolean, got 'yes'"),
+        (
+            {"epochs: 6": "schedule: cosin"},
+            "x.yaml:4: train: schedule: expected 'cosine', 'linear', 'step', 'constant', got 'cosin'; "
+            "did you mean 'cosine'?",
+        ),
+        ({"weights:": "wights:"}, "x.yaml:3: backbone: 'weights' is missing"),
+        ({"tiny-clip": "tiny-clop"}, "x.yaml:3: backbone.model: open_clip has no model 'tiny-clop'"),
+        ({"tiny-clip": "RN50"}, "x.yaml:8: lora needs open_clip's own transformer blocks, but the image tower"),
+        ({"weights: random": "weights: gone/x.pt"}, "x.yaml:3: backbone.weights: no file /"),
+        ({"name: demo": "name: rsitmd, root: gone"}, "x.yaml:2: dataset.root of rsitmd: no folder /"),
+        ({"name: demo": "name: rsitmd"}, "x.yaml:2: dataset.root is not set"),
+        ({"name: demo": "name: ucm, split: pir"}, "x.yaml:2: ucm has no split 'pir'"),
+        (
+            {"name: demo": "name: rsitmd, root: $PETL_NOWHERE/x"},
+            "x.yaml:2: the environment variable PETL_NOWHERE is not set",
+        ),
+        ({"[0, 1]": "[0, one]"}, "x.yaml:6: grid: seed: expected whole numbers from 0, got 'one'"),
+        ({"name: x": "name: ../x"}, "x.yaml:1: sweep: name: expected letters, digits"),
+        ({"name: x": "named: x"}, "x.yaml:1: sweep: 'name' is missing"),
+        ("", "x.yaml: expected a sweep file with 'name:'"),
+        ("- a", "x.yaml: expected a sweep file with 'name:'"),
+    ],
+)
+def test_mistakes(plan, changes, message):
+    with pytest.raises(UserError) as caught:
+        plan(changes)
+    assert str(caught.value).startswith(message)
+
+
+def test_all_mistakes_of_a_section_are_told(plan):
+    with pytest.raises(UserError) as caught:
+        plan({"epochs: 6": "epochs: x\n  , lr: y"})
+    assert [line.split(": ")[:3] for line in str(caught.value).splitlines()] == [
+        ["x.yaml:4", "train", "epochs"],
+        ["x.yaml:5", "train", "lr"],
+    ]
+
+
+def test_missing_file():
+    with pytest.raises(UserError, match=r"no file gone\.yaml"):
+        expand(Path("gone.yaml"))
+
+
+# --- axes ------------------------------------------------------------------------------------------------------------
+
+
+def test_grid_order(plan):
+    runs = plan({"epochs: 6": "epochs: [1, 2]"}).runs
+    assert [(r.method.name, getattr(r.method, "rank", 0), r.train.epochs, r.seed) for r in runs[:5]] == [
+        ("lora", 2, 1, 0),
+        ("lora", 2, 1, 1),
+        ("lora", 2, 2, 0),
+        ("lora", 2, 2, 1),
+        ("lora", 8, 1, 0),
+    ]
+    assert len(runs) == 12
+
+
+def test_a_list_is_an_axis_only_where_the_setting_takes_one_value(plan):
+    one = plan({"rank: [2, 8]": "targets: [mlp.c_fc, mlp.c_proj]", "epochs: 6": "betas: [0.9, 0.99]"}).runs
+    assert len(one) == 4
+    assert one[0].method.targets == ("mlp.c_fc", "mlp.c_proj")
+    two = plan({"rank: [2, 8]": "targets: [[mlp.c_fc], [attn.q]]", "epochs: 6": "betas: [[0.9, 0.99], [0, 0]]"}).runs
+    assert len(two) == 12
+    assert two[2].train.betas == (0.0, 0.0)
+
+
+def test_sections_may_be_lists(plan):
+    text = {
+        "{model: tiny-clip, weights: random}": "[{model: tiny-clip, weights: random, seed: [1, 2]}, "
+        "{model: ViT-B-32, weights: random}]"
+    }
+    runs = plan(text, "grid.seed=0").runs
+    assert [(r.backbone.model, r.backbone.seed) for r in runs[::3]] == [
+        ("tiny-clip", 1),
+        ("tiny-clip", 2),
+        ("ViT-B-32", 0),
+    ]
+
+
+def test_losses(plan):
+    runs = plan({"train: {lr: 4e-4}": "loss: [info_nce, {harma: {margin: [0.1, 0.2]}}]"}, "grid.seed=0").runs
+    assert [(r.loss.name, getattr(r.loss, "margin", None)) for r in runs] == [
+        ("info_nce", None),
+        ("info_nce", None),
+        ("info_nce", None),
+        ("harma", 0.1),
+        ("harma", 0.2),
+    ]
+    everywhere = plan({"grid:": "loss: hmmc\ngrid:"}).runs
+    assert {r.loss.name for r in everywhere} == {"hmmc"}
+
+
+def test_per_method_train(plan):
+    runs = plan().runs
+    assert {(r.method.name, r.train.lr, r.train.epochs) for r in runs} == {("lora", 1e-4, 6), ("harma", 4e-4, 6)}
+
+
+def test_untrained_methods_run_once(plan):
+    text = {"- lora: {rank: [2, 8]}": "- zero_shot: {train: {captions: harma, lr: 1}}\n    - zero_shot"}
+    sweep = plan(text, "train.epochs=[1,2]")
+    zero = [r for r in sweep.runs if r.method.name == "zero_shot"]
+    assert [(r.seed, r.train) for r in zero] == [(0, TrainSettings(captions="harma")), (0, TrainSettings())]
+    assert sweep.notes == ("6 of 12 combinations are the same run as another",)
+
+
+# --- overrides -------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_win_everywhere(plan):
+    runs = plan({"{lr: 4e-4}": "{lr: 4e-4, eps: 1e-6}"}, "train.lr=3e-4", "grid.seed=[7]", "loss=hmmc").runs
+    assert {(r.train.lr, r.seed, r.loss.name) for r in runs} == {(3e-4, 7, "hmmc")}
+    assert {r.train.eps for r in runs if r.method.name == "harma"} == {1e-6}
+    assert {r.train for r in plan(None, "train={epochs: 2}").runs} == {TrainSettings(epochs=2)}
+    assert [r.method.name for r in plan(None, "grid.method=vpt").runs] == ["vpt", "vpt"]
+
+
+def test_override_creates_a_section(plan):
+    assert plan(None, "slurm.partition=gpu").slurm.partition == "gpu"
+    assert plan({"train: {epochs: 6}\n": ""}, "train.epochs=2").runs[0].train.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epocs=2", "--set train.epocs=2: train: unknown key 'epocs'; did you mean 'epochs'?"),
+        ("grid.sed=2", "--set grid.sed=2: sweep: unknown key 'grid.sed'; did you mean 'seed'? (allowed: seed, method)"),
+        ("trian.epochs=2", "--set trian.epochs=2: sweep: unknown key 'trian'; did you mean 'train'?"),
+        ("train.epochs=x", "--set train.epochs=x: train: epochs: expected integer, got 'x'"),
+        ("train.epochs", "--set train.epochs: expected key=value"),
+        ("name.x=1", "--set name.x=1: 'name' holds 'x', not settings"),
+        ("slurm.partitio=a", "--set slurm.partitio=a: sweep: unknown key 'slurm.partitio'; did you mean 'partition'?"),
+        ("train.lr=[1", "--set train.lr=[1:1: not valid YAML"),
+    ],
+)
+def test_bad_overrides(plan, override, message):
+    with pytest.raises(UserError) as caught:
+        plan(None, override)
+    assert str(caught.value).startswith(message)
+
+
+# --- paths and environment -------------------------------------------------------------------------------------------
+
+
+def karpathy(folder: Path, caption: str = "a pond") -> None:
+    folder.mkdir(parents=True)
+    entry = {"filename": "a.png", "split": "train", "sentences": [{"raw": caption}]}
+    (folder / "dataset.json").write_text(json.dumps({"images": [entry]}))
+
+
+def test_environment_and_paths(plan, tmp_path, monkeypatch):
+    karpathy(tmp_path / "data" / "r$1")
+    monkeypatch.setenv("DATA", "data")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for root in ("$DATA/r$$1", "'${DATA}/r$$1'", "~/data/r$$1"):
+        run = plan({"name: demo": f"name: rsitmd, split: karpathy, root: {root}"}).runs[0]
+        assert run.dataset.root == str(tmp_path / "data" / "r$1")
+
+
+def test_the_id_follows_content_not_paths(plan, tmp_path):
+    for name, caption in (("a", "a pond"), ("b", "a pond"), ("c", "two ponds")):
+        karpathy(tmp_path / name, caption)
+        (tmp_path / f"{name}.pt").write_text(caption)
+    ids = [
+        plan({"name: demo": f"name: rsitmd, split: karpathy, root: {name}", "random": f"{name}.pt"}).runs[0].run_id
+        for name in "abc"
+    ]
+    assert ids[0] == ids[1] != ids[2]
+    mixed = plan({"name: demo": "name: rsitmd, split: karpathy, root: a", "random": "c.pt"}).runs[0].run_id
+    assert mixed not in ids
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_id(plan):
+    runs = plan().runs
+    assert [r.run_id.rpartition("-")[0] for r in runs[::2]] == [
+        "lora-rank2-s0",
+        "lora-rank8-s0",
+        "harma-bottleneck32-lr0.0004-s0",
+    ]
+    assert [r.run_id for r in runs] == [r.run_id for r in plan().runs]
+    assert plan({"name: x": "name: y"}, "train.workers=0").runs[0].run_id == runs[0].run_id
+
+
+def test_the_id_changes_with_every_setting(plan):
+    other = {
+        "optimizer": "adam", "schedule": "step", "precision": "bf16", "augment": "clip", "captions": "clip",
+        "captions_per_epoch": "one", "grad_checkpointing": "true", "betas": "[0.5, 0.5]", "warmup": 0.5,
+    }  # fmt: skip
+    keys = [key for key in TrainSettings.model_fields if key != "workers"]
+    overrides = [f"train.{key}={other.get(key, 3)}" for key in keys]
+    overrides += ["backbone.seed=3", "backbone.model=ViT-B-32", "dataset.split_seed=3", "dataset.val_fraction=0.5"]
+    overrides += ["loss=hmmc", "loss={info_nce: {targets: image}}", "grid.seed=3", "grid.method=vpt"]
+    overrides += ["grid.method={lora: {rank: 3}}", "grid.method={lora: {rank: 2, alpha: 1}}"]
+    ids = [plan(None, override).runs[0].run_id for override in [*overrides, "train.workers=0"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_round_trip(plan, tmp_path):
+    for run in plan(None, "loss={hmmc: {margin: 0.1}}", "train.betas=[0.8, 0.9]").runs:
+        assert RunSpec.from_dict(run.to_dict()) == run
+        (tmp_path / "run.yaml").write_text(run.dump())
+        again = RunSpec.load(tmp_path / "run.yaml")
+        assert again == run
+        assert again.run_id == run.run_id
+
+
+def test_texts_that_look_like_numbers_survive(plan, tmp_path):
+    run = plan().runs[0]
+    for tag in ("1e5", "no", "010", "true", "12:30", "~"):
+        spec = RunSpec(
+            run.sweep, run.dataset, BackboneSettings(model="m", weights=tag), run.method, run.loss, run.train, 0
+        )
+        (tmp_path / "run.yaml").write_text(spec.dump())
+        assert RunSpec.load(tmp_path / "run.yaml").backbone.weights == tag
+
+
+def test_a_broken_run_file_says_where(plan, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(plan().runs[0].dump().replace("rank:", "rnak:"))
+    with pytest.raises(UserError, match=r"run\.yaml:\d+: method: unknown key 'rnak'; did you mean 'rank'"):
+        RunSpec.load(file)
+
+
+def test_trainable_params_count_the_loss_too(plan):
+    runs = plan(None, "backbone.model=ViT-B-32", "grid.method=[harma, zero_shot]", "grid.seed=0").runs
+    assert [run.trainable_params() for run in runs] == [5_934_397, 0]
+
+
+def test_dataset_names_agree():
+    assert set(get_args(DatasetSettings.model_fields["name"].annotation)) == set(DATASETS)
+
+
+# --- the files that ship ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda path: path.stem)
+def test_shipped_sweeps(file, tmp_path, monkeypatch):
+    head = file.read_text().split("name:")[0]
+    assert f"python -m bench.sweep sweeps/{file.name}" in head
+    assert "Expected time" in head
+    karpathy(tmp_path / "data")
+    for name in ("RSITMD", "RSICD", "UCM"):
+        monkeypatch.setenv(f"{name}_ROOT", str(tmp_path / "data"))
+    overrides = ["backbone.weights=random"] + (["dataset.split=karpathy"] if file.stem != "demo" else [])
+    sweep = expand(file, overrides)
+    assert sweep.name == file.stem
+    assert {run.method.name for run in sweep.runs} >= {"zero_shot", "full_finetune", "lora", "mrs_adapter", "harma"}
+    assert all(run.trainable_params() is not None for run in sweep.runs)
