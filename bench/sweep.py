@@ -21,7 +21,7 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: all finished (or submitted); 1: a run failed; 2: the user has something to fix; 130: stopped."""
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     from bench.spec import expand
 
     try:
@@ -41,14 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.sweep",
         description=__doc__,
         epilog="Runs that are finished are skipped, failed ones are tried again, and runs that another process is "
         "computing are waited for. Ctrl-C stops; the same command goes on.",
     )
-    parser.add_argument("file", type=Path, help="a sweep file, such as sweeps/demo.yaml")
+    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a sweep file, such as sweeps/demo.yaml")
     parser.add_argument(
         "--executor",
         choices=launch.EXECUTORS,
@@ -60,17 +60,23 @@ def _parser() -> argparse.ArgumentParser:
         "--set",
         dest="overrides",
         metavar="KEY=VALUE",
-        action="append",
+        nargs="+",
+        action="extend",
         default=[],
-        help="override a value of the file, as in train.epochs=2 or grid.seed=[0]; it wins over a method's own "
-        "train and loss too; may be given again",
+        help="override values of the file, as in train.epochs=2 or grid.seed=[0]; they win over a method's own "
+        "train and loss too",
     )
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="DIR", help="default: %(default)s")
     parser.add_argument(
         "--workers", type=_positive, metavar="N", help="local workers; default: one a GPU, else one a core"
     )
-    return parser
+    arguments = parser.parse_args(argv)
+    if arguments.file is None and arguments.overrides and "=" not in arguments.overrides[-1]:
+        arguments.file = Path(arguments.overrides.pop())  # `--set a=1 FILE`: argparse gives --set all that follows
+    if arguments.file is None:
+        parser.error("which sweep? give its file, such as sweeps/demo.yaml")
+    return arguments
 
 
 def _positive(text: str) -> int:

@@ -222,7 +222,7 @@ def test_only_what_is_not_queued_is_missing(folders, monkeypatch, capsys):
     store.write_json(array.folder / "2.json", {"tasks": {"b": "6"}})
     monkeypatch.setattr(slurm, "queued", lambda jobs: {"5_0", "6"} & set(jobs))
     assert array.missing(runs) == [runs[2]]
-    assert "2 runs are in the queue; follow: squeue -j 5,6" in capsys.readouterr().out
+    assert "in the queue: 2; follow: squeue -j 5,6" in capsys.readouterr().out
 
 
 def test_settings_reach_sbatch(tmp_path):
@@ -247,7 +247,7 @@ def test_a_real_cluster(folders):
     runs = folders("a", "b")
     for run in runs:
         (run / store.RUN).write_text("not: [a run")
-    array = slurm.SlurmArray(runs[0].parent, SlurmSettings(cpus_per_task=1, timeout_min=5))
+    array = slurm.SlurmArray(runs[0].parent, SlurmSettings(cpus_per_task=1, mem_gb=2, timeout_min=5))
     array.launch(runs)
     until(lambda: all(results(runs)) and array.missing(runs) == runs, 150)
     assert [result["error"]["type"] for result in results(runs)] == ["UserError", "UserError"]

@@ -51,12 +51,12 @@ class SlurmArray:
         tasks = self._tasks()
         alive = queued([tasks[run.name] for run in runs if run.name in tasks])
         if alive:
-            print(f"{len(alive)} runs are in the queue; follow: squeue -j {_arrays(alive)}")
+            print(f"in the queue: {len(alive)}; follow: squeue -j {_arrays(alive)}")
         return [run for run in runs if tasks.get(run.name) not in alive]
 
     def launch(self, runs: Sequence[Path]) -> None:
         jobs = self._submit([run.absolute() for run in runs])
-        print(f"submitted {len(runs)} runs as job {jobs}, at most {self.settings.array_parallelism} at once")
+        print(f"submitted: {len(runs)} as job {jobs}, at most {self.settings.array_parallelism} at once")
         print(f"follow:  squeue -j {jobs}")
         print(f"logs:    {self.folder}")
         print("The same command again submits what is neither finished nor queued, and in the end writes the report.")

@@ -1,0 +1,129 @@
+"""The built-in demo: worlds that are the same everywhere, and the tiny CLIP that ships with the project."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+
+import open_clip
+import pytest
+import torch
+
+from bench.core.backbone import load_backbone
+from bench.demo import backbone, general, pretrain, world
+from bench.spec import BackboneSettings
+from bench.weights import DEMO_WEIGHTS
+
+# The shipped weights. After `python -m bench.demo.pretrain` these are the two lines to renew, with VERSION untouched.
+WEIGHTS_SHA256 = "@SHA@"
+ZERO_SHOT_BAND = (@LOW@, @HIGH@)  # mean recall on the test split, percent; chance is 2.3
+
+
+def words(captions) -> set[str]:
+    return set(re.findall(r"[a-z]+", " ".join(captions).lower()))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demo") / "world"
+    world.build(root)
+    return root
+
+
+def test_the_world_is_what_a_dataset_should_be(built):
+    images = json.loads((built / "dataset.json").read_text())["images"]
+    names = [entry["filename"] for entry in images]
+    assert len(set(names)) == len(names) == sum(world.SPLITS.values())
+    assert all((built / name).is_file() for name in names)
+    for split, count in world.SPLITS.items():
+        chosen = [entry for entry in images if entry["split"] == split]
+        assert len(chosen) == count
+        assert {entry["label"] for entry in chosen} == set(world.CLASSES)
+    for entry in images:
+        captions = [sentence["raw"] for sentence in entry["sentences"]]
+        assert len(captions) == 5
+        assert all(words([caption]) for caption in captions)
+
+
+def test_same_seed_same_scene_other_seed_another():
+    label, picture, captions = world.scene(0, 7)
+    again, other = world.scene(0, 7), world.scene(1, 7)
+    assert (again[0], again[1].tobytes(), again[2]) == (label, picture.tobytes(), captions)
+    assert other[1].tobytes() != picture.tobytes()
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        world.build(tmp_path / "world", progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_captions_crowd_inside_a_class():
+    """Near-duplicates: two captions of one class share more words than two of different classes."""
+    said = [(label, words(captions)) for label, _, captions in (world.scene(0, index) for index in range(96))]
+    overlap = {True: [], False: []}
+    for (one, a), (other, b) in itertools.combinations(said, 2):
+        overlap[one == other].append(len(a & b) / len(a | b))
+    inside, across = (sum(values) / len(values) for values in (overlap[True], overlap[False]))
+    assert inside > 1.5 * across
+
+
+def test_the_general_world_differs_in_words_and_says_enough():
+    demo = words(caption for index in range(160) for caption in world.scene(0, index)[2])
+    everyday = words(caption for index in range(300) for caption in general.scene(0, index)[1])
+    assert {"red", "two", "beside"} <= demo & everyday
+    assert len(demo - everyday) > 100
+    assert everyday - demo
+    assert {"airport", "harbour", "farmland"} <= demo - everyday
+
+
+def test_captions_fit_the_context_with_room_for_prompts():
+    tokenizer = open_clip.SimpleTokenizer(context_length=48)
+    tokens = tokenizer([caption for index in range(320) for caption in world.scene(0, index)[2]])
+    assert int((tokens != 0).sum(dim=1).max()) <= 48 - 16
+
+
+def test_shipped_weights_are_these_and_small():
+    assert hashlib.sha256(DEMO_WEIGHTS.read_bytes()).hexdigest() == WEIGHTS_SHA256
+    assert DEMO_WEIGHTS.stat().st_size <= 8 * 2**20
+
+
+def test_every_word_of_the_demo_has_an_embedding():
+    weight = backbone.state_dict()[backbone.EMBEDDING]
+    tokenizer = open_clip.SimpleTokenizer(context_length=48)
+    used = tokenizer([caption for index in range(320) for caption in world.scene(0, index)[2]]).unique()
+    assert (weight[used].abs().sum(dim=1) > 0).all()
+
+
+def test_zero_shot_score_is_in_its_band():
+    low, high = ZERO_SHOT_BAND
+    assert low < pretrain.zero_shot(DEMO_WEIGHTS) < high
+
+
+def test_the_tiny_clip_is_an_open_clip_model_like_vit_b_32():
+    loaded = load_backbone(BackboneSettings(model="tiny-clip", weights="demo"))
+    assert type(loaded.model.clip) is open_clip.CLIP
+    assert len(loaded.model.image_blocks.list) == 6
+    assert len(loaded.model.text_blocks.list) == 4
+
+
+def test_packing_is_undone_by_loading(tmp_path):
+    torch.manual_seed(0)
+    state = {"logit_scale": torch.tensor(2.5), backbone.EMBEDDING: torch.randn(3, 4).half().float()}
+    backbone.pack(state, torch.tensor([5, 7, 49407]), tmp_path / "w.safetensors")
+    loaded = backbone.state_dict(tmp_path / "w.safetensors")
+    assert torch.equal(loaded[backbone.EMBEDDING][[5, 7, 49407]], state[backbone.EMBEDDING])
+    assert int(loaded[backbone.EMBEDDING].count_nonzero()) == 12
+    assert loaded["logit_scale"] == 2.5
+
+
+def test_pretraining_runs_and_learns(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "demo_captions", lambda: ["an airport"])
+    state, known = pretrain.train(scenes=64, steps=3, batch=32, lr=1e-3, device=torch.device("cpu"))
+    assert state[backbone.EMBEDDING].shape == (len(known), 128)
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from bench import launch, progress, store, sweep
+from bench.errors import UserError
+from bench.spec import RunSpec
+
+FILE = """name: x
+dataset: {name: demo}
+backbone: {model: tiny-clip, weights: random}
+grid:
+  seed: [0, 1]
+  method: [zero_shot, vpt]
+"""
+HEAVY = ("torch", "numpy", "pandas", "matplotlib", "rich", "submitit", "open_clip")
+
+
+def result(status: str, message: str = "it\nbroke") -> dict:
+    error = None if status == "finished" else {"type": "ValueError", "message": message, "traceback": "", "user": False}
+    return {"status": status, "error": error, "metrics": {"test": {"mean_recall": 12.34}}}
+
+
+class FakeLauncher:
+    detached = False
+
+    def __init__(self, fails: Sequence[str] = (), error: BaseException | None = None) -> None:
+        self.fails, self.error, self.launched = fails, error, 0
+
+    def missing(self, runs: Sequence[Path]) -> list[Path]:
+        return list(runs)
+
+    def launch(self, runs: Sequence[Path]) -> None:
+        for run in runs:
+            self.launched += 1
+            if self.error:
+                raise self.error
+            failed = any(run.name.startswith(name) for name in self.fails)
+            store.write_json(run / store.RESULT, result("failed" if failed else "finished"))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run(launcher, *arguments) -> exit code of the command in an empty folder; preflight and report do nothing."""
+
+    class Report:
+        index = "index.html"
+
+        def print_table(self) -> None:
+            print("the table")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "_preflight", lambda runs: None)
+    monkeypatch.setattr("bench.report.build", lambda results, out: Report())
+    Path("x.yaml").write_text(FILE)
+
+    def main(launcher: FakeLauncher, *arguments: str) -> int:
+        monkeypatch.setattr(launch, "make", lambda *_: launcher)
+        return sweep.main(["x.yaml", *arguments])
+
+    return main
+
+
+def test_planning_is_light(tmp_path):
+    (tmp_path / "x.yaml").write_text(FILE)
+    code = "import sys; from bench.sweep import main; main(['x.yaml', '--dry-run']); "
+    code += f"print([m for m in {HEAVY} if m in sys.modules])"
+    environment = {"PYTHONPATH": str(Path(sweep.__file__).parents[1]), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "[]"
+    assert "x: 3 runs, 0 finished, 3 to run" in lines
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.yaml"]
+
+
+def test_help_needs_no_settings():
+    code = (
+        "import sys\nfrom bench.sweep import main\ntry: main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
+    )
+    code += "assert 'pydantic' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(sweep.__file__).parents[1], capture_output=True, check=True)
+
+
+def test_runs_once(run, capsys):
+    launcher = FakeLauncher()
+    assert run(launcher) == 0
+    assert launcher.launched == 3
+    plan = json.loads(Path("results/x/plan.json").read_text())
+    assert (plan["sweep"], plan["file"], len(plan["runs"])) == ("x", "x.yaml", 3)
+    for entry in plan["runs"]:
+        spec = RunSpec.load(Path("results/x", entry["run_id"], "run.yaml"))
+        assert spec == RunSpec.from_dict(entry["spec"])
+        assert spec.run_id == entry["run_id"]
+    assert run(launcher) == 0
+    assert launcher.launched == 3
+    assert "x: 3 runs, 3 finished, 0 to run" in capsys.readouterr().out
+    assert run(launcher, "--set", "grid.seed=[0,1,2]") == 0
+    assert launcher.launched == 4
+
+
+def test_a_failed_run_fails_alone_and_is_tried_again(run, capsys):
+    assert run(FakeLauncher(fails=["vpt-s1"])) == 1
+    told = capsys.readouterr()
+    assert "the table" in told.out
+    assert "failed: vpt-s1-" in told.err
+    assert "ValueError: broke" in told.err
+    assert run(FakeLauncher(), "--dry-run") == 0
+    assert "failed, to run again" in capsys.readouterr().out
+    again = FakeLauncher()
+    assert run(again) == 0
+    assert again.launched == 1
+
+
+def test_ctrl_c(run, capsys):
+    assert run(FakeLauncher(error=KeyboardInterrupt())) == 130
+    assert "stopped; the same command goes on" in capsys.readouterr().err
+
+
+def test_mistakes_are_one_message(run, capsys):
+    assert run(FakeLauncher(), "--set", "train.epocs=1") == 2
+    assert run(FakeLauncher(error=UserError("no image a.png"))) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("error: --set train.epocs=1: train: unknown key 'epocs'; did you mean 'epochs'?")
+    assert told[1:] == ["error: no image a.png"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["x.yaml --set a=1 b=2 --workers 3", "--workers 3 --set a=1 b=2 x.yaml", "--set a=1 --set b=2 x.yaml --workers 3"],
+)
+def test_arguments_in_any_order(arguments):
+    given = sweep._arguments(arguments.split())
+    assert (given.file, given.overrides, given.workers) == (Path("x.yaml"), ["a=1", "b=2"], 3)
+
+
+@pytest.mark.parametrize("arguments", ["", "--set a=1", "x.yaml --workers 0", "x.yaml --executor cloud"])
+def test_bad_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        sweep.main(arguments.split())
+    assert caught.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_detached_launchers_return_at_once(run, capsys):
+    launcher = FakeLauncher()
+    launcher.detached = True
+    launcher.missing = lambda runs: list(runs)[:1]  # type: ignore[method-assign]
+    assert run(launcher) == 0
+    assert launcher.launched == 1
+    assert "the table" not in capsys.readouterr().out
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watched(tmp_path):
+    runs = [tmp_path / name for name in ("old", "new", "gone")]
+    for path in runs:
+        path.mkdir()
+    store.write_json(runs[0] / store.RESULT, result("failed"))
+    store.write_json(runs[0] / store.PROGRESS, {"phase": "train", "updated": 1.0})
+    return runs
+
+
+def train(path: Path, epoch: int, step: int) -> None:
+    state = {"phase": "train", "epoch": epoch, "epochs": 4, "step": step, "steps": 10, "loss": 1.25}
+    store.write_json(path / store.PROGRESS, state | {"val_mean_recall": 7.0, "eta_seconds": 75, "updated": time.time()})
+
+
+def test_what_was_there_before_does_not_count(watched):
+    watch = progress.Watch(watched)
+    assert watch.update() == []
+    assert watch.count("waiting") == 3
+    train(watched[0], 3, 5)
+    assert watch.update() == [watched[0]]
+    look = watch.looks[watched[0]]
+    assert look.share == pytest.approx(2.5 / 4)
+    assert look.doing == "epoch 3/4, loss 1.25, val 7.0, 1:15 left"
+    store.write_json(watched[0] / store.RESULT, result("finished"))
+    store.write_json(watched[1] / store.RESULT, result("failed"))
+    assert watch.update() == watched[:2]
+    assert watch.looks[watched[0]].outcome == "mean recall 12.3"
+    assert watch.looks[watched[1]].outcome == "ValueError: broke"
+    watch.started -= 60
+    assert watch.left_seconds == pytest.approx(30, abs=1)
+
+
+def test_plain_lines(watched, monkeypatch):
+    monkeypatch.setattr(progress, "STATUS_SECONDS", 0.0)
+    out = io.StringIO()
+    with progress.follow(watched, out):
+        train(watched[0], 1, 0)
+        deadline = time.monotonic() + 10
+        while "epoch 1/4" not in out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        store.write_json(watched[0] / store.RESULT, result("finished"))
+        store.write_json(watched[1] / store.RESULT, result("failed"))
+    text = out.getvalue()
+    assert text.isascii()
+    for line in ("start old", "done  old  mean recall 12.3", "FAILED new  ValueError: broke", "1/3 finished;"):
+        assert line in text
+
+
+def test_live_view(watched):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    with progress.follow(watched, out):
+        train(watched[0], 2, 5)
+        store.write_json(watched[1] / store.RESULT, result("failed"))
+    text = out.getvalue()
+    for words in ("epoch 2/4", "ValueError: broke", "0/3 finished", "1 failed"):
+        assert words in text
