@@ -15,21 +15,22 @@ $(VENV)/.installed: pyproject.toml
 		{ echo "error: Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { echo "error: no venv module; on Debian: apt-get install python3-venv" >&2; exit 2; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m compileall -q bench methods
 	@touch $@
 
 install: $(VENV)/.installed
 
 demo: install
-	$(BIN)/python -m bench.sweep sweeps/demo.yaml
+	$(BIN)/python -m bench.sweep sweeps/demo.yaml --executor local
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 format: install
 	$(BIN)/ruff format .

@@ -53,7 +53,7 @@ class Look:
         now = self.progress
         parts = [str(now.get("phase") or "start")]
         if now.get("epochs") and now.get("epoch"):
-            parts = [f"epoch {now['epoch']}/{now['epochs']}"]
+            parts = [f"epoch {now['epoch']}/{now['epochs']}" + ("" if parts == ["train"] else f" {parts[0]}")]
             parts += [f"loss {now['loss']:.3g}"] if now.get("loss") is not None else []
             parts += [f"val {now['val_mean_recall']:.1f}"] if now.get("val_mean_recall") is not None else []
             parts += [f"{clock(now['eta_seconds'])} left"] if now.get("eta_seconds") is not None else []
@@ -119,7 +119,10 @@ class Watch:
     def left_seconds(self) -> float | None:
         """Time left for all, as if the rest went at the pace so far; None while that is a wild guess."""
         done = sum(look.share for look in self.looks.values())
-        return self.elapsed * (len(self.runs) - done) / done if done >= 0.3 and self.elapsed > 5 else None
+        if done < 0.3 or self.elapsed < 5:
+            return None
+        longest = max((look.progress.get("eta_seconds") or 0.0 for look in self.looks.values()), default=0.0)
+        return max(longest, self.elapsed * (len(self.runs) - done) / done)
 
 
 def _stamp(path: Path) -> int | None:
@@ -215,6 +218,8 @@ class _Live:
         for run, look in watch.of("running"):
             bar = ProgressBar(total=1.0, completed=look.share, width=20)
             running.add_row(Text(f"  {run.name}", "cyan"), bar, Text(look.doing))
+        if not running.row_count and done + failed < len(watch.runs):
+            running.add_row(Text("  starting", "dim"))
         ended = Table.grid(padding=(0, 2))
         for run, look in watch.of("finished")[-8:]:
             ended.add_row(Text("✓", "green"), Text(run.name), Text(look.outcome, "dim"))

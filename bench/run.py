@@ -26,7 +26,6 @@ from bench.core.train import Fit, evaluate, fit, seed_for
 from bench.data import load as load_dataset
 from bench.errors import UserError
 from bench.spec import RunSpec
-from bench.weights import model_shape
 
 PROGRESS_SECONDS = 0.5
 
@@ -75,16 +74,10 @@ def build(spec: RunSpec, device: torch.device) -> Backbone:
     spec.method.attach(backbone.model)
     if spec.method.trains:
         spec.loss.attach(backbone.model)
-    expected, found = trainable_params(spec), backbone.model.trainable_params()
+    expected, found = spec.trainable_params(), backbone.model.trainable_params()
     assert expected in (None, found), f"{spec.method.name} trains {found} parameters; its closed form says {expected}"
     backbone.model.to(device)
     return backbone
-
-
-def trainable_params(spec: RunSpec) -> int | None:
-    """The closed form of what a run trains: the method's parameters and the loss's own."""
-    count = spec.method.trainable_params(model_shape(spec.backbone.model))
-    return count if count is None or not spec.method.trains else count + spec.loss.params
 
 
 def preflight(specs: Sequence[RunSpec], on_pixels: Callable[[int, int], None] | None = None) -> None:

@@ -110,7 +110,7 @@ class _File(Settings):
 
 
 # Without training these decide the score; the rest of the train settings can't matter.
-EVALUATION = ("precision", "augment", "captions", "eval_batch_size", "workers")
+EVALUATION = ("augment", "captions", "eval_batch_size", "workers")
 
 
 @dataclass(frozen=True)
@@ -296,9 +296,9 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         for method, loss, train in _method_runs(document, at, entry, file.loss, trains):
             _check(document, at, method, backbone)
             spec = RunSpec(file.name, dataset, backbone, method, loss, train, 0)
-            for seed, _ in seeds:
-                total += 1
-                run = replace(spec, seed=seed) if method.trains else _untrained(spec)
+            found = [replace(spec, seed=seed) for seed, _ in seeds] if method.trains else [_untrained(spec)]
+            total += len(found)
+            for run in found:
                 runs.setdefault(run.run_id, run)
     notes = [f"{total - len(runs)} of {total} combinations are the same run as another"] if total > len(runs) else []
     return Sweep(file.name, path, tuple(runs.values()), file.slurm, tuple(notes))

@@ -147,7 +147,10 @@ def _say(sweep: Sweep, todo: int) -> None:
 
 def _write_plan(sweep: Sweep, folder: Path) -> None:
     """plan.json: the runs that the report is about."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write results to {folder}: {error.strerror}; choose another --results") from error
     runs = [{"run_id": run.run_id, "spec": run.to_dict()} for run in sweep.runs]
     store.write_json(folder / PLAN, {"sweep": sweep.name, "file": str(sweep.file), "runs": runs})
 

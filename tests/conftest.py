@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 60, 200), "grey": (120, 120, 120)}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -15,3 +22,21 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PETL_BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory) -> Path:
+    """40 pictures of coloured halves in the Karpathy layout: 24 to train on, 8 and 8."""
+    folder = tmp_path_factory.mktemp("dataset")
+    rng, images = np.random.default_rng(0), []
+    for index in range(40):
+        left, right = rng.choice(list(COLOURS), size=2)
+        pixels = np.zeros((48, 48, 3), np.uint8)
+        pixels[:, :24], pixels[:, 24:] = COLOURS[left], COLOURS[right]
+        pixels += rng.integers(0, 30, pixels.shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        sentences = [{"raw": f"{left} land beside {right} land"}, {"raw": f"the left is {left}, number {index}"}]
+        split = "train" if index < 24 else "val" if index < 32 else "test"
+        images.append({"filename": f"{index}.png", "split": split, "sentences": sentences})
+    (folder / "dataset.json").write_text(json.dumps({"images": images}))
+    return folder

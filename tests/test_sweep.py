@@ -129,9 +129,14 @@ def test_ctrl_c(run, capsys):
 def test_mistakes_are_one_message(run, capsys):
     assert run(FakeLauncher(), "--set", "train.epocs=1") == 2
     assert run(FakeLauncher(error=UserError("no image a.png"))) == 2
+    Path("file").touch()
+    assert run(FakeLauncher(), "--results", "file") == 2
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("error: --set train.epocs=1: train: unknown key 'epocs'; did you mean 'epochs'?")
-    assert told[1:] == ["error: no image a.png"]
+    assert told[1:] == [
+        "error: no image a.png",
+        "error: cannot write results to file/x: Not a directory; choose another --results",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -208,9 +208,9 @@ def _ground(p: Canvas, top: float, bottom: float) -> str:
 class Group:
     """Some things of one kind and colour, and the words for them."""
 
-    def __init__(self, rng: Random) -> None:
+    def __init__(self, rng: Random, grounds: str) -> None:
         self.kind = rng.choice(sorted(THINGS))
-        self.colour = rng.choice(sorted(COLOURS))
+        self.colour = rng.choice([name for name in sorted(COLOURS) if name not in grounds])  # else it can't be seen
         self.number = rng.choice((1, 1, 2, 3, 4, 5, 6, 8))
         self.size = rng.choice(("small", "", "large"))
         self.lined = rng.choice(("row", "two rows", "")) if self.number >= 4 else ""
@@ -269,13 +269,13 @@ def scene(seed: int, index: int, sentences: int = 3) -> tuple[Image.Image, list[
     """64 x 64 RGB picture and its captions; the same for the same numbers on every machine."""
     rng = Random(f"general/{seed}/{index}")
     p = Canvas(rng, COLOURS["white"])
-    first, second = Group(rng), Group(rng)
     horizon = rng.choice((0, 0, 0, rng.randint(22, 42)))
     if horizon:
         upper, lower = _ground(p, 0, horizon), _ground(p, horizon, SIZE)
         ground = rng.choice((lower, f"{lower} below {upper}", f"{upper} above {lower}"))
     else:
-        ground = _ground(p, 0, SIZE)
+        upper = lower = ground = _ground(p, 0, SIZE)
+    first, second = (Group(rng, f"{upper} {lower}") for _ in range(2))
     pair = rng.random() < 0.6
     relation = ACROSS if rng.random() < 0.5 else DOWN
     if not pair:

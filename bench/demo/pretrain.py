@@ -31,7 +31,7 @@ from bench.weights import model_config
 
 SEED = 0
 SENTENCES = 4
-LONGEST = 32  # tokens; every general caption fits
+LONGEST = 24  # tokens; every general caption fits
 # Words that overhead pictures are described with, beyond the demo world's: their tokens are kept, though untrained.
 OVERHEAD = """
 airport baseball basketball beach bridge buildings bushes cars church city coast commercial container court crossing
@@ -146,8 +146,8 @@ def zero_shot(path: Path, split: str = "test") -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.demo.pretrain", description=__doc__)
-    parser.add_argument("--scenes", type=int, default=40_000)
-    parser.add_argument("--steps", type=int, default=2_000)
+    parser.add_argument("--scenes", type=int, default=30_000)
+    parser.add_argument("--steps", type=int, default=1_000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
