@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 
-def load(run_dir: str | Path) -> Adapted:
+def load(run_dir: str | Path, device: str | None = None) -> Adapted:
     """The adapted model of a finished run, with its preprocess and tokenizer: see `bench.adapted.Adapted`."""
     from bench.adapted import load as load_run
 
-    return load_run(Path(run_dir))
+    return load_run(Path(run_dir), device)

@@ -22,16 +22,17 @@ from bench.data.captions import clean
 from bench.data.pixels import resized
 from bench.data.transforms import PRESETS, normalise
 from bench.errors import UserError
-from bench.run import build
+from bench.run import build, make_deterministic, pick_device
 from bench.spec import RunSpec
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """An adapted open_clip model on the CPU, in eval mode, with what its inputs went through when it was scored."""
+    """An adapted open_clip model in eval mode, with what its inputs went through when it was scored."""
 
     backbone: Backbone
     spec: RunSpec
+    provenance: dict[str, Any]
 
     @property
     def model(self) -> DualEncoder:
@@ -53,23 +54,34 @@ class Adapted:
         return self.backbone.tokenizer([clean(caption, self.spec.train.captions) for caption in listed])
 
     def score(self, split: str = "test") -> dict[str, Any]:
-        """Recalls on a split of the run's dataset, as result.json has them for `test`."""
-        device = next(self.model.parameters()).device
-        inputs = Inputs(load_dataset(self.spec.dataset), self.backbone, self.spec.train, device)
-        return retrieval.metrics(*evaluate(self.model, inputs.eval_set(split)))
+        """Recalls on a split of the run's dataset; on hardware like the run's, result.json's to the last digit.
+
+        UserError if the annotations are no longer those of the run.
+        """
+        dataset = load_dataset(self.spec.dataset)
+        if dataset.sha256 != self.provenance["dataset_sha256"]:
+            raise UserError(f"the annotations of {dataset.name} have changed since this run was scored")
+        make_deterministic()
+        inputs = Inputs(dataset, self.backbone, self.spec.train, next(self.model.parameters()).device)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.provenance["threads"])
+        try:
+            return retrieval.metrics(*evaluate(self.model, inputs.eval_set(split)))
+        finally:
+            torch.set_num_threads(threads)
 
 
-def load(run_dir: Path) -> Adapted:
-    """The adapted model of a finished run; UserError if the folder holds none."""
+def load(run_dir: Path, device: str | torch.device | None = None) -> Adapted:
+    """The adapted model of a finished run, on `device` (default: as runs choose it); UserError if there is none."""
     result = store.read_result(run_dir)
     if result is None or result["status"] != "finished":
         raise UserError(f"{run_dir} holds no finished run")
     spec = RunSpec.from_dict(result["spec"])
-    backbone = build(spec, torch.device("cpu"))
+    backbone = build(spec, pick_device() if device is None else torch.device(device))
     if result["provenance"]["weights_sha256"] != backbone.sha256:
         raise UserError(
             f"{run_dir} was trained on other weights than backbone.weights '{spec.backbone.weights}' gives now"
         )
     backbone.model.load_adapter(run_dir / store.ADAPTER)
     backbone.model.eval()
-    return Adapted(backbone, spec)
+    return Adapted(backbone, spec, result["provenance"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import json
 import os
@@ -39,8 +40,10 @@ def execute(run_dir: Path) -> dict[str, Any]:
     with store.claim(run_dir):
         done = store.read_result(run_dir)
         if done is not None and done["status"] == "finished":
+            _tidy(run_dir)
             return done
         started = datetime.now(UTC)
+        gc.collect()  # what earlier runs of this process left counts towards this one's memory
         spec = RunSpec.load(run_dir / store.RUN)
         base = {"schema": 1, "run_id": run_dir.name, "sweep": spec.sweep, "spec": spec.to_dict()}
         try:
@@ -55,8 +58,14 @@ def execute(run_dir: Path) -> dict[str, Any]:
         store.write_json(run_dir / store.RESULT, result)
         (run_dir / store.PROGRESS).unlink(missing_ok=True)
         if result["status"] == "finished":
-            (run_dir / store.STATE).unlink(missing_ok=True)
+            _tidy(run_dir)
         return result
+
+
+def _tidy(run_dir: Path) -> None:
+    """Drop what only an unfinished run needs, and what a kill left half-written."""
+    for leftover in (run_dir / store.STATE, *run_dir.glob("best-*.safetensors"), *run_dir.glob(".*.part")):
+        leftover.unlink(missing_ok=True)
 
 
 def pick_device() -> torch.device:
@@ -70,10 +79,11 @@ def build(spec: RunSpec, device: torch.device) -> Backbone:
     Raises AssertionError if what is trainable is not what the method's closed form says.
     """
     backbone = load_backbone(spec.backbone)
-    torch.manual_seed(seed_for(spec.seed, "attach"))
-    spec.method.attach(backbone.model)
-    if spec.method.trains:
-        spec.loss.attach(backbone.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(spec.seed, "attach"))
+        spec.method.attach(backbone.model)
+        if spec.method.trains:
+            spec.loss.attach(backbone.model)
     expected, found = spec.trainable_params(), backbone.model.trainable_params()
     assert expected in (None, found), f"{spec.method.name} trains {found} parameters; its closed form says {expected}"
     backbone.model.to(device)
@@ -102,7 +112,7 @@ def preflight(specs: Sequence[RunSpec], on_pixels: Callable[[int, int], None] | 
 def _compute(spec: RunSpec, folder: Path) -> dict[str, Any]:
     """Everything between the spec and the parts of result.json."""
     device = pick_device()
-    _make_deterministic()
+    make_deterministic()
     progress = Progress(folder, spec.train.epochs if spec.method.trains else 0)
     progress("data")
     dataset = load_dataset(spec.dataset)
@@ -112,7 +122,6 @@ def _compute(spec: RunSpec, folder: Path) -> dict[str, Any]:
         model.clip.set_grad_checkpointing(True)  # type: ignore[operator]
     inputs = Inputs(dataset, backbone, spec.train, device)
     validation = inputs.eval_set("val")
-    cost.reset_peak_memory(device)
     if spec.method.trains:
         batches, per_epoch = inputs.train_batches(spec.seed)
         done = fit(
@@ -127,23 +136,18 @@ def _compute(spec: RunSpec, folder: Path) -> dict[str, Any]:
             folder,
             progress,
         )
-        best = done.best_file(folder)
-        model.load_adapter(best)
-        # A copy, not a move: killed right here, the run still finds its best epoch beside its checkpoint.
-        store.write_bytes(folder / store.ADAPTER, best.read_bytes())
+        model.load_adapter(done.best_file(folder))
     else:
-        done = Fit(best_metrics=retrieval.metrics(*evaluate(model, validation)))
-        model.save_adapter(folder / store.ADAPTER)
+        cost.reset_peak_memory(device)
+        done = Fit(best_metrics=retrieval.metrics(*evaluate(model, validation)), peak_bytes=cost.peak_memory(device))
+    model.save_adapter(folder / store.ADAPTER)
     progress("test")
     test = inputs.eval_set("test")
     i2t, t2i = evaluate(model, test)
     ranks = io.BytesIO()
     np.savez_compressed(ranks, **retrieval.rank_arrays(i2t, t2i))
     store.write_bytes(folder / store.RANKS, ranks.getvalue())
-    peak = cost.peak_memory(device)
     sample = next(iter(test.images())), next(iter(test.texts()))
-    for leftover in folder.glob("best-*.safetensors"):
-        leftover.unlink()
     return {
         "metrics": {"best_epoch": done.best_epoch, "val": done.best_metrics, "test": retrieval.metrics(i2t, t2i)},
         "cost": {
@@ -151,7 +155,7 @@ def _compute(spec: RunSpec, folder: Path) -> dict[str, Any]:
             "total_params": model.total_params(),
             "train_seconds": done.seconds if spec.method.trains else None,
             "images_per_second": done.pairs / done.seconds if done.seconds else None,
-            "peak_bytes": peak,
+            "peak_bytes": done.peak_bytes,
             "adapter_bytes": (folder / store.ADAPTER).stat().st_size,
             "flops_per_pair": cost.flops_per_pair(model, *sample),
         },
@@ -165,9 +169,10 @@ def _compute(spec: RunSpec, folder: Path) -> dict[str, Any]:
     }
 
 
-def _make_deterministic() -> None:
+def make_deterministic() -> None:
     """Same seed, same numbers on the same hardware: on CUDA too, where cuBLAS must be told before its first use."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is to mean it
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
@@ -177,8 +182,8 @@ def _describe(error: Exception) -> dict[str, Any]:
     if isinstance(error, torch.OutOfMemoryError):
         first = message.splitlines()[0]
         message = (
-            f"out of GPU memory ({first}); lower train.batch_size, or set train.grad_checkpointing: true "
-            "or train.precision: bf16"
+            f"out of GPU memory ({first}); lower train.batch_size or train.eval_batch_size, or set "
+            "train.grad_checkpointing: true or train.precision: bf16"
         )
     return {
         "type": type(error).__name__,

@@ -294,7 +294,7 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         itertools.product(datasets, backbones), _method_entries(document, file.grid.method)
     ):
         for method, loss, train in _method_runs(document, at, entry, file.loss, trains):
-            _check(document, at, method, backbone)
+            _check(document, at, method, loss, backbone)
             spec = RunSpec(file.name, dataset, backbone, method, loss, train, 0)
             found = [replace(spec, seed=seed) for seed, _ in seeds] if method.trains else [_untrained(spec)]
             total += len(found)
@@ -477,13 +477,15 @@ def _losses(document: Document, path: Key, listed: Any) -> Iterator[Loss]:
             yield parse(cls, choice.values, f"loss {name}", document, inside, choice.places)
 
 
-def _check(document: Document, at: Key, method: Method, backbone: BackboneSettings) -> None:
+def _check(document: Document, at: Key, method: Method, loss: Loss, backbone: BackboneSettings) -> None:
     from bench.weights import model_shape
 
     shape = model_shape(backbone.model)
     with _placed(document.at(at)):
         method.check(shape)
         method.trainable_params(shape)
+        if method.trains:
+            loss.check(shape)
 
 
 def _untrained(spec: RunSpec) -> RunSpec:

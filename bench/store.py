@@ -7,7 +7,7 @@ import errno
 import fcntl
 import io
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ class RunLocked(Exception):
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a kill at any moment, finds the old one or the new one, never a part."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     with disk_errors(part):
         part.write_bytes(data)
         part.replace(path)
@@ -38,9 +38,10 @@ def disk_errors(part: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # torch and safetensors have exceptions of their own for failed writes
-        part.unlink(missing_ok=True)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or shutil.disk_usage(part.parent).free < 2**20:
+        full = full or shutil.disk_usage(part.parent).free < 2**20  # before the part's own space is free again
+        part.unlink(missing_ok=True)
+        if full:
             raise UserError(f"no space left in {part.parent}; free some and run the same command again") from error
         raise
 
@@ -90,7 +91,11 @@ def claim(run_dir: Path) -> Iterator[None]:
     """Hold the run for this process; RunLocked if another holds it. A killed process loses its claim at once."""
     with (run_dir / LOCK).open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: forked data loaders would keep that one
+        except (BlockingIOError, PermissionError) as error:
             raise RunLocked(run_dir.name) from error
+        except OSError as error:
+            raise UserError(
+                f"{run_dir} can't be locked ({error.strerror}); put the results on another file system"
+            ) from error
         yield

@@ -64,10 +64,10 @@ def _slots(config: dict[str, Any], side: str) -> tuple[str, str | None]:
     return ("VisionTransformer" if side == "image" else "TextTransformer"), None
 
 
-def _tower_params(width: int, layers: int, mlp_ratio: float) -> int:
-    mlp = int(width * mlp_ratio)
+def _tower_params(tower: TowerShape) -> int:
+    width, mlp = tower.width, tower.mlp_width
     attention = 4 * width * width + 4 * width
-    return layers * (attention + 2 * width * mlp + mlp + width + 4 * width)
+    return tower.layers * (attention + 2 * width * mlp + mlp + width + 4 * width)
 
 
 @cache
@@ -81,15 +81,23 @@ def model_shape(model: str) -> ModelShape:
     image_kind, image_slots = _slots(vision, "image")
     text_kind, text_slots = _slots(text, "text")
     resnet = isinstance(vision.get("layers"), list)
+    image_width, text_width = vision.get("width", 768), text.get("width", 512)
     image = TowerShape(
         kind=image_kind,
-        width=vision.get("width", 768),
+        width=image_width,
         layers=0 if resnet else vision.get("layers", 12),
         tokens=(height // patch) * (width // patch) + 1,
+        mlp_width=int(image_width * vision.get("mlp_ratio", 4.0)),
         slots=image_slots,
     )
-    context = text.get("context_length", 77)
-    words = TowerShape(text_kind, text.get("width", 512), text.get("layers", 12), context, text_slots)
+    words = TowerShape(
+        kind=text_kind,
+        width=text_width,
+        layers=text.get("layers", 12),
+        tokens=text.get("context_length", 77),
+        mlp_width=int(text_width * text.get("mlp_ratio", 4.0)),
+        slots=text_slots,
+    )
     return ModelShape(model, image, words, embed, patch, _total_params(config, image, words))
 
 
@@ -104,14 +112,17 @@ def _total_params(config: dict[str, Any], image: TowerShape, text: TowerShape) -
     embed, patch, vocabulary = config["embed_dim"], vision.get("patch_size", 16), words.get("vocab_size", 49408)
     image_side = 3 * patch * patch * image.width + (1 + image.tokens) * image.width + 4 * image.width
     text_side = (vocabulary + text.tokens) * text.width + 2 * text.width
-    towers = _tower_params(image.width, image.layers, vision.get("mlp_ratio", 4.0))
-    towers += _tower_params(text.width, text.layers, words.get("mlp_ratio", 4.0))
+    towers = _tower_params(image) + _tower_params(text)
     return image_side + text_side + towers + (image.width + text.width) * embed + 1
 
 
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes, remembered by path, size and time so that large weights are read once."""
-    stat = path.stat()
+    try:
+        stat = path.stat()
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror})") from error
     key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
     note = cache_dir() / "hashes" / hashlib.sha256(key.encode()).hexdigest()
     if stat.st_size > 2**25 and note.is_file():

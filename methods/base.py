@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +21,7 @@ class TowerShape:
     width: int
     layers: int
     tokens: int  # image: patches + class token; text: context length
+    mlp_width: int
     slots: str | None = None
 
 
@@ -67,14 +68,19 @@ class Method(Settings):
 
     def check(self, shape: ModelShape) -> None:
         """Raise UserError if this backbone can't take the method; called while a sweep is planned."""
-        for side in self.needs_slots:
-            tower: TowerShape = getattr(shape, side)
-            if tower.slots is not None:
-                raise UserError(
-                    f"{self.name} needs open_clip's own transformer blocks, but the {side} tower of "
-                    f"'{shape.model}' is {tower.kind}: {tower.slots}. "
-                    "Choose another backbone or a method that works on embeddings, such as linear_probe."
-                )
+        check_slots(self.name, shape, self.needs_slots)
+
+
+def check_slots(owner: str, shape: ModelShape, sides: Iterable[str]) -> None:
+    """Raise UserError, with the tower's name, if a tower's blocks can't take slots."""
+    for side in sides:
+        tower: TowerShape = getattr(shape, side)
+        if tower.slots is not None:
+            raise UserError(
+                f"{owner} needs open_clip's own transformer blocks, but the {side} tower of '{shape.model}' is "
+                f"{tower.kind}: {tower.slots}. Choose another backbone, or what works on embeddings alone, such as "
+                "linear_probe with info_nce."
+            )
 
 
 def check_depth(owner: str, depth: int | str, layers: int) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from bench.errors import UserError
 from methods.base import Method, ModelShape, check_depth
 
 if TYPE_CHECKING:
@@ -28,12 +29,17 @@ class CoOp(Method):
     prompt_depth: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
     init_std: float = Field(0.02, gt=0)
 
+    def check(self, shape: ModelShape) -> None:
+        super().check(shape)
+        if self.n_ctx > shape.text.tokens - 3:
+            raise UserError(f"coop: n_ctx {self.n_ctx} leaves no room for words in a context of {shape.text.tokens}")
+
     def attach(self, model: DualEncoder) -> None:
         from methods.layers import OverwriteTokens, PromptedEmbedding, insert_placeholders, prompts
 
         blocks = model.text_blocks.slotted()
         depth = check_depth(self.name, self.prompt_depth, len(blocks))
-        model.check_room_for_prompts(self.name, self.n_ctx)
+        model.check_pools_at_end_token(self.name)
         width = model.text_blocks.width
         model.replace_token_embedding(
             lambda embedding: PromptedEmbedding(embedding, prompts(self.n_ctx, width, self.init_std))

@@ -16,7 +16,8 @@ class LinearProbe(Method):
     """`Linear(embed_dim -> out_dim)` without bias on both embeddings; 512 -> 1024 is the papers' 1,048,576 parameters.
 
     With `init: orthogonal` both layers start as the same matrix with orthonormal columns, which keeps every cosine
-    and so starts at the backbone's output (to rounding); `init: default` is torch's and starts near chance.
+    and so starts at the backbone's output (to rounding), unless `out_dim` is below the embedding's; `init: default` is
+    torch's and starts near chance.
     """
 
     name = "linear_probe"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from methods.base import Method, ModelShape
+from methods.base import Method, ModelShape, TowerShape
 
 if TYPE_CHECKING:
     from bench.core.backbone import DualEncoder
@@ -52,11 +52,9 @@ class LoRA(Method):
         peft.inject_adapter_in_model(config, model.clip)
 
     def trainable_params(self, shape: ModelShape) -> int | None:
-        def sizes(width: int, target: str) -> int:
-            return 2 * width if target in ATTENTION else width + 4 * width
+        def sizes(tower: TowerShape, target: str) -> int:
+            return tower.width + (tower.width if target in ATTENTION else tower.mlp_width)
 
         return sum(
-            self.rank * sizes(tower.width, target) * tower.layers
-            for tower in shape.towers
-            for target in set(self.targets)
+            self.rank * sizes(tower, target) * tower.layers for tower in shape.towers for target in set(self.targets)
         )

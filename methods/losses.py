@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from bench.settings import Settings
+from methods.base import ModelShape, check_slots
 from methods.registry import Registry
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ class Loss(Settings):
     def second_view(self) -> float | None:
         """Element-wise dropout rate of a second pass the loss wants to see; None: one pass is enough."""
         return None
+
+    def check(self, shape: ModelShape) -> None:
+        """Raise UserError if this backbone can't give what the loss wants; called while a sweep is planned."""
+        if self.second_view is not None:
+            check_slots(f"loss {self.name}", shape, ("image", "text"))
 
     def attach(self, model: DualEncoder) -> None:
         """Add the loss's own trainable parameters, if it has any, to `model.extras`."""

@@ -195,6 +195,9 @@ def test_weights_that_cannot_be_had(tiny_models, tmp_path):
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(UserError, match="can't be read as a checkpoint"):
         core.load_backbone(settings(tmp_path / "cut.pt"))
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(UserError, match="can't be read as a checkpoint"):
+        core.load_backbone(settings(tmp_path / "empty.pt"))
     torch.save({"state_dict": {"visual.proj": torch.ones(2)}}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="does not fit 'tiny-test'"):
         core.load_backbone(settings(tmp_path / "other.pt"))

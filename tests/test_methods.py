@@ -32,8 +32,8 @@ TRAINED = [name for name in methods.names() if name != "zero_shot"]
 STARTS_ELSEWHERE = {"coop": "prompts take part in attention", "vpt": "prompts take part in attention"}
 SHAPE = ModelShape(
     "tiny-test",
-    TowerShape("VisionTransformer", 48, 3, 17),
-    TowerShape("TextTransformer", 32, 2, 24),
+    TowerShape("VisionTransformer", 48, 3, 17, mlp_width=192),
+    TowerShape("TextTransformer", 32, 2, 24, mlp_width=128),
     embed_dim=32,
     patch=8,
     total_params=None,
@@ -87,6 +87,17 @@ def test_counts_on_vit_b_32(name, settings, count):
         if method.trains:
             loss.attach(model)
     assert model.trainable_params() == count
+
+
+@pytest.mark.parametrize("model", ["ViT-g-14", "ViT-L-14", "ViT-B-16-plus-240"])
+def test_counts_follow_the_towers_own_proportions(model):
+    method = methods.get("lora")(targets=("mlp.c_fc", "attn.out"))
+    with torch.device("meta"):
+        real = core.DualEncoder(open_clip.CLIP(**model_config(model)))
+        total = real.total_params()
+        method.attach(real)
+    assert real.trainable_params() == method.trainable_params(model_shape(model))
+    assert total == model_shape(model).total_params
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -214,6 +225,14 @@ def test_prompt_depths_in_between():
         assert torch.isfinite(similarity(model)).all()
     with pytest.raises(UserError, match="prompt_depth 9 exceeds"):
         attached("vpt", prompt_depth=9)
+
+
+def test_what_does_not_fit_is_refused_while_planning():
+    with pytest.raises(UserError, match="n_ctx 75 leaves no room"):
+        methods.get("coop")(n_ctx=75).check(model_shape("ViT-B-32"))
+    with pytest.raises(UserError, match="loss hmmc needs open_clip's own transformer blocks"):
+        losses.get("hmmc")().check(model_shape("RN50"))
+    losses.get("info_nce")().check(model_shape("RN50"))
 
 
 def test_registry_suggests():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 import bench
 from bench import store
 from bench.core import cost
+from bench.core.inputs import Inputs
 from bench.run import execute, main, preflight
 from bench.spec import RunSpec
 
@@ -40,6 +42,7 @@ def make_run(root: Path, folder: Path, method: dict, loss: str = "info_nce", see
     return folder
 
 
+EPOCHS = 12
 MRS = {"name": "mrs_adapter", "bottleneck": 16, "shared_dim": 16}
 
 
@@ -56,9 +59,14 @@ def numbers(run_dir: Path) -> dict:
     }
 
 
+def epochs_done(run_dir: Path) -> int:
+    path = run_dir / store.HISTORY
+    return len(path.read_text().splitlines()) - 1 if path.exists() and path.stat().st_size else 0
+
+
 @pytest.fixture(scope="module")
 def finished(root, tmp_path_factory) -> Path:
-    run_dir = make_run(root, tmp_path_factory.mktemp("runs") / "whole", MRS, "hmmc", epochs=6)
+    run_dir = make_run(root, tmp_path_factory.mktemp("runs") / "whole", MRS, "hmmc", epochs=EPOCHS)
     assert execute(run_dir)["error"] is None
     return run_dir
 
@@ -82,8 +90,8 @@ def test_a_finished_run_holds_what_is_promised(finished):
 
 
 def test_same_seed_same_numbers_other_seed_others(root, finished, tmp_path):
-    again = make_run(root, tmp_path / "again", MRS, "hmmc", epochs=6)
-    other = make_run(root, tmp_path / "other", MRS, "hmmc", epochs=6, seed=1)
+    again = make_run(root, tmp_path / "again", MRS, "hmmc", epochs=EPOCHS)
+    other = make_run(root, tmp_path / "other", MRS, "hmmc", epochs=EPOCHS, seed=1)
     execute(again)
     execute(other)
     assert numbers(again) == numbers(finished)
@@ -91,13 +99,13 @@ def test_same_seed_same_numbers_other_seed_others(root, finished, tmp_path):
 
 
 def test_killed_twice_and_resumed_equals_uninterrupted(root, finished, tmp_path):
-    run_dir = make_run(root, tmp_path / "killed", MRS, "hmmc", epochs=6)
-    for epoch in (1, 3):
+    run_dir = make_run(root, tmp_path / "killed", MRS, "hmmc", epochs=EPOCHS, workers=1)
+    for epoch in (1, 4):
         process = subprocess.Popen([sys.executable, "-m", "bench.run", str(run_dir)], stdout=subprocess.DEVNULL)
-        while (store.read_progress(run_dir) or {"epoch": 0})["epoch"] <= epoch or not (run_dir / store.STATE).exists():
+        while epochs_done(run_dir) < epoch:
             assert process.poll() is None, "the run ended before it could be killed"
             time.sleep(0.01)
-        time.sleep(random.random() * 0.3)
+        time.sleep(random.random() * 0.2)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not store.is_finished(run_dir)
@@ -140,15 +148,35 @@ def test_divergence_is_a_failure_with_its_reason(root, tmp_path):
     assert not store.is_finished(run_dir)
 
 
-def test_accumulation_sees_every_pair(root, tmp_path):
-    run_dir = make_run(root, tmp_path / "acc", MRS, epochs=2, accumulate=4)
-    assert execute(run_dir)["error"] is None
+def test_the_test_set_is_scored_once(root, tmp_path, monkeypatch):
+    asked = []
+    eval_set = Inputs.eval_set
+    monkeypatch.setattr(Inputs, "eval_set", lambda self, split: asked.append(split) or eval_set(self, split))
+    assert execute(make_run(root, tmp_path / "once", MRS, epochs=2))["error"] is None
+    assert asked == ["val", "test"]
 
 
 def test_one_process_at_a_time(root, tmp_path):
     run_dir = make_run(root, tmp_path / "locked", MRS)
-    with store.claim(run_dir), pytest.raises(store.RunLocked):
-        execute(run_dir)
+    hold = (
+        "import sys, pathlib; from bench import store; lock = store.claim(pathlib.Path(sys.argv[1])); lock.__enter__()"
+    )
+    command = [sys.executable, "-c", f"{hold}; print('held', flush=True); input()", str(run_dir)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(store.RunLocked):
+            execute(run_dir)
+        other.kill()
+    assert execute(run_dir)["error"] is None  # the claim went with its process
+
+
+def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("unexpected pos 704 vs 598")  # torch's words for it
+
+    monkeypatch.setattr("bench.store.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(bench.errors.UserError, match="no space left"), store.disk_errors(tmp_path / "part"):
+        full()
 
 
 def test_command_line(finished, tmp_path, capsys):

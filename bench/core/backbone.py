@@ -160,13 +160,11 @@ class DualEncoder(nn.Module):
         """Wrap the text tower's token embedding."""
         self._text_owner.token_embedding = make(self._text_owner.token_embedding)  # type: ignore[arg-type]
 
-    def check_room_for_prompts(self, owner: str, n_ctx: int) -> None:
-        """UserError if so many prompt tokens leave no room for words, or the tower doesn't pool at its end token."""
+    def check_pools_at_end_token(self, owner: str) -> None:
+        """Raise UserError if the text tower takes its embedding from elsewhere: prompts would shift it."""
         pool = getattr(self.clip, "text_pool_type", getattr(self._text_owner, "pool_type", None))
         if pool != "argmax":
             raise UserError(f"{owner}: the text tower pools by '{pool}'; prompts need one that pools at the end token")
-        if n_ctx > self.context_length - 3:
-            raise UserError(f"{owner}: n_ctx {n_ctx} leaves no room for words in a context of {self.context_length}")
 
     # --- encoding ---
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -38,10 +37,10 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], bool]:
             content = _torchscript_tensors(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except Exception as error:  # a broken file can make these readers raise nearly anything
         raise UserError(
-            f"backbone.weights: {path} can't be read as a checkpoint ({str(error).splitlines()[0]}); "
-            "expected safetensors, or tensors saved by torch.save; download it again if it was cut off"
+            f"backbone.weights: {path} can't be read as a checkpoint ({type(error).__name__}); expected safetensors, "
+            "or tensors alone saved by torch.save; if it was cut off or is a download page, download it again"
         ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -75,6 +74,7 @@ class _TensorsOnly(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, prefix: str) -> None:
         super().__init__(archive.open(f"{prefix}/data.pkl"))
         self.archive, self.prefix = archive, prefix
+        self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
@@ -91,7 +91,10 @@ class _TensorsOnly(pickle.Unpickler):
 
     def persistent_load(self, key: Any) -> Any:
         _, dtype, name, _, _ = key
-        return torch.frombuffer(bytearray(self.archive.read(f"{self.prefix}/data/{name}")), dtype=dtype)
+        if name not in self.storages:  # several tensors may be views of one storage
+            data = bytearray(self.archive.read(f"{self.prefix}/data/{name}"))
+            self.storages[name] = torch.frombuffer(data, dtype=dtype)
+        return self.storages[name]
 
 
 def _torchscript_tensors(path: Path) -> dict[str, Tensor]:

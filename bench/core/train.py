@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import store
-from bench.core import retrieval
+from bench.core import cost, retrieval
 from bench.core.backbone import DualEncoder
 from bench.errors import UserError
 
@@ -94,13 +95,14 @@ def evaluate(model: DualEncoder, split: EvalSet) -> tuple[retrieval.Ranks, retri
 
 @dataclass
 class Fit:
-    """What training leaves behind; history has one row an epoch, seconds and pairs are those spent training."""
+    """What training leaves behind; history has one row an epoch; seconds, pairs and peak are those of training."""
 
     best_epoch: int | None = None
     best_metrics: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     pairs: int = 0
+    peak_bytes: int | None = None
 
     def best_file(self, folder: Path) -> Path:
         return folder / f"best-{self.best_epoch:04d}.safetensors"
@@ -131,11 +133,13 @@ def fit(
     steps_per_epoch = math.ceil(batches_per_epoch / settings.accumulate)
     total = steps_per_epoch * settings.epochs
     fit, first_epoch = _resume(folder, trainable, optimizer)
+    store.write_history(folder / store.HISTORY, fit.history)  # a kill may have come between the state and this
 
     for epoch in range(first_epoch, settings.epochs + 1):
         started = time.perf_counter()
         torch.manual_seed(seed_for(seed, "epoch", epoch))
-        model.train()
+        _train_mode(model)
+        cost.reset_peak_memory(device)
         loss_sum, pairs = torch.zeros((), device=device), 0
         for index, batch in enumerate(batches(epoch)):
             step = (epoch - 1) * steps_per_epoch + index // settings.accumulate
@@ -162,6 +166,7 @@ def fit(
                 f"the training loss is {train_loss} in epoch {epoch}; lower train.lr (now {settings.lr:g})"
             )
         seconds = time.perf_counter() - started
+        fit.peak_bytes = max(fit.peak_bytes or 0, cost.peak_memory(device) or 0) or None
         on_progress("validate", epoch=epoch)
         metrics = retrieval.metrics(*evaluate(model, validation))
         fit.seconds += seconds
@@ -184,6 +189,14 @@ def fit(
     return fit
 
 
+def _train_mode(model: DualEncoder) -> None:
+    """Training mode, but for batch norms: their statistics belong to the backbone and would drift."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
 @torch.no_grad()
 def _clamp_logit_scale(model: DualEncoder) -> None:
     scale = model.clip.logit_scale
@@ -200,6 +213,7 @@ def _save(
         "trainable": {name: p.detach() for name, p in trainable.items()},
         "optimizer": optimizer.state_dict(),
         "fit": asdict(fit),
+        "threads": torch.get_num_threads(),
     }
     part = folder / f".{store.STATE}.part"
     with store.disk_errors(part):
@@ -217,10 +231,17 @@ def _resume(folder: Path, trainable: dict[str, nn.Parameter], optimizer: torch.o
         return Fit(), 1
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        fit, threads, epoch = Fit(**state["fit"]), int(state["threads"]), int(state["epoch"])
         with torch.no_grad():
             for name, parameter in trainable.items():
                 parameter.copy_(state["trainable"][name])
-        optimizer.load_state_dict(state["optimizer"])
-        return Fit(**state["fit"]), int(state["epoch"]) + 1
-    except Exception as error:
-        raise UserError(f"the checkpoint {path} can't be read ({error}); delete it to start this run afresh") from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = type(error).__name__
+        raise UserError(
+            f"the checkpoint {path} can't be read ({reason}); delete it to start this run afresh"
+        ) from error
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_num_threads(threads)  # sums on a CPU round by how they are split
+    return fit, epoch + 1

@@ -31,7 +31,7 @@ from bench.weights import model_config
 
 SEED = 0
 SENTENCES = 4
-LONGEST = 24  # tokens; every general caption fits
+CONTEXT: int = model_config(backbone.MODEL)["text_cfg"]["context_length"]
 # Words that overhead pictures are described with, beyond the demo world's: their tokens are kept, though untrained.
 OVERHEAD = """
 airport baseball basketball beach bridge buildings bushes cars church city coast commercial container court crossing
@@ -60,20 +60,6 @@ def demo_captions() -> list[str]:
     return [caption for index in range(sum(world.SPLITS.values())) for caption in world.scene(0, index)[2]]
 
 
-class ShortText(nn.Module):
-    """The text tower on the first `LONGEST` tokens, exact under the causal mask and half the work."""
-
-    def __init__(self, clip: open_clip.CLIP) -> None:
-        super().__init__()
-        self.clip = clip
-
-    def forward(self, ids: Tensor) -> Tensor:
-        clip, length = self.clip, ids.shape[1]
-        x = clip.token_embedding(ids) + clip.positional_embedding[:length]
-        x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
-        return x[torch.arange(len(x), device=x.device), ids.argmax(dim=-1)] @ clip.text_projection
-
-
 def normalised(pictures: Tensor, device: torch.device) -> Tensor:
     """uint8 pictures to what open_clip's default normalisation gives."""
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN, device=device).view(1, 3, 1, 1)
@@ -83,22 +69,20 @@ def normalised(pictures: Tensor, device: torch.device) -> Tensor:
 
 def train(scenes: int, steps: int, batch: int, lr: float, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
     """The trained state with a compact token embedding, and the token ids of its rows."""
-    tokenizer = open_clip.SimpleTokenizer(context_length=48)
+    tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT)
     started = time.perf_counter()
     pictures, captions = pool(scenes)
     ids = tokenizer([caption for listed in captions for caption in listed]).view(scenes, SENTENCES, -1)
-    assert not ids[:, :, LONGEST:].any()
-    known = torch.cat([ids.view(-1, 48), tokenizer(demo_captions()), tokenizer(OVERHEAD.split())]).unique()
+    known = torch.cat([ids.view(-1, CONTEXT), tokenizer(demo_captions()), tokenizer(OVERHEAD.split())]).unique()
     print(f"{scenes} scenes drawn in {time.perf_counter() - started:.0f} s; {len(known)} tokens kept", flush=True)
 
     # A table of the kept tokens alone: the other 48,000 rows would cost half of every step. Ids keep their order, so
     # the end token stays the highest, where CLIP pools.
-    compact = torch.searchsorted(known, ids[:, :, :LONGEST].contiguous())
+    compact = torch.searchsorted(known, ids)
     config = copy.deepcopy(model_config(backbone.MODEL))
     config["text_cfg"]["vocab_size"] = len(known)
     torch.manual_seed(SEED)
     clip = open_clip.CLIP(**config).to(device)
-    text_tower = ShortText(clip)
     matrices = [p for p in clip.parameters() if p.ndim >= 2]
     others = [p for p in clip.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}])
@@ -114,7 +98,7 @@ def train(scenes: int, steps: int, batch: int, lr: float, device: torch.device) 
             group["lr"] = lr * lr_factor(step, steps, 1, schedule)
         images = normalised(pictures[rows], device)
         image = F.normalize(clip.encode_image(images), dim=-1)
-        text = F.normalize(text_tower(compact[rows, said].to(device)), dim=-1)
+        text = F.normalize(clip.encode_text(compact[rows, said].to(device)), dim=-1)
         loss = info_nce(image, text, clip.logit_scale.exp())
         loss.backward()
         nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
@@ -139,7 +123,7 @@ def zero_shot(path: Path, split: str = "test") -> float:
     pictures = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for _, picture, _ in scenes])
     captions = [caption for _, _, listed in scenes for caption in listed]
     image = F.normalize(clip.encode_image(normalised(pictures, torch.device("cpu"))), dim=-1)
-    text = F.normalize(clip.encode_text(open_clip.SimpleTokenizer(context_length=48)(captions)), dim=-1)
+    text = F.normalize(clip.encode_text(open_clip.SimpleTokenizer(context_length=CONTEXT)(captions)), dim=-1)
     owner = torch.arange(len(captions)) // 5
     return float(metrics(*score(image, text, torch.arange(len(captions)), owner))["mean_recall"])
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from bench.demo.pen import COLOURS, NUMBERS, SIZE, Colour, Pen, article, plural, shade
 
-SPLITS = {"train": 720, "val": 200, "test": 200}
+SPLITS = {"train": 720, "val": 128, "test": 208}
 """Images of each split; classes take turns, so every split holds them in equal parts."""
 
 GRASS, FIELD, SOIL = (134, 158, 98), (158, 166, 104), (178, 150, 112)

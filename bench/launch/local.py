@@ -77,9 +77,10 @@ class LocalPool:
 
     def launch(self, runs: Sequence[Path]) -> None:
         gpus = visible_gpus()
-        count = min(self.workers or len(gpus) or min(cpu_cores(), MAX_CPU_WORKERS), len(runs))
+        slots = self.workers or len(gpus) or min(cpu_cores(), MAX_CPU_WORKERS)
+        count = min(slots, len(runs))
         waiting = deque((0.0, run.absolute()) for run in runs)  # (not before, run)
-        pool = [self._start(slot, count, gpus) for slot in range(count)]
+        pool = [self._start(slot, slots, gpus) for slot in range(count)]
         try:
             while waiting or any(worker.run for worker in pool):
                 for worker in pool:
@@ -94,14 +95,14 @@ class LocalPool:
                         worker.run = None
                     else:
                         _bury(worker)
-                        pool[worker.slot] = self._start(worker.slot, count, gpus)
+                        pool[worker.slot] = self._start(worker.slot, slots, gpus)
         finally:
             _stop(pool)
 
-    def _start(self, slot: int, count: int, gpus: Sequence[str]) -> _Worker:
+    def _start(self, slot: int, slots: int, gpus: Sequence[str]) -> _Worker:
         environment = dict(os.environ)
         for name in THREADS:
-            environment.setdefault(name, str(max(1, cpu_cores() // count)))
+            environment.setdefault(name, str(max(1, cpu_cores() // slots)))
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))

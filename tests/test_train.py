@@ -1,0 +1,106 @@
+"""The loop's parts by hand: schedules, accumulation, frozen statistics, the weights of the adaptive triplet."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import methods
+from bench.core import losses
+from bench.core.train import Batch, EvalSet, evaluate, fit, lr_factor, make_optimizer
+from bench.spec import TrainSettings
+from methods import losses as registry
+from tests.test_backbone import batch, tiny
+
+
+def factors(total: int, per_epoch: int, **settings) -> list[float]:
+    return [lr_factor(step, total, per_epoch, TrainSettings(**settings)) for step in range(total)]
+
+
+def test_schedules_by_hand():
+    assert factors(4, 2, schedule="constant", warmup=0.5) == [0.5, 1, 1, 1]
+    assert factors(4, 2, schedule="linear", warmup=0) == [1, 0.75, 0.5, 0.25]
+    cosine = [(1 + math.cos(math.pi * done)) / 2 for done in (0, 0.25, 0.5, 0.75)]
+    assert factors(4, 2, schedule="cosine", warmup=0) == pytest.approx(cosine)
+    assert factors(6, 2, schedule="step", warmup=0, step_epochs=1, step_gamma=0.5) == [1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_weight_decay_falls_on_matrices_only():
+    model = tiny()
+    methods.get("harma")(bottleneck=16, heads=4).attach(model)
+    groups = make_optimizer(model.trainable().values(), TrainSettings(weight_decay=0.3)).param_groups
+    assert {group["weight_decay"]: {p.ndim for p in group["params"]} for group in groups} == {0.3: {2}, 0.0: {0, 1}}
+
+
+def train(folder: Path, per_batch: int, **settings):
+    """Two epochs over four pairs in batches, with a loss without negatives; returns model and the number of calls."""
+    folder.mkdir()
+    model = tiny()
+    torch.manual_seed(0)
+    methods.get("linear_probe")(out_dim=8).attach(model)
+    images, tokens = (torch.cat([part, part[:1]]) for part in batch())
+    parts = range(0, 4, per_batch)
+
+    def batches(epoch):
+        for start in parts:
+            chosen = slice(start, start + per_batch)
+            yield Batch(images[chosen], tokens[chosen], torch.arange(4)[chosen])
+
+    def loss(features, ids, model):
+        return (1 - (features.image * features.text).sum(dim=1)).mean()
+
+    split = EvalSet(lambda: [images], lambda: [tokens], torch.arange(4), torch.arange(4))
+    given = TrainSettings(epochs=2, lr=1e-2, warmup=0, schedule="constant", clip_grad_norm=None, **settings)
+    done = fit(model, loss, None, batches, len(parts), split, given, 0, folder, lambda *_, **__: None)
+    return model, done
+
+
+def test_accumulated_batches_equal_one_batch(tmp_path):
+    whole, _ = train(tmp_path / "whole", 4)
+    halves, done = train(tmp_path / "halves", 2, accumulate=2)
+    quarters, _ = train(tmp_path / "quarters", 1, accumulate=4)
+    for other in (halves, quarters):
+        for one, two in zip(whole.trainable().values(), other.trainable().values(), strict=True):
+            assert torch.allclose(one, two, atol=1e-5)
+    assert done.pairs == 8
+
+
+def test_the_last_short_window_is_a_step(tmp_path):
+    short, _ = train(tmp_path / "short", 1, accumulate=3)  # windows of 3 and 1
+    long, _ = train(tmp_path / "long", 1, accumulate=4)
+    assert not torch.allclose(short.image_head.weight, long.image_head.weight, atol=1e-4)
+
+
+def test_batch_norms_of_a_frozen_backbone_do_not_drift(tmp_path):
+    changes = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "patch_size": None, "image_size": 32}
+    model = tiny(vision_cfg=changes)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    methods.get("linear_probe")(out_dim=8).attach(model)
+    images, tokens = batch()
+    split = EvalSet(lambda: [images], lambda: [tokens], torch.arange(3), torch.arange(3))
+    loss = registry.get("info_nce")()
+    settings = TrainSettings(epochs=2, lr=1e-2)
+    one = Batch(images, tokens, torch.arange(3))
+    fit(model, loss, None, lambda epoch: iter([one]), 1, split, settings, 0, tmp_path, lambda *_, **__: None)
+    assert before
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
+def test_evaluation_restores_the_mode():
+    model = tiny()
+    images, tokens = batch()
+    split = EvalSet(lambda: [images], lambda: [tokens], torch.arange(3), torch.arange(3))
+    for training in (True, False):
+        model.train(training)
+        evaluate(model, split)
+        assert model.training is training
+
+
+def test_adaptive_triplet_weights_are_part_of_the_gradient():
+    torch.manual_seed(0)
+    image, text = (torch.nn.functional.normalize(torch.randn(4, 6, dtype=torch.float64), dim=-1) for _ in range(2))
+    image.requires_grad_()
+    assert torch.autograd.gradcheck(lambda a: losses.adaptive_triplet(a, text, 0.2), (image,))
