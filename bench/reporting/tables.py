@@ -200,10 +200,10 @@ def size(value: float) -> str:
 
 
 def params(count: int | None, exact: bool = True) -> str:
-    """161,088, or 0.16M as the papers print it (exact below 10,000)."""
+    """161,088, or 0.16M as the papers print it (exact below 100,000)."""
     if count is None:
         return DASH
-    if exact or count < 10_000:
+    if exact or count < 100_000:
         return f"{count:,}"
     return f"{count / 1e6:.2f}M" if count < 99.5e6 else f"{count / 1e6:.0f}M"
 
