@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[1]
 LIGHT = [
     "bench",
     "bench.data",
-    "bench.data.check",
     "bench.demo",
     "bench.methods",
     "bench.spec",

@@ -76,9 +76,9 @@ BAD = {
     "unknown key": (lambda text: text.replace("batch_size", "batchsize"), r"small.yaml:4: .*batchsize.*batch_size"),
     "unknown setting of a method": (
         lambda text: text.replace("bottleneck", "bottlneck"),
-        r"small.yaml:9: .*bottleneck",
+        r"small.yaml:10: .*bottleneck",
     ),
-    "unknown method": (lambda text: text.replace("lora:", "lroa:"), r"small.yaml:8: .*lroa.*lora"),
+    "unknown method": (lambda text: text.replace("lora:", "lroa:"), r"small.yaml:9: .*lroa.*lora"),
     "wrong type": (lambda text: text.replace("epochs: 1", "epochs: many"), r"small.yaml:4: .*epochs.*many"),
     "missing root": (lambda text: re.sub("root: [^,]*", "root: /no/such/folder", text), r"no folder /no/such/folder"),
     "missing weights": (lambda text: text.replace("random", "gone.pt"), r"no file .*gone.pt.*put its path there"),
