@@ -122,7 +122,9 @@ def test_gpus_are_counted(listing, gpus, tmp_path, monkeypatch):
 def pool_process(runs: Sequence[Path]) -> subprocess.Popen:
     """A process with a pool of two that computes `runs`; as a terminal would, it leads a process group."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom bench.launch.local import LocalPool\n"
+        "import signal, sys\nfrom pathlib import Path\nfrom bench.launch.local import LocalPool\n"
+        # A suite that was started in the background hands an ignored SIGINT down.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"try: LocalPool(2, '{TARGET}').launch([Path(a) for a in sys.argv[1:]])\n"
         "except KeyboardInterrupt: sys.exit(130)"
     )
