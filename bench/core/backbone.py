@@ -290,13 +290,15 @@ def load_backbone(settings: BackboneSettings) -> Backbone:
 
 
 def _create(model: str, tag: str | None = None) -> nn.Module:
-    logging.disable(logging.WARNING)  # open_clip warns that a model starts random even when that is what one wants
+    # open_clip warns that a model starts random even when that is wanted, and logs what it raises as well.
+    logging.disable(logging.ERROR)
     try:
         clip: nn.Module = open_clip.create_model(model, pretrained=tag, precision="fp32", pretrained_text=False)
     except (RuntimeError, OSError) as error:
         what = f"weights '{tag}' of '{model}'" if tag else f"the model '{model}'"
+        reason = str(error).removeprefix(f"Failed to download weights for tag '{tag}': ").splitlines()[0].rstrip(".")
         raise UserError(
-            f"backbone: {what} can't be had here ({str(error).splitlines()[0]}). On a machine without internet: "
+            f"backbone: {what} can't be had here ({reason}). On a machine without internet: "
             "download the checkpoint elsewhere and give its path as backbone.weights"
         ) from error
     finally:
