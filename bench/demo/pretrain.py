@@ -1,9 +1,9 @@
 """Make the tiny CLIP's weights again: `python -m bench.demo.pretrain`.
 
 Draws a pool of general scenes, trains both towers with InfoNCE, writes tiny-clip.safetensors and prints how the result
-scores on the demo world, of which it has seen neither a picture nor a caption. All randomness follows from one seed, but
-sums round differently on other hardware, so expect a file as good rather than the same one. The shipped file took 832 s
-on two CPU cores.
+scores on the demo world, of which it has seen neither a picture nor a caption. All randomness follows from one seed;
+sums round differently on other hardware, though, so expect a file as good rather than the same one. The shipped file
+took 832 s on two CPU cores.
 """
 
 from __future__ import annotations
