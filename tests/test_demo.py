@@ -122,7 +122,7 @@ def test_packing_is_undone_by_loading(tmp_path):
     assert loaded["logit_scale"] == 2.5
 
 
-def test_pretraining_runs_and_learns(tmp_path, monkeypatch):
+def test_pretraining_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "demo_captions", lambda: ["an airport"])
     state, known = pretrain.train(scenes=64, steps=3, batch=32, lr=1e-3, device=torch.device("cpu"))
     assert state[backbone.EMBEDDING].shape == (len(known), 128)

@@ -74,6 +74,23 @@ def test_the_last_short_window_is_a_step(tmp_path):
     assert not torch.allclose(short.image_head.weight, long.image_head.weight, atol=1e-4)
 
 
+def test_a_resumed_run_has_the_threads_it_started_with(tmp_path):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        train(tmp_path / "run", 4)
+        torch.set_num_threads(2)
+        model = tiny()
+        methods.get("linear_probe")(out_dim=8).attach(model)
+        split = EvalSet(list, list, torch.arange(4), torch.arange(4))
+        settings = TrainSettings(epochs=2, lr=1e-2, warmup=0, schedule="constant", clip_grad_norm=None)
+        done = fit(model, lambda *_: None, None, lambda _: [], 1, split, settings, 0, tmp_path / "run", lambda *_: None)
+        assert torch.get_num_threads() == 1
+        assert len(done.history) == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_batch_norms_of_a_frozen_backbone_do_not_drift(tmp_path):
     changes = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "patch_size": None, "image_size": 32}
     model = tiny(vision_cfg=changes)

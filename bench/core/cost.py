@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import socket
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import revision
 from bench.core.backbone import DualEncoder
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "peft", "numpy", "pillow", "petl-bench")
@@ -52,20 +52,6 @@ def peak_memory(device: torch.device) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -75,11 +61,10 @@ def _version(package: str) -> str | None:
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Code, packages and hardware, as far as they can be told; what can't be told is None."""
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
     cuda = device.type == "cuda"
     return {
-        "git_commit": commit,
-        "git_dirty": None if changes is None else bool(changes),
+        "git_commit": revision.commit(),
+        "git_dirty": revision.is_dirty(),
         "packages": {package: _version(package) for package in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import store
+from bench import revision, store
 from bench.errors import UserError
 from bench.launch.task import run_one
 from bench.spec import SlurmSettings
@@ -85,7 +85,7 @@ class SlurmArray:
             "job_ids": sorted({job.partition("_")[0] for job in ids}),
             "tasks": {run.name: job for run, job in zip(runs, ids, strict=True)},
             "folder": str(self.sweep_dir.absolute()),
-            "commit": _commit(),
+            "commit": revision.commit(),
         }
         store.write_json(self.folder / f"{now:%Y%m%dT%H%M%S%f}.json", manifest)
         return _arrays(ids)
@@ -112,13 +112,3 @@ def sbatch_parameters(settings: SlurmSettings, sweep: str) -> dict[str, Any]:
 
 def _arrays(job_ids: Sequence[str] | set[str]) -> str:
     return ",".join(sorted({job.partition("_")[0] for job in job_ids}))
-
-
-def _commit() -> str | None:
-    try:
-        asked = subprocess.run(
-            ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=SECONDS, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return asked.stdout.strip()
