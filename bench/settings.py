@@ -17,6 +17,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    @classmethod
+    def extra_depth(cls, key: str) -> int | None:
+        """How many lists deep a setting goes that is no field, in a class that takes such; None in all others."""
+        return None
+
 
 def cache_dir() -> Path:
     """Folder for decoded pixels and the demo world: $PETL_BENCH_CACHE, else ~/.cache/petl-bench."""

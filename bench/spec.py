@@ -8,7 +8,7 @@ import json
 import os
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -19,11 +19,12 @@ import yaml
 from pydantic import Field
 
 import methods
+from bench import budget
 from bench.config import Document, Dumper, Key, parse, parse_yaml, read_document, show
 from bench.errors import UserError
 from bench.settings import Settings
 from methods import losses
-from methods.base import Method, describe
+from methods.base import Method, ModelShape, describe
 from methods.losses import Loss
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -94,6 +95,7 @@ class SlurmSettings(Settings):
 
 class _Grid(Settings):
     seed: Any = (0,)
+    budget: Any = None
     method: Any
 
 
@@ -108,6 +110,9 @@ class _File(Settings):
     grid: _Grid
     slurm: SlurmSettings = SlurmSettings()
 
+
+# What may stand beside a method's own settings.
+BESIDE = ("preset", "train", "loss")
 
 # Without training these decide the score; the rest of the train settings can't matter.
 EVALUATION = ("augment", "captions", "eval_batch_size", "workers")
@@ -236,10 +241,12 @@ def _safe(text: str) -> str:
 
 
 def _differing(settings: Settings) -> list[str]:
+    fields = type(settings).model_fields
+    given = {key: getattr(settings, key) for key in fields} | (settings.model_extra or {})
     found = []
-    for key, field in type(settings).model_fields.items():
-        value = getattr(settings, key)
-        if field.is_required() or value != field.get_default(call_default_factory=True):
+    for key, value in given.items():
+        field = fields.get(key)
+        if field is None or field.is_required() or value != field.get_default(call_default_factory=True):
             shown = "+".join(map(str, value)) if isinstance(value, tuple | list) else value
             found.append(f"{key}{shown:g}" if isinstance(shown, float) else f"{key}{shown}")
     return found
@@ -272,9 +279,13 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
     Any list where a setting takes one value is an axis; where the setting is itself a list, a list of lists is. An
     override wins everywhere, also over a method's own `train` and `loss`. Order: dataset, backbone, method as listed,
-    its settings, loss, train, seed. A method that does not train gets one run: its seed is 0 and the train settings
-    that can't matter are the defaults. Relative paths start at the current folder. UserError for any mistake.
+    its settings, loss, budget, train, seed. A method that does not train gets one run: its seed is 0 and the train
+    settings that can't matter are the defaults. With `budget`, every other method gets a run at each number of
+    trainable parameters that its knob can reach; the notes say what it reached and what was left out.
+    Relative paths start at the current folder. UserError for any mistake.
     """
+    from bench.weights import model_shape
+
     document = read_document(path)
     if not isinstance(document.data, dict):
         raise UserError(f"{path}: expected a sweep file with 'name:', 'dataset:', ..., got {show(document.data)}")
@@ -285,22 +296,32 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     for seed, place in seeds:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise UserError(f"{place}: grid: seed: expected whole numbers from 0, got {show(seed)}")
+    budgets = (
+        [budget.read(value, place) for value, place in _values(document, ("grid", "budget"), file.grid.budget or [])]
+        if file.grid.budget is not None
+        else None
+    )
     datasets = [_dataset(document, choice) for choice in _section(DatasetSettings, document, ("dataset",))]
     backbones = [_backbone(document, choice) for choice in _section(BackboneSettings, document, ("backbone",))]
     trains = _section(TrainSettings, document, ("train",), file.train)
     runs: dict[str, RunSpec] = {}
-    total = 0
+    total, fitted = 0, []
     for (dataset, backbone), (entry, at) in itertools.product(
         itertools.product(datasets, backbones), _method_entries(document, file.grid.method)
     ):
-        for method, loss, train in _method_runs(document, at, entry, file.loss, trains):
-            _check(document, at, method, loss, backbone)
+        planned = _method_runs(document, at, entry, file.loss, trains, model_shape(backbone.model), budgets)
+        for method, loss, train, note in planned:
+            fitted += [note] if note else []
+            if method is None:
+                continue
             spec = RunSpec(file.name, dataset, backbone, method, loss, train, 0)
             found = [replace(spec, seed=seed) for seed, _ in seeds] if method.trains else [_untrained(spec)]
             total += len(found)
             for run in found:
                 runs.setdefault(run.run_id, run)
-    notes = [f"{total - len(runs)} of {total} combinations are the same run as another"] if total > len(runs) else []
+    notes = list(dict.fromkeys(fitted))
+    if total > len(runs):
+        notes.append(f"{total - len(runs)} of {total} combinations are the same run as another")
     return Sweep(file.name, path, tuple(runs.values()), file.slurm, tuple(notes))
 
 
@@ -354,7 +375,8 @@ def _section(cls: type[Settings], document: Document, path: Key, data: Any = Non
     axes = []
     for key, value in data.items():
         field = cls.model_fields.get(key)
-        axis = field is not None and isinstance(value, list) and _depth(value) > _type_depth(field.annotation)
+        depth = cls.extra_depth(key) if field is None else _type_depth(field.annotation)
+        axis = depth is not None and isinstance(value, list) and _depth(value) > depth
         options = _values(document, (*path, key), value) if axis else [(value, document.at((*path, key)))]
         axes.append([(key, option, place) for option, place in options])
     return [
@@ -441,27 +463,88 @@ def _method_entries(document: Document, listed: Any) -> list[tuple[dict[str, Any
 
 
 def _method_runs(
-    document: Document, at: Key, entry: dict[str, Any], common_loss: Any, trains: list[_Choice]
-) -> Iterator[tuple[Method, Loss, TrainSettings]]:
-    """Every (method, loss, train settings) that one entry of the grid stands for."""
+    document: Document,
+    at: Key,
+    entry: dict[str, Any],
+    common_loss: Any,
+    trains: list[_Choice],
+    shape: ModelShape,
+    budgets: Sequence[int] | None,
+) -> Iterator[tuple[Method | None, Loss, TrainSettings, str]]:
+    """Every (method, loss, train settings, note on its budget) that one entry of the grid stands for.
+
+    The method is None where a budget is out of its reach; the note says so.
+    """
     [(name, settings)] = entry.items()
     path = (*at, name)
     with _placed(document.at(path)):
         cls = methods.get(name)
     own = dict(settings) if isinstance(settings, Mapping) else {} if settings is None else settings
-    train, loss = (own.pop("train", None), own.pop("loss", None)) if isinstance(own, dict) else (None, None)
-    own_trains = _section(TrainSettings, document, (*path, "train"), train or {})
-    if loss is not None:
-        found_losses = list(_losses(document, (*path, "loss"), loss))
+    special = {key: own.pop(key, None) for key in BESIDE} if isinstance(own, dict) else dict.fromkeys(BESIDE)
+    own_trains = _section(TrainSettings, document, (*path, "train"), special["train"] or {})
+    if special["loss"] is not None:
+        found_losses = list(_losses(document, (*path, "loss"), special["loss"]))
     elif common_loss is not None:
         found_losses = list(_losses(document, ("loss",), common_loss))
     else:
         found_losses = [losses.get(cls.default_loss)()]
-    for choice in _section(cls, document, path, own):
-        method = parse(cls, choice.values, name, document, path, choice.places, also=("train", "loss"))
-        for one_loss, common, special in itertools.product(found_losses, trains, own_trains):
-            both = _Choice(common.values | special.values, common.places | special.places)
-            yield method, one_loss, parse(TrainSettings, both.values, "train", document, ("train",), both.places)
+    choices = [
+        _Choice(dict(preset) | choice.values, choice.places)
+        for preset in _presets(document, path, cls, special["preset"])
+        for choice in _section(cls, document, path, own)
+    ]
+    for choice, one_loss in itertools.product(choices, found_losses):
+
+        def make(knob: int | None = None, choice: _Choice = choice) -> Method:
+            values = choice.values if knob is None else {**choice.values, str(cls.knob): knob}
+            return parse(cls, values, name, document, path, choice.places, also=BESIDE)
+
+        plain = make()
+        with _placed(document.at(at)):
+            if plain.trains:
+                one_loss.check(shape)
+            sized = list(_sized(plain, None if cls.knob in choice.places else cls.knob, make, one_loss, shape, budgets))
+        for (method, note), common, special_train in itertools.product(sized, trains, own_trains):
+            both = _Choice(common.values | special_train.values, common.places | special_train.places)
+            train = parse(TrainSettings, both.values, "train", document, ("train",), both.places)
+            yield method, one_loss, train, note
+
+
+def _sized(
+    plain: Method,
+    knob: str | None,
+    make: Callable[[int | None], Method],
+    loss: Loss,
+    shape: ModelShape,
+    budgets: Sequence[int] | None,
+) -> Iterator[tuple[Method | None, str]]:
+    """The method as it is set, or at each budget, with a note; checked against the backbone either way."""
+
+    def count(method: Method) -> int | None:
+        method.check(shape)
+        own = method.trainable_params(shape)
+        return None if own is None else own + loss.params
+
+    if budgets is None or not plain.trains:
+        count(plain)
+        yield plain, ""
+        return
+    for each in budgets:
+        found = budget.fit(each, plain.name, knob, make, count)
+        yield found.method, found.note
+
+
+def _presets(document: Document, path: Key, cls: type[Method], listed: Any) -> list[Mapping[str, Any]]:
+    """The settings that `preset` names; nothing where there is none."""
+    if listed is None:
+        return [{}]
+    found = []
+    for value, place in _values(document, (*path, "preset"), listed):
+        if value not in cls.presets:
+            known = ", ".join(cls.presets) or "none"
+            raise UserError(f"{place}: {cls.name}: unknown preset {show(value)} (allowed: {known})")
+        found.append(cls.presets[value])
+    return found
 
 
 def _losses(document: Document, path: Key, listed: Any) -> Iterator[Loss]:
@@ -475,17 +558,6 @@ def _losses(document: Document, path: Key, listed: Any) -> Iterator[Loss]:
         inside: Key = (*path, listed.index(item), name) if isinstance(listed, list) and item in listed else path
         for choice in _section(cls, document, inside, settings or {}):
             yield parse(cls, choice.values, f"loss {name}", document, inside, choice.places)
-
-
-def _check(document: Document, at: Key, method: Method, loss: Loss, backbone: BackboneSettings) -> None:
-    from bench.weights import model_shape
-
-    shape = model_shape(backbone.model)
-    with _placed(document.at(at)):
-        method.check(shape)
-        method.trainable_params(shape)
-        if method.trains:
-            loss.check(shape)
 
 
 def _untrained(spec: RunSpec) -> RunSpec:

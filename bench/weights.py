@@ -6,6 +6,8 @@ import difflib
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,16 +66,14 @@ def _slots(config: dict[str, Any], side: str) -> tuple[str, str | None]:
     return ("VisionTransformer" if side == "image" else "TextTransformer"), None
 
 
-def _tower_params(tower: TowerShape) -> int:
-    width, mlp = tower.width, tower.mlp_width
-    attention = 4 * width * width + 4 * width
-    return tower.layers * (attention + 2 * width * mlp + mlp + width + 4 * width)
-
-
 @cache
 def model_shape(model: str) -> ModelShape:
     """Sizes of an open_clip model from its config alone, without torch and without building it."""
-    config = model_config(model)
+    return shape_of(model, model_config(model))
+
+
+def shape_of(model: str, config: Mapping[str, Any]) -> ModelShape:
+    """The same for a config at hand, under the name `model`."""
     vision, text, embed = config["vision_cfg"], config["text_cfg"], config["embed_dim"]
     side = vision.get("image_size", 224)
     height, width = side if isinstance(side, list) else (side, side)
@@ -98,22 +98,25 @@ def model_shape(model: str) -> ModelShape:
         mlp_width=int(text_width * text.get("mlp_ratio", 4.0)),
         slots=text_slots,
     )
-    return ModelShape(model, image, words, embed, patch, _total_params(config, image, words))
+    if not set(config) - PLAIN_MODEL:
+        if image_slots is None and not set(vision) - PLAIN_IMAGE:
+            ends = 3 * patch * patch * image.width + (1 + image.tokens) * image.width + 4 * image.width
+            image = _counted(image, ends, embed)
+        if text_slots is None and not set(text) - PLAIN_TEXT:
+            ends = (text.get("vocab_size", 49408) + words.tokens) * words.width + 2 * words.width
+            words = _counted(words, ends, embed)
+    return ModelShape(model, image, words, embed, patch)
 
 
-def _total_params(config: dict[str, Any], image: TowerShape, text: TowerShape) -> int | None:
-    """Closed form for CLIP's own anatomy; None for any other (layer scale, attention pooling, other towers, ...)."""
-    vision, words = config["vision_cfg"], config["text_cfg"]
-    plain_vision = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
-    plain_text = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
-    plain_model = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
-    if image.slots or text.slots or set(vision) - plain_vision or set(words) - plain_text or set(config) - plain_model:
-        return None
-    embed, patch, vocabulary = config["embed_dim"], vision.get("patch_size", 16), words.get("vocab_size", 49408)
-    image_side = 3 * patch * patch * image.width + (1 + image.tokens) * image.width + 4 * image.width
-    text_side = (vocabulary + text.tokens) * text.width + 2 * text.width
-    towers = _tower_params(image) + _tower_params(text)
-    return image_side + text_side + towers + (image.width + text.width) * embed + 1
+# CLIP's own anatomy; anything else (layer scale, attention pooling, a logit bias, ...) has no closed form here.
+PLAIN_MODEL = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
+PLAIN_IMAGE = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+PLAIN_TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
+
+
+def _counted(tower: TowerShape, ends: int, embed_dim: int) -> TowerShape:
+    """The shape with the number of its weights: embeddings and outer norms (`ends`), blocks, projection."""
+    return replace(tower, params=ends + tower.layers * tower.block_params + tower.width * embed_dim)
 
 
 def file_sha256(path: Path) -> str:

@@ -10,16 +10,30 @@ from methods.registry import Registry
 
 METHODS: Registry[Method] = Registry(
     kind="method",
+    base=Method,
     entry_points="petl_bench.methods",
     built_in={
         "zero_shot": "methods.zero_shot:ZeroShot",
         "full_finetune": "methods.full_finetune:FullFinetune",
+        "lit": "methods.lit:LiT",
+        "last_block": "methods.last_block:LastBlock",
+        "bitfit": "methods.bitfit:BitFit",
+        "ln_tuning": "methods.ln_tuning:LNTuning",
         "linear_probe": "methods.linear_probe:LinearProbe",
-        "lora": "methods.lora:LoRA",
+        "clip_adapter": "methods.clip_adapter:CLIPAdapter",
         "coop": "methods.coop:CoOp",
         "vpt": "methods.vpt:VPT",
+        "vl_prompt": "methods.vl_prompt:VLPrompt",
+        "maple": "methods.maple:MaPLe",
+        "adapter": "methods.adapter:Adapter",
+        "adaptformer": "methods.adaptformer:AdaptFormer",
+        "convpass": "methods.convpass:Convpass",
+        "cross_modal_adapter": "methods.cross_modal_adapter:CrossModalAdapter",
+        "uniadapter": "methods.uniadapter:UniAdapter",
         "mrs_adapter": "methods.mrs_adapter:MRSAdapter",
         "harma": "methods.harma:HarMA",
+        "lora": "methods.lora:LoRA",
+        "peft": "methods.peft:Peft",
     },
 )
 

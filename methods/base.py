@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TowerShape:
-    """One tower's size. `slots` is None where its blocks take adapters and prompts, else the reason why not."""
+    """One tower's size. `slots` is None where its blocks take adapters and prompts, else the reason why not.
+
+    `params` counts all of its weights; None where its anatomy is not CLIP's own, for which no closed form is known.
+    """
 
     kind: str
     width: int
@@ -23,6 +26,13 @@ class TowerShape:
     tokens: int  # image: patches + class token; text: context length
     mlp_width: int
     slots: str | None = None
+    params: int | None = None
+
+    @property
+    def block_params(self) -> int:
+        """The weights of one of open_clip's own blocks: attention, MLP, two LayerNorms."""
+        attention, norms = 4 * self.width * (self.width + 1), 4 * self.width
+        return attention + norms + 2 * self.width * self.mlp_width + self.mlp_width + self.width
 
 
 @dataclass(frozen=True)
@@ -34,19 +44,27 @@ class ModelShape:
     text: TowerShape
     embed_dim: int
     patch: int
-    total_params: int | None  # None where no closed form is known: other towers than open_clip's own transformers
 
     @property
     def towers(self) -> tuple[TowerShape, TowerShape]:
         return self.image, self.text
 
+    @property
+    def total_params(self) -> int | None:
+        """All weights, the temperature included; None where no closed form is known."""
+        if self.image.params is None or self.text.params is None:
+            return None
+        return self.image.params + self.text.params + 1
+
 
 class Method(Settings):
     """Base class of all methods. An instance is one configuration: its fields are the settings of the sweep file.
 
-    A subclass says what it is (`name`, `paper`), implements `attach` and `trainable_params`, and is registered by a
-    line in `methods/__init__.py` or by an entry point of the group `petl_bench.methods`. The methods shipped here
-    import torch inside `attach` only, so that planning a sweep stays instant; a method of your own need not.
+    A subclass says what it is (the class variables below), implements `attach` and `trainable_params`, and is
+    registered by a line in `methods/__init__.py`, by an entry point of the group `petl_bench.methods`, or by
+    `--plugin FILE`. Its defaults are those of its own paper. The methods shipped here import torch inside `attach`
+    only, so that planning a sweep stays instant; a method of your own need not. `python -m bench.check` tells
+    whether a class keeps what it promises.
     """
 
     name: ClassVar[str]
@@ -54,11 +72,21 @@ class Method(Settings):
     default_loss: ClassVar[str] = "info_nce"
     trains: ClassVar[bool] = True
     needs_slots: ClassVar[tuple[str, ...]] = ()  # the towers ("image", "text") whose blocks it fills
+    # Named sets of settings for sweep files (`preset: table`); `table` is what the published Params columns count.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    # The whole-number setting that a parameter budget is solved for, such as the rank; None: the count is fixed.
+    knob: ClassVar[str | None] = None
+    # Why the output differs from the backbone's before any training; None: it does not.
+    starts_elsewhere: ClassVar[str | None] = None
+    # Whether a caption's embedding is the same with its padding cut off, as CLIP's own is.
+    trims_text: ClassVar[bool] = True
+    # Settings under which the conformance suite tries it, by a short label; small ones, on towers of 2 and 3 blocks.
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {}}
 
     def attach(self, model: DualEncoder) -> None:
         """Add the trainable parts to a frozen model, in place. What has `requires_grad` afterwards is trained.
 
-        New branches start so that the output equals the backbone's, or the docstring says why they can't.
+        New branches start so that the output equals the backbone's, or `starts_elsewhere` says why they can't.
         """
         raise NotImplementedError(f"{type(self).__name__}.attach")
 
@@ -69,6 +97,20 @@ class Method(Settings):
     def check(self, shape: ModelShape) -> None:
         """Raise UserError if this backbone can't take the method; called while a sweep is planned."""
         check_slots(self.name, shape, self.needs_slots)
+
+    @property
+    def knob_step(self) -> int:
+        """The knob takes whole multiples of this."""
+        return 1
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether `merge` can fold what was trained into the backbone's own weights."""
+        return False
+
+    def merge(self, model: DualEncoder) -> None:
+        """Fold what was trained into the backbone's own weights, so that it costs nothing at inference."""
+        raise UserError(f"{self.name} cannot be merged into the backbone")
 
 
 def check_slots(owner: str, shape: ModelShape, sides: Iterable[str]) -> None:
@@ -92,6 +134,18 @@ def check_depth(owner: str, depth: int | str, layers: int) -> int:
             f"{owner}: prompt_depth {depth} exceeds the tower's {layers} blocks; give 1 to {layers} or 'all'"
         )
     return depth
+
+
+def sides_by_depth(image_layers: int, text_layers: int) -> list[tuple[str, ...]]:
+    """The towers that have a block at each depth: both, and below the shallower one's last block the other alone."""
+    layers = {"image": image_layers, "text": text_layers}
+    return [tuple(side for side in layers if depth < layers[side]) for depth in range(max(layers.values()))]
+
+
+def check_context(owner: str, n_ctx: int, shape: ModelShape) -> None:
+    """Raise UserError if so many prompts leave no room for words."""
+    if n_ctx > shape.text.tokens - 3:
+        raise UserError(f"{owner}: {n_ctx} prompts leave no room for words in a context of {shape.text.tokens}")
 
 
 def describe(settings: Settings) -> dict[str, Any]:

@@ -15,17 +15,18 @@ if TYPE_CHECKING:
 class HarMA(Method):
     """`m = MLP(LN x)`; `x <- x + g A(m) + (1 - g) m`, with `g` a learned gate: see `methods.layers.HarmaAdapter`.
 
-    Default as in the released code, where the paper's shared module `B` reaches the text tower alone
-    (`shared: text`); `shared: both` also gives image block i the text block i's `B`, where there is one, with the same
-    count. 5,934,397 parameters on
-    ViT-B-32, one of them the loss's temperature. The text adapter attends over all tokens, padding too, so the
-    embedding of a caption depends on its padding. The start equals the backbone to about 3e-6.
+    Default as in the released code, where the paper's shared module `B` reaches the text tower alone (`shared: text`);
+    `shared: both` also gives image block i the text block i's `B`, if there is one, with the same count. 5,934,397 parameters on ViT-B-32, one of them the loss's temperature. The text adapter attends over all
+    tokens, padding too, so the embedding of a caption depends on its padding. The start equals the backbone to about 3e-6.
     """
 
     name = "harma"
     paper = "Huang 2024, arXiv 2404.18253"
     default_loss = "harma"
     needs_slots = ("image", "text")
+    knob = "bottleneck"
+    trims_text = False
+    examples = {"": {"bottleneck": 16, "heads": 4}, "both": {"bottleneck": 16, "heads": 4, "shared": "both"}}
     bottleneck: int = Field(128, ge=2)
     heads: int = Field(8, ge=1)
     shared: Literal["text", "both"] = "text"
@@ -36,8 +37,12 @@ class HarMA(Method):
             raise ValueError(f"bottleneck {self.bottleneck} must be a multiple of twice the heads ({2 * self.heads})")
         return self
 
+    @property
+    def knob_step(self) -> int:
+        return 2 * self.heads
+
     def attach(self, model: DualEncoder) -> None:
-        from methods.layers import HarmaAdapter, HarmaShared
+        from methods.layers.harma import HarmaAdapter, HarmaShared
 
         image, text = model.image_blocks, model.text_blocks
         shared = [HarmaShared(self.bottleneck, self.heads) for _ in text.slotted()]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from methods.base import Method, ModelShape, TowerShape
+from methods.base import Method, ModelShape, TowerShape, check_slots
 
 if TYPE_CHECKING:
     from bench.core.backbone import DualEncoder
@@ -26,35 +26,44 @@ class LoRA(Method):
     name = "lora"
     paper = "Hu et al. 2022, arXiv 2106.09685"
     needs_slots = ("image", "text")
+    knob = "rank"
+    examples = {
+        "": {},
+        "all": {"rank": 2, "targets": ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.c_fc", "mlp.c_proj")},
+        "text": {"rank": 2, "towers": "text", "targets": ("mlp.c_fc",)},
+    }
     rank: int = Field(4, ge=1)
     alpha: float = Field(8.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: tuple[Target, ...] = Field(("attn.q", "attn.v"), min_length=1)
+    towers: Literal["both", "image", "text"] = "both"
+
+    def check(self, shape: ModelShape) -> None:
+        check_slots(self.name, shape, self._sides())
+
+    def _sides(self) -> tuple[str, ...]:
+        return ("image", "text") if self.towers == "both" else (self.towers,)
 
     def attach(self, model: DualEncoder) -> None:
-        import peft
+        from peft import LoraConfig
 
-        from methods.layers import split_attention
+        from methods.layers.tuners import inject
 
-        names = []
-        for blocks in (model.image_blocks, model.text_blocks):
-            for prefix, block in blocks.named_blocks():
-                if any(target in ATTENTION for target in self.targets):
-                    split_attention(block)
-                names += [f"{prefix}.{target}" for target in self.targets]
-        config = peft.LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
-            lora_dropout=self.dropout,
-            target_modules=names,
-            bias="none",
-        )
-        peft.inject_adapter_in_model(config, model.clip)
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout)  # type: ignore[arg-type]
+        inject(model, config, self.towers, self.targets)
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         def sizes(tower: TowerShape, target: str) -> int:
             return tower.width + (tower.width if target in ATTENTION else tower.mlp_width)
 
-        return sum(
-            self.rank * sizes(tower, target) * tower.layers for tower in shape.towers for target in set(self.targets)
-        )
+        towers: list[TowerShape] = [getattr(shape, side) for side in self._sides()]
+        return sum(self.rank * sizes(tower, target) * tower.layers for tower in towers for target in set(self.targets))
+
+    @property
+    def mergeable(self) -> bool:
+        return True
+
+    def merge(self, model: DualEncoder) -> None:
+        from methods.layers.tuners import merge
+
+        merge(model)

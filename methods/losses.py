@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -58,6 +59,50 @@ class InfoNCE(Loss):
         return losses.info_nce(features.image, features.text, model.logit_scale, ids)
 
 
+class SigLIP(Loss):
+    """A sigmoid of every pair on its own, with a trained temperature and bias.
+
+    They start at the backbone's where it was trained with them, else as in the paper: 10 and -10.
+    `targets: image` counts every caption of the same image in the batch as a positive.
+    """
+
+    name = "siglip"
+    paper = "Zhai et al. 2023, arXiv 2303.15343"
+    params = 2
+    targets: Literal["pair", "image"] = "pair"
+
+    def attach(self, model: DualEncoder) -> None:
+        import torch
+
+        clip = model.clip
+        trained = getattr(clip, "logit_bias", None) is not None
+        scale, bias = (clip.logit_scale, clip.logit_bias) if trained else (math.log(10.0), -10.0)
+        model.extras["siglip_scale"] = torch.nn.Parameter(torch.tensor(float(scale)))  # type: ignore[arg-type]
+        model.extras["siglip_bias"] = torch.nn.Parameter(torch.tensor(float(bias)))  # type: ignore[arg-type]
+
+    def __call__(self, features: Features, image_ids: Tensor, model: DualEncoder) -> Tensor:
+        from bench.core import losses
+
+        ids = image_ids if self.targets == "image" else None
+        scale, bias = model.extras["siglip_scale"].exp(), model.extras["siglip_bias"]
+        return losses.sigmoid(features.image, features.text, scale, bias, ids)
+
+
+class Triplet(Loss):
+    """Hinge triplets on cosines: against the hardest negative of the batch, or the sum over all."""
+
+    name = "triplet"
+    paper = "Faghri et al. 2018, arXiv 1707.05612 (VSE++: hardest); Kiros et al. 2014, arXiv 1411.2539 (sum)"
+    margin: float = Field(0.2, ge=0)
+    negatives: Literal["hardest", "sum"] = "hardest"
+
+    def __call__(self, features: Features, image_ids: Tensor, model: DualEncoder) -> Tensor:
+        from bench.core import losses
+
+        triplet = losses.hardest_triplet if self.negatives == "hardest" else losses.sum_triplet
+        return triplet(features.image, features.text, self.margin)
+
+
 class HMMC(Loss):
     """Hardest-negative triplets between image and text, and between each and its own view under dropout."""
 
@@ -106,9 +151,12 @@ class HarMALoss(Loss):
 
 LOSSES: Registry[Loss] = Registry(
     kind="loss",
+    base=Loss,
     entry_points="petl_bench.losses",
     built_in={
         "info_nce": "methods.losses:InfoNCE",
+        "siglip": "methods.losses:SigLIP",
+        "triplet": "methods.losses:Triplet",
         "hmmc": "methods.losses:HMMC",
         "harma": "methods.losses:HarMALoss",
     },

@@ -25,20 +25,23 @@ class MRSAdapter(Method):
     paper = "Yuan, Zhan, Xiong 2023, arXiv 2308.12509"
     default_loss = "hmmc"
     needs_slots = ("image", "text")
+    knob = "bottleneck"
+    examples = {"": {"bottleneck": 8, "shared_dim": 8}}
     bottleneck: int = Field(64, ge=1)
-    shared_dim: int = Field(64, ge=0)
+    shared_dim: int = Field(64, ge=1)
     dropout: float = Field(0.5, ge=0, lt=1)
 
     def attach(self, model: DualEncoder) -> None:
-        from methods.layers import MRSBranch, MRSModule
+        import torch.nn.functional as F
+
+        from methods.layers.adapters import Door, TwoTowerBottleneck
 
         towers = {"image": model.image_blocks, "text": model.text_blocks}
-        module = MRSModule(
-            {side: blocks.width for side, blocks in towers.items()}, self.bottleneck, self.shared_dim, self.dropout
-        )
+        widths = {side: blocks.width for side, blocks in towers.items()}
+        module = TwoTowerBottleneck(widths, self.bottleneck, self.shared_dim, F.relu, self.dropout)
         for side, blocks in towers.items():
             for block in blocks.slotted():
-                block.fill(beside_mlp=MRSBranch(module, side))
+                block.fill(beside_mlp=Door(module, side, serial=False))
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         def tower(width: int) -> int:

@@ -16,26 +16,24 @@ class VPT(Method):
     """`n_ctx` learned tokens join the first block and are replaced by new ones in each block up to `prompt_depth`.
 
     `all` is VPT-deep, 1 is VPT-shallow. The tokens follow the patches (their order is nothing to a tower without
-    masks) and are dropped after the last block. Uniform Xavier start, as in the paper. The output differs from the
-    backbone's from the start, because prompts take part in attention.
+    masks) and are dropped after the last block. Uniform Xavier start, as in the paper.
     """
 
     name = "vpt"
     paper = "Jia et al. 2022, arXiv 2203.12119"
     needs_slots = ("image",)
+    knob = "n_ctx"
+    starts_elsewhere = "the prompts take part in attention"
+    examples = {"deep": {"n_ctx": 3}, "shallow": {"n_ctx": 3, "prompt_depth": 1}}
     n_ctx: int = Field(50, ge=1)
     prompt_depth: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
 
     def attach(self, model: DualEncoder) -> None:
-        from methods.layers import AppendTokens, DropLast, OverwriteTokens, uniform_prompts
+        from methods.layers.prompts import prompt_image, uniform_prompts
 
-        blocks = model.image_blocks.slotted()
-        depth = check_depth(self.name, self.prompt_depth, len(blocks))
-        width, patch = model.image_blocks.width, model.patch
-        blocks[0].fill(enter=AppendTokens(uniform_prompts(self.n_ctx, width, patch)))
-        for block in blocks[1:depth]:
-            block.fill(enter=OverwriteTokens(uniform_prompts(self.n_ctx, width, patch), start=-self.n_ctx))
-        blocks[-1].fill(exit=DropLast(self.n_ctx))
+        blocks = model.image_blocks
+        depth = check_depth(self.name, self.prompt_depth, len(blocks.list))
+        prompt_image(model, [uniform_prompts(self.n_ctx, blocks.width, model.patch) for _ in range(depth)])
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         return check_depth(self.name, self.prompt_depth, shape.image.layers) * self.n_ctx * shape.image.width

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import open_clip
 import torch
@@ -39,14 +39,26 @@ class Features:
     text_view: Tensor | None = None
 
 
-class SlottedBlock(ResidualAttentionBlock):
-    """open_clip's transformer block with five optional slots; it adopts the block's own parts, their names unchanged.
+class AfterStep(Protocol):
+    """What a method does after every optimizer step; its state goes into checkpoints."""
 
-    x = enter(x);  x = x + ls_1(after_attn(attn(ln_1 x)));  y = x + ls_2(after_mlp(mlp(ln_2 x))) + beside_mlp(x);
-    return exit(y). Without slots filled it computes what the block did, to the last bit.
+    def __call__(self, step: int, total: int) -> None:
+        """Optimizer step `step` (from 1) of `total` is done; the gradients are still there."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class SlottedBlock(ResidualAttentionBlock):
+    """open_clip's transformer block with six optional slots; it adopts the block's own parts, their names unchanged.
+
+    x = enter(x);  x = x + ls_1(after_attn(attn(ln_1 x))) + beside_attn(x);
+    y = x + ls_2(after_mlp(mlp(ln_2 x))) + beside_mlp(x);  return exit(y).
+    Without slots filled it computes what the block did, to the last bit.
     """
 
-    SLOTS = ("enter", "after_attn", "after_mlp", "beside_mlp", "exit")
+    SLOTS = ("enter", "after_attn", "beside_attn", "after_mlp", "beside_mlp", "exit")
 
     def __init__(self, block: ResidualAttentionBlock) -> None:
         nn.Module.__init__(self)
@@ -70,7 +82,8 @@ class SlottedBlock(ResidualAttentionBlock):
         """(batch, tokens, width) to the same, unless a slot changes the number of tokens."""
         x = q_x if self.enter is None else self.enter(q_x)
         attended = self.attention(self.ln_1(x), attn_mask=attn_mask)
-        x = x + self.ls_1(attended if self.after_attn is None else self.after_attn(attended))
+        r = x + self.ls_1(attended if self.after_attn is None else self.after_attn(attended))
+        x = r if self.beside_attn is None else r + self.beside_attn(x)
         mixed = self.mlp(self.ln_2(x))
         y = x + self.ls_2(mixed if self.after_mlp is None else self.after_mlp(mixed))
         if self.beside_mlp is not None:
@@ -115,6 +128,8 @@ class DualEncoder(nn.Module):
         self.text_head: nn.Module = nn.Identity()
         self.extras = nn.ParameterDict()
         self.token_rewrites: list[Callable[[Tensor], Tensor]] = []
+        self.penalties: list[Callable[[], Tensor]] = []  # a method's own terms of the loss
+        self.after_step: list[AfterStep] = []
 
     # --- what methods reach for ---
 
@@ -155,6 +170,14 @@ class DualEncoder(nn.Module):
     def logit_scale(self) -> Tensor:
         """The factor on cosines (about 100 for trained CLIPs), as the backbone has it."""
         return self.clip.logit_scale.exp()  # type: ignore[union-attr,operator]
+
+    def tower_parameters(self, side: str) -> dict[str, nn.Parameter]:
+        """All weights of the tower "image" or "text" by their names in the open_clip model; no temperature."""
+        return {
+            name: parameter
+            for name, parameter in self.clip.named_parameters()
+            if not name.startswith("logit_") and name.startswith("visual.") == (side == "image")
+        }
 
     def replace_token_embedding(self, make: Callable[[nn.Embedding], nn.Embedding]) -> None:
         """Wrap the text tower's token embedding."""

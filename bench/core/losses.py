@@ -22,6 +22,19 @@ def info_nce(image: Tensor, text: Tensor, scale: Tensor, image_ids: Tensor | Non
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
+def sigmoid(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, image_ids: Tensor | None = None) -> Tensor:
+    """`-1/n sum_ij log sigmoid(z_ij (scale * S_ij + bias))`, z = 1 for positives, else -1 (SigLIP, arXiv 2303.15343).
+
+    With `image_ids` (batch,) every text whose image has the same id is a positive; without, only pair i is.
+    """
+    logits = scale * image @ text.T + bias
+    if image_ids is None:
+        positive = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    else:
+        positive = image_ids[:, None] == image_ids[None, :]
+    return -F.logsigmoid(torch.where(positive, logits, -logits)).sum() / len(logits)
+
+
 def _violations(scores: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """max(0, margin + S_ij - S_ii) by row and by column (transposed back to anchor rows), zero on the diagonal."""
     own = scores.diagonal()[:, None]
@@ -38,6 +51,12 @@ def hardest_triplet(a: Tensor, b: Tensor, margin: float) -> Tensor:
     """
     by_row, by_column = _violations(a @ b.T, margin)
     return by_row.amax(dim=1).sum() + by_column.amax(dim=1).sum()
+
+
+def sum_triplet(a: Tensor, b: Tensor, margin: float) -> Tensor:
+    """All negatives' violations in both directions, summed over anchors."""
+    by_row, by_column = _violations(a @ b.T, margin)
+    return by_row.sum() + by_column.sum()
 
 
 def adaptive_triplet(image: Tensor, text: Tensor, margin: float) -> Tensor:

@@ -1,0 +1,62 @@
+"""The sequential adapter: a bottleneck behind the sublayers of every block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from methods.base import Method, ModelShape, TowerShape
+
+if TYPE_CHECKING:
+    from bench.core.backbone import DualEncoder
+
+Place = Literal["after_attn", "after_mlp"]
+
+
+class Adapter(Method):
+    """`A(m) = m + Up(GELU(Down m))` on a sublayer's output m, before the residual addition.
+
+    As published: behind attention and behind the MLP of every block, with the blocks' LayerNorms trained along
+    (`layer_norms`). `preset: table` is what the published table's 165,248 on ViT-B-32 stands for: one module a tower,
+    behind the MLP of all its blocks. Up starts at zero where the paper has a near-identity of small random weights.
+    """
+
+    name = "adapter"
+    paper = "Houlsby et al. 2019, arXiv 1902.00751"
+    needs_slots = ("image", "text")
+    presets = {"paper": {}, "table": {"places": ("after_mlp",), "shared": True, "layer_norms": False}}
+    knob = "bottleneck"
+    examples = {
+        "": {"bottleneck": 4},
+        "shared": {"bottleneck": 4, "shared": True, "places": ("after_mlp",), "layer_norms": False},
+    }
+    bottleneck: int = Field(64, ge=1)
+    places: tuple[Place, ...] = Field(("after_attn", "after_mlp"), min_length=1)
+    shared: bool = False
+    layer_norms: bool = True
+
+    def attach(self, model: DualEncoder) -> None:
+        import torch.nn.functional as F
+
+        from methods.layers.adapters import Bottleneck
+
+        for blocks in (model.image_blocks, model.text_blocks):
+
+            def new(width: int = blocks.width) -> Bottleneck:
+                return Bottleneck(width, self.bottleneck, F.gelu, serial=True)
+
+            one = new() if self.shared else None
+            for block in blocks.slotted():
+                block.fill(**{place: one or new() for place in dict.fromkeys(self.places)})
+                if self.layer_norms:
+                    block.ln_1.requires_grad_(True)
+                    block.ln_2.requires_grad_(True)
+
+    def trainable_params(self, shape: ModelShape) -> int | None:
+        def tower(side: TowerShape) -> int:
+            module = 2 * side.width * self.bottleneck + self.bottleneck + side.width
+            modules = 1 if self.shared else side.layers * len(set(self.places))
+            return modules * module + (side.layers * 4 * side.width if self.layer_norms else 0)
+
+        return sum(map(tower, shape.towers))

@@ -1,0 +1,29 @@
+"""BitFit: the biases alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from methods.base import Method, ModelShape
+
+if TYPE_CHECKING:
+    from bench.core.backbone import DualEncoder
+
+
+class BitFit(Method):
+    """Trains every bias of both towers, those of the LayerNorms included; nothing is added. 171,008 on ViT-B-32."""
+
+    name = "bitfit"
+    paper = "Ben Zaken et al. 2022, arXiv 2106.10199"
+
+    def attach(self, model: DualEncoder) -> None:
+        for side in ("image", "text"):
+            for name, parameter in model.tower_parameters(side).items():
+                if name.endswith("bias"):
+                    parameter.requires_grad_(True)
+
+    def trainable_params(self, shape: ModelShape) -> int | None:
+        if shape.total_params is None:
+            return None
+        blocks = sum(tower.layers * (7 * tower.width + tower.mlp_width) for tower in shape.towers)
+        return blocks + 2 * shape.image.width + shape.text.width

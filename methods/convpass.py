@@ -1,0 +1,53 @@
+"""Convpass: convolutional bypasses in the image tower."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from methods.base import Method, ModelShape
+
+if TYPE_CHECKING:
+    from bench.core.backbone import DualEncoder
+
+Place = Literal["beside_attn", "beside_mlp"]
+
+
+class Convpass(Method):
+    """`x <- x + Attn(LN x) + s C(LN x)`, `x <- x + MLP(LN x) + s C(LN x)`, with C a bottleneck around a 3x3 convolution
+    over the patches' grid: see `methods.layers.adapters.ConvBottleneck`. The text tower stays as it is.
+
+    As published: bottleneck 8, a module of its own at every place; the paper tunes s for each task. `preset: table` is
+    what the published table's 136,064 on ViT-B-32 stands for: one module of 64 beside the MLP of all blocks.
+    """
+
+    name = "convpass"
+    paper = "Jie and Deng 2022, arXiv 2207.07039"
+    needs_slots = ("image",)
+    presets = {"paper": {}, "table": {"bottleneck": 64, "places": ("beside_mlp",), "shared": True}}
+    knob = "bottleneck"
+    examples = {"": {"bottleneck": 4}, "shared": {"bottleneck": 4, "shared": True, "places": ("beside_mlp",)}}
+    bottleneck: int = Field(8, ge=1)
+    scale: float = Field(1.0, gt=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    places: tuple[Place, ...] = Field(("beside_attn", "beside_mlp"), min_length=1)
+    shared: bool = False
+
+    def attach(self, model: DualEncoder) -> None:
+        from methods.layers.adapters import ConvBottleneck, Normed
+
+        blocks = model.image_blocks
+
+        def new() -> ConvBottleneck:
+            return ConvBottleneck(blocks.width, self.bottleneck, self.scale, self.dropout)
+
+        one = new() if self.shared else None
+        for block in blocks.slotted():
+            norms = {"beside_attn": block.ln_1, "beside_mlp": block.ln_2}
+            block.fill(**{place: Normed(norms[place], one or new()) for place in dict.fromkeys(self.places)})
+
+    def trainable_params(self, shape: ModelShape) -> int | None:
+        width, hidden = shape.image.width, self.bottleneck
+        module = (width + 1) * hidden + (9 * hidden + 1) * hidden + (hidden + 1) * width
+        return module if self.shared else module * shape.image.layers * len(set(self.places))

@@ -1,0 +1,50 @@
+"""Partial fine-tuning: the last blocks of both towers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from bench.errors import UserError
+from methods.base import Method, ModelShape
+
+if TYPE_CHECKING:
+    from bench.core.backbone import DualEncoder
+
+HEADS = ("visual.ln_post.", "visual.proj", "ln_final.", "text_projection")
+
+
+class LastBlock(Method):
+    """Trains the last `blocks` blocks of both towers, and with `heads` what follows them: the final LayerNorm and the
+    projection. 10,898,176 on ViT-B-32.
+    """
+
+    name = "last_block"
+    paper = "baseline Partial-1 of Jia et al. 2022, arXiv 2203.12119"
+    needs_slots = ("image", "text")
+    knob = "blocks"
+    examples = {"": {}, "blocks": {"blocks": 2, "heads": False}}
+    blocks: int = Field(1, ge=1)
+    heads: bool = True
+
+    def check(self, shape: ModelShape) -> None:
+        super().check(shape)
+        shallow = min(tower.layers for tower in shape.towers)
+        if self.blocks > shallow:
+            raise UserError(f"{self.name}: blocks {self.blocks} exceeds the {shallow} blocks of the shallower tower")
+
+    def attach(self, model: DualEncoder) -> None:
+        for tower in (model.image_blocks, model.text_blocks):
+            for block in list(tower.list)[-self.blocks :]:
+                block.requires_grad_(True)
+        for side in ("image", "text"):
+            for name, parameter in model.tower_parameters(side).items():
+                if self.heads and name.removeprefix("text.").startswith(HEADS):
+                    parameter.requires_grad_(True)
+
+    def trainable_params(self, shape: ModelShape) -> int | None:
+        if shape.total_params is None:
+            return None
+        head = (2 + shape.embed_dim) * sum(tower.width for tower in shape.towers) if self.heads else 0
+        return head + self.blocks * sum(tower.block_params for tower in shape.towers)

@@ -1,0 +1,66 @@
+"""HarMA's modules (arXiv 2404.18253). Tensors are (batch, tokens, width) throughout."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from methods.layers.adapters import zeroed
+
+GATE_START = 0.6  # before the sigmoid
+
+
+def _gate() -> nn.Parameter:
+    return nn.Parameter(torch.tensor(GATE_START))
+
+
+class SelfAttention(nn.MultiheadAttention):
+    """Multi-head self-attention over the tokens of one sample; no mask, no dropout."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__(dim, heads, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, x, x, need_weights=False)[0]
+
+
+class HarmaShared(nn.Module):
+    """HarMA's module B: `u + W2 [d MHA(W1 u) + (1 - d) W1 u]`, `d` a gate; W2 starts at zero."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(dim, dim // 2)
+        self.attention = SelfAttention(dim // 2, heads)
+        self.up = zeroed(nn.Linear(dim // 2, dim))
+        self.gate = _gate()
+
+    def forward(self, u: Tensor) -> Tensor:
+        d, low = torch.sigmoid(self.gate), self.down(u)
+        return u + self.up(d * self.attention(low) + (1 - d) * low)
+
+
+class HarmaAdapter(nn.Module):
+    """HarMA's adapter with its outer gate: maps a block's MLP output m to `g A(m) + (1 - g) m`.
+
+    `h = GELU(Wd m)`; `u = MHA(h)`; with a shared module `u <- B(u)`; `u <- MHA(u)` again, the same weights;
+    `A(m) = m + Wu [b h + (1 - b) u]`. Gates b and g start at sigmoid(0.6), Wu at zero.
+    """
+
+    def __init__(self, width: int, dim: int, heads: int, shared: HarmaShared | None) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, dim)
+        self.attention = SelfAttention(dim, heads)
+        self.shared = shared
+        self.up = zeroed(nn.Linear(dim, width))
+        self.inner_gate, self.gate = _gate(), _gate()
+
+    def forward(self, m: Tensor) -> Tensor:
+        h = F.gelu(self.down(m))
+        u = self.attention(h)
+        if self.shared is not None:
+            u = self.shared(u)
+        u = self.attention(u)
+        b, g = torch.sigmoid(self.inner_gate), torch.sigmoid(self.gate)
+        adapted = m + self.up(b * h + (1 - b) * u)
+        return g * adapted + (1 - g) * m

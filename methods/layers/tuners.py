@@ -1,0 +1,126 @@
+"""The peft library's tuners inside a dual encoder, with layers named in CLIP's terms."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from open_clip import CLIP
+from peft import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import Tensor
+
+from bench.core.backbone import DualEncoder
+from bench.errors import UserError
+from methods.base import ModelShape
+from methods.layers.attention import split_attention
+
+ADAPTER = "default"
+
+
+def inject(model: DualEncoder, config: Any, towers: str, targets: Sequence[str]) -> BaseTuner:
+    """Put a tuner of the library on the targeted layers of "image", "text" or "both" towers, in place."""
+    names = set()
+    for side, blocks in (("image", model.image_blocks), ("text", model.text_blocks)):
+        if towers in (side, "both"):
+            for prefix, block in blocks.named_blocks():
+                if any(target.startswith("attn.") for target in targets):
+                    split_attention(block)
+                names |= {f"{prefix}.{target}" for target in targets}
+    config = copy.copy(config)
+    config.target_modules = names
+    tuner: BaseTuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](model.clip, config, adapter_name=ADAPTER)
+    return tuner
+
+
+def attach(model: DualEncoder, config: Any, towers: str, targets: Sequence[str]) -> None:
+    """`inject`, and what the library does beside the forward pass: AdaLoRA's allocation and regulariser."""
+    tuner = inject(model, config, towers, targets)
+    if hasattr(tuner, "update_and_allocate"):
+        allocation = Allocation(tuner)
+        model.after_step.append(allocation)
+        model.penalties.append(allocation.penalty)
+
+
+def merge(model: DualEncoder) -> None:
+    """Fold every tuner of the library in the model into the layers that it adapts."""
+    for module in list(model.modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+
+
+class Allocation:
+    """AdaLoRA's rank allocation, asked after every optimizer step, and its orthogonality term."""
+
+    def __init__(self, tuner: BaseTuner) -> None:
+        # Not registered anywhere: the tuner wraps the model that this hook hangs on.
+        self.tuner: Any = tuner
+        self.allocator: Any = self.tuner.rankallocator
+        self.config: Any = self.tuner.peft_config[ADAPTER]
+
+    def __call__(self, step: int, total: int) -> None:
+        """After optimizer step `step` (from 1) of `total`; gradients are still there."""
+        if self.config.total_step != total:
+            if self.config.tinit + self.config.tfinal >= total:
+                raise UserError(
+                    f"peft ADALORA: tinit {self.config.tinit} + tfinal {self.config.tfinal} leave none of the {total} "
+                    "steps to allocate ranks in; lower them or train longer"
+                )
+            self.allocator.set_total_step(total)
+            self.config.total_step = total
+        self.tuner.update_and_allocate(step)
+
+    def penalty(self) -> Tensor:
+        """`orth_reg_weight` times the mean of |P'P - I| over all matrices of the adapter."""
+        terms = []
+        for name, matrix in self.tuner.model.named_parameters():
+            if f"lora_A.{ADAPTER}" in name or f"lora_B.{ADAPTER}" in name:
+                product = matrix @ matrix.T if "lora_A" in name else matrix.T @ matrix
+                terms.append(torch.linalg.norm(product - torch.eye(len(product), device=product.device)))
+        return self.config.orth_reg_weight * torch.stack(terms).mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next allocations depend on; tensors and plain values only."""
+        kept = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+        return {name: dict(getattr(self.allocator, name)) for name in kept} | {"pattern": self.config.rank_pattern}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.config.rank_pattern = state["pattern"]
+        for name in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
+            setattr(self.allocator, name, dict(state[name]))
+
+
+def count(config: Any, shape: ModelShape, towers: str, targets: Sequence[str]) -> int:
+    """How many parameters the tuner trains on a model of this shape; UserError if it does not fit.
+
+    On the meta device, which takes no memory; tuners that look at numbers (BOFT) get a real model.
+    """
+    try:
+        return _counted(config, shape, towers, targets, "meta")
+    except (RuntimeError, NotImplementedError):
+        return _counted(config, shape, towers, targets, "cpu")
+
+
+def _counted(config: Any, shape: ModelShape, towers: str, targets: Sequence[str], device: str) -> int:
+    image, text = shape.towers
+    edge = round((image.tokens - 1) ** 0.5) * shape.patch
+    vision_cfg: dict[str, Any] = {
+        "image_size": edge,
+        "layers": image.layers,
+        "width": image.width,
+        "patch_size": shape.patch,
+    }
+    vision_cfg |= {"head_width": image.width, "mlp_ratio": image.mlp_width / image.width}
+    text_cfg: dict[str, Any] = {"context_length": text.tokens, "vocab_size": 2, "width": text.width, "heads": 1}
+    text_cfg |= {"layers": text.layers, "mlp_ratio": text.mlp_width / text.width}
+    with torch.device(device), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said again, once, when the run attaches it
+        model = DualEncoder(CLIP(shape.embed_dim, vision_cfg, text_cfg))
+        try:
+            inject(model, config, towers, targets)
+        except (ValueError, ImportError, AttributeError) as error:
+            raise UserError(f"peft {config.peft_type.value}: {error}") from error
+    return model.trainable_params()

@@ -1,0 +1,31 @@
+"""One-tower tuning in the manner of LiT: one tower learns to meet the other, which is locked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from methods.base import Method, ModelShape
+
+if TYPE_CHECKING:
+    from bench.core.backbone import DualEncoder
+
+
+class LiT(Method):
+    """Trains all of one tower and the temperature; the other stays locked. The paper locks the image tower.
+
+    The locked tower's embeddings never change. 63,428,097 on ViT-B-32.
+    """
+
+    name = "lit"
+    paper = "Zhai et al. 2022, arXiv 2111.07991"
+    examples = {"": {}, "image": {"tower": "image"}}
+    tower: Literal["text", "image"] = "text"
+
+    def attach(self, model: DualEncoder) -> None:
+        for parameter in model.tower_parameters(self.tower).values():
+            parameter.requires_grad_(True)
+        model.clip.logit_scale.requires_grad_(True)  # type: ignore[union-attr,operator]
+
+    def trainable_params(self, shape: ModelShape) -> int | None:
+        params: int | None = getattr(shape, self.tower).params
+        return None if params is None else params + 1

@@ -1,0 +1,51 @@
+"""MaPLe: text prompts in several blocks, and image prompts made from them by linear layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from methods.base import Method, ModelShape, check_context, check_depth
+
+if TYPE_CHECKING:
+    from bench.core.backbone import DualEncoder
+
+
+class MaPLe(Method):
+    """Block i < `prompt_depth` of both towers has `n_ctx` prompts: P_i in the text tower, `Linear_i(P_i)` in the image
+    tower. 3,555,072 parameters with the paper's 2 prompts in 9 blocks (widths 512 and 768), most in the couplings.
+
+    Two departures: the prompts start random rather than at "a photo of a", and the image prompts join behind ln_pre.
+    """
+
+    name = "maple"
+    paper = "Khattak et al. 2023, arXiv 2210.03117"
+    needs_slots = ("image", "text")
+    knob = "n_ctx"
+    starts_elsewhere = "the prompts take part in attention"
+    examples = {"": {"prompt_depth": 2}, "shallow": {"prompt_depth": 1, "n_ctx": 3}}
+    n_ctx: int = Field(2, ge=1)
+    prompt_depth: Annotated[int, Field(ge=1)] | Literal["all"] = 9
+    init_std: float = Field(0.02, gt=0)
+
+    def _depth(self, image_layers: int, text_layers: int) -> int:
+        return check_depth(self.name, self.prompt_depth, min(image_layers, text_layers))
+
+    def check(self, shape: ModelShape) -> None:
+        super().check(shape)
+        check_context(self.name, self.n_ctx, shape)
+
+    def attach(self, model: DualEncoder) -> None:
+        from methods.layers.prompts import Coupled, prompt_image, prompt_text, prompts
+
+        image, text = model.image_blocks, model.text_blocks
+        depth = self._depth(len(image.list), len(text.list))
+        by_block = [prompts(self.n_ctx, text.width, self.init_std) for _ in range(depth)]
+        prompt_text(model, self.name, by_block)
+        prompt_image(model, [Coupled(tokens, image.width) for tokens in by_block])
+
+    def trainable_params(self, shape: ModelShape) -> int | None:
+        image, text = shape.towers
+        a_block = self.n_ctx * text.width + (text.width + 1) * image.width
+        return self._depth(image.layers, text.layers) * a_block

@@ -1,0 +1,51 @@
+"""VL-Prompt: learned tokens in both towers, independent of each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from methods.base import Method, ModelShape, check_context, check_depth
+
+if TYPE_CHECKING:
+    from bench.core.backbone import DualEncoder
+
+Depth = Annotated[int, Field(ge=1)] | Literal["all"]
+
+
+class VLPrompt(Method):
+    """VPT's tokens in the image tower and CoOp's in the text tower.
+
+    The defaults are the configuration that gives the published table's 468,992 on ViT-B-32: deep in the image tower,
+    at the input alone in the text tower.
+    """
+
+    name = "vl_prompt"
+    paper = "baseline of Yuan, Zhan, Xiong 2023, arXiv 2308.12509"
+    needs_slots = ("image", "text")
+    knob = "image_n_ctx"
+    starts_elsewhere = "the prompts take part in attention"
+    examples = {"": {"image_n_ctx": 3, "text_n_ctx": 4}, "deep": {"image_n_ctx": 2, "text_n_ctx": 2, "text_depth": 2}}
+    image_n_ctx: int = Field(50, ge=1)
+    image_depth: Depth = "all"
+    text_n_ctx: int = Field(16, ge=1)
+    text_depth: Depth = 1
+    init_std: float = Field(0.02, gt=0)
+
+    def check(self, shape: ModelShape) -> None:
+        super().check(shape)
+        check_context(self.name, self.text_n_ctx, shape)
+
+    def attach(self, model: DualEncoder) -> None:
+        from methods.layers.prompts import prompt_image, prompt_text, prompts, uniform_prompts
+
+        image, text = model.image_blocks, model.text_blocks
+        image_depth = check_depth(self.name, self.image_depth, len(image.list))
+        text_depth = check_depth(self.name, self.text_depth, len(text.list))
+        prompt_image(model, [uniform_prompts(self.image_n_ctx, image.width, model.patch) for _ in range(image_depth)])
+        prompt_text(model, self.name, [prompts(self.text_n_ctx, text.width, self.init_std) for _ in range(text_depth)])
+
+    def trainable_params(self, shape: ModelShape) -> int | None:
+        image = check_depth(self.name, self.image_depth, shape.image.layers) * self.image_n_ctx * shape.image.width
+        return image + check_depth(self.name, self.text_depth, shape.text.layers) * self.text_n_ctx * shape.text.width
