@@ -73,7 +73,7 @@ def finished(root, tmp_path_factory) -> Path:
 
 def test_a_finished_run_holds_what_is_promised(finished):
     names = {path.name for path in finished.iterdir()}
-    assert names == {store.RUN, store.RESULT, store.ADAPTER, store.RANKS, store.HISTORY, store.LOCK}
+    assert names == {store.RUN, store.RESULT, store.ADAPTER, store.RANKS, store.HISTORY, store.ATTEMPTS, store.LOCK}
     result = store.read_result(finished)
     assert result["status"] == "finished"
     assert result["cost"]["trainable_params"] == 2 * (128 * 16 + 16 + 17 * 112) + 17 * 16
