@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import io
 import json
@@ -12,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,23 +21,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import store
+from bench import store, weights
 from bench.core import cost, retrieval
 from bench.core.backbone import Backbone, load_backbone
 from bench.core.inputs import Inputs
-from bench.core.train import Fit, evaluate, fit, seed_for
+from bench.core.train import Fit, evaluate, fit, saved_position, seed_for
 from bench.data import load as load_dataset
 from bench.errors import UserError
-from bench.spec import RunSpec
+from bench.spec import BackboneSettings, RunSpec
 
 PROGRESS_SECONDS = 0.5
 
 
-def execute(run_dir: Path) -> dict[str, Any]:
+def execute(
+    run_dir: Path, should_stop: Callable[[], bool] = lambda: False, keep_backbone: bool = False
+) -> dict[str, Any]:
     """Compute a run and return its result, which is also written to result.json.
 
     A finished run is returned as it is. A failure is caught and recorded with its traceback; an interrupt passes
-    through and leaves the checkpoint, from which the next call goes on. RunLocked if another process is at it.
+    through and leaves the checkpoint, from which the next call goes on. RunLocked if another process is at it; Stopped
+    once the run has saved its state because `should_stop()`. `keep_backbone`: for a process that does several runs.
     """
     with store.claim(run_dir):
         done = store.read_result(run_dir)
@@ -44,22 +49,47 @@ def execute(run_dir: Path) -> dict[str, Any]:
             return done
         started = datetime.now(UTC)
         gc.collect()  # what earlier runs of this process left counts towards this one's memory
+        torch.cuda.empty_cache()
+        threads = torch.get_num_threads()
         spec = RunSpec.load(run_dir / store.RUN)
         base = {"schema": 1, "run_id": run_dir.name, "sweep": spec.sweep, "spec": spec.to_dict()}
+        store.start_attempt(run_dir, _gpus(), saved_position(run_dir))
         try:
-            result = {**base, "status": "finished", "error": None, **_compute(spec, run_dir)}
+            parts = _compute(spec, run_dir, should_stop, keep_backbone)
+            result = {**base, "status": "finished", "error": None, **parts}
         except Exception as error:
+            # What breaks while a scheduler ends everything around the run proves nothing: the saved state stands.
+            if isinstance(error, store.Stopped) or should_stop():
+                _note_stop(run_dir)
+                raise store.Stopped(run_dir.name) from error
             result = {**base, "status": "failed", "error": _describe(error), "metrics": None, "cost": None}
             result["provenance"] = cost.provenance(pick_device())
+        finally:
+            torch.set_num_threads(threads)  # a resumed run has those that it started with
         result["provenance"] |= {
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         store.write_json(run_dir / store.RESULT, result)
+        reached = (spec.train.epochs, 0) if result["status"] == "finished" else saved_position(run_dir)
+        store.end_attempt(run_dir, str(result["status"]), reached)
         (run_dir / store.PROGRESS).unlink(missing_ok=True)
         if result["status"] == "finished":
             _tidy(run_dir)
         return result
+
+
+def _note_stop(run_dir: Path) -> None:
+    progress = store.read_progress(run_dir) or {}
+    store.write_json(run_dir / store.PROGRESS, progress | {"phase": "stopped", "updated": time.time()})
+    store.end_attempt(run_dir, "stopped", saved_position(run_dir))
+
+
+def _gpus() -> float:
+    """How many GPUs this run keeps from others: all that its job was given, divided among runs side by side."""
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    held = visible if "SLURM_JOB_ID" in os.environ else min(visible, 1)
+    return held / int(os.environ.get(store.SHARED_BY, 1))
 
 
 def _tidy(run_dir: Path) -> None:
@@ -73,12 +103,26 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def build(spec: RunSpec, device: torch.device) -> Backbone:
+_kept: dict[str, Backbone] = {}  # the backbone that this process used last, as it was loaded
+
+
+def _pristine(settings: BackboneSettings, keep: bool) -> Backbone:
+    """The backbone as loaded; with `keep` a copy of what this process keeps of it from run to run."""
+    if not keep:
+        return load_backbone(settings)
+    key = f"{settings.model_dump_json()} {weights.identity(settings)}"
+    if key not in _kept:
+        _kept.clear()
+        _kept[key] = load_backbone(settings)
+    return replace(_kept[key], model=copy.deepcopy(_kept[key].model))
+
+
+def build(spec: RunSpec, device: torch.device, keep_backbone: bool = False) -> Backbone:
     """The backbone with the run's method and loss attached, on the device, its start fixed by the run's seed.
 
     Raises AssertionError if what is trainable is not what the method's closed form says.
     """
-    backbone = load_backbone(spec.backbone)
+    backbone = _pristine(spec.backbone, keep_backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(spec.seed, "attach"))
         spec.method.attach(backbone.model)
@@ -109,14 +153,14 @@ def preflight(specs: Sequence[RunSpec], on_pixels: Callable[[int, int], None] | 
                 inputs.prepare_all(train=spec.method.trains)
 
 
-def _compute(spec: RunSpec, folder: Path) -> dict[str, Any]:
+def _compute(spec: RunSpec, folder: Path, should_stop: Callable[[], bool], keep_backbone: bool) -> dict[str, Any]:
     """Everything between the spec and the parts of result.json."""
     device = pick_device()
     make_deterministic()
     progress = Progress(folder, spec.train.epochs if spec.method.trains else 0)
     progress("data")
     dataset = load_dataset(spec.dataset)
-    backbone = build(spec, device)
+    backbone = build(spec, device, keep_backbone)
     model = backbone.model
     if spec.train.grad_checkpointing:
         model.clip.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -135,6 +179,7 @@ def _compute(spec: RunSpec, folder: Path) -> dict[str, Any]:
             spec.seed,
             folder,
             progress,
+            should_stop,
         )
         model.load_adapter(done.best_file(folder))
     else:

@@ -7,21 +7,33 @@ import errno
 import fcntl
 import io
 import json
+import os
 import secrets
 import shutil
+import socket
+import struct
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
 
 RUN, RESULT, PROGRESS, STATE, LOCK = "run.yaml", "result.json", "progress.json", "state.pt", "run.lock"
-ADAPTER, RANKS, HISTORY = "adapter.safetensors", "ranks.npz", "history.csv"
+ADAPTER, RANKS, HISTORY, ATTEMPTS = "adapter.safetensors", "ranks.npz", "history.csv", "attempts.jsonl"
+
+SHARED_BY = "PETL_BENCH_GPU_SHARED_BY"  # environment: how many runs are computed side by side on a GPU
 
 
 class RunLocked(Exception):
     """Another process is computing this run right now."""
+
+
+class Stopped(Exception):
+    """The run was told to stop. What it has done is saved; it goes on from there when it is started again."""
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -99,3 +111,88 @@ def claim(run_dir: Path) -> Iterator[None]:
                 f"{run_dir} can't be locked ({error.strerror}); put the results on another file system"
             ) from error
         yield
+
+
+def is_claimed(run_dir: Path) -> bool:
+    """Whether another process holds the run: on this machine, or anywhere if the file system's locks reach that far.
+
+    It asks without taking the lock, which could make a run that starts right now believe it is held. Not for a process
+    that holds the claim itself: closing the file would give it up. False where it can't be told (not on Linux).
+    """
+    if sys.platform != "linux":
+        return False
+    layout = "hhqqi"  # struct flock: type, whence, start, length, pid
+    try:
+        with (run_dir / LOCK).open("rb") as file:
+            asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, asked + bytes(-len(asked) % 8))
+    except OSError:
+        return False
+    return bool(struct.unpack_from(layout, answer)[0] != fcntl.F_UNLCK)
+
+
+# --- attempts --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One go at a run. `at` and `reached`: finished epochs, and batches done in the next, as saved.
+
+    gpus: those held for it, a fraction where runs share one. job: Slurm's, "12_3". ended is None while it goes on, or
+    if it was killed and nobody has noted it yet.
+    """
+
+    started: float
+    job: str | None
+    host: str
+    gpus: float
+    at: tuple[int, int]
+    ended: float | None = None
+    outcome: str | None = None  # finished, failed, stopped, killed
+    reached: tuple[int, int] | None = None
+
+
+def start_attempt(run_dir: Path, gpus: float, at: tuple[int, int]) -> None:
+    """Note that the run starts; its claim's holder calls this. An attempt left open was killed, which is noted too."""
+    before = read_attempts(run_dir)
+    if before and before[-1].ended is None:
+        last_seen = (read_progress(run_dir) or {}).get("updated") or before[-1].started
+        end_attempt(run_dir, "killed", at, max(before[-1].started, last_seen))
+    job = os.environ.get("SLURM_JOB_ID")
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"
+    line = {"started": time.time(), "job": job, "host": socket.gethostname(), "gpus": gpus}
+    _append(run_dir / ATTEMPTS, line | {"epoch": at[0], "step": at[1]})
+
+
+def end_attempt(run_dir: Path, outcome: str, reached: tuple[int, int], ended: float | None = None) -> None:
+    """Note how the attempt that `start_attempt` noted has ended."""
+    line = {"ended": ended or time.time(), "outcome": outcome}
+    _append(run_dir / ATTEMPTS, line | {"epoch": reached[0], "step": reached[1]})
+
+
+def read_attempts(run_dir: Path) -> list[Attempt]:
+    """The run's attempts, oldest first; a line that a kill or a full disk has torn is passed over."""
+    try:
+        text = (run_dir / ATTEMPTS).read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found: list[Attempt] = []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+            position = int(row["epoch"]), int(row["step"])
+            if "started" in row:
+                found.append(Attempt(row["started"], row["job"], row["host"], row["gpus"], position))
+            elif found and found[-1].ended is None:
+                found[-1] = replace(found[-1], ended=row["ended"], outcome=row["outcome"], reached=position)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    """Add a line in one write, behind a torn one if need be. No run is worth losing for it: a full disk is no error."""
+    with suppress(OSError), path.open("ab+", buffering=0) as file:
+        torn = file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+        file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")

@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 
 
-def run(run_dir: Path) -> str:
+def run(run_dir: Path, should_stop: Callable[[], bool]) -> str:
     kind = run_dir.name.partition("-")[0]
     print(f"this is {run_dir.name}", flush=True)
     (run_dir / "pid").write_text(str(os.getpid()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import random
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +75,7 @@ def finished(root, tmp_path_factory) -> Path:
 
 def test_a_finished_run_holds_what_is_promised(finished):
     names = {path.name for path in finished.iterdir()}
-    assert names == {store.RUN, store.RESULT, store.ADAPTER, store.RANKS, store.HISTORY, store.LOCK}
+    assert names == {store.RUN, store.RESULT, store.ADAPTER, store.RANKS, store.HISTORY, store.ATTEMPTS, store.LOCK}
     result = store.read_result(finished)
     assert result["status"] == "finished"
     assert result["cost"]["trainable_params"] == 2 * (128 * 16 + 16 + 17 * 112) + 17 * 16
@@ -111,6 +113,90 @@ def test_killed_twice_and_resumed_equals_uninterrupted(root, finished, tmp_path)
     assert not store.is_finished(run_dir)
     assert execute(run_dir)["error"] is None
     assert numbers(run_dir) == numbers(finished)
+
+
+def in_pieces(run_dir: Path, pieces: Iterator[int]) -> int:
+    """Execute a run that is told to stop after so many optimizer steps, again and again; how often it was stopped."""
+    for stops, steps in enumerate(pieces):
+        asked = itertools.count(1)
+        try:
+            assert execute(run_dir, lambda asked=asked, steps=steps: next(asked) >= steps)["error"] is None
+        except store.Stopped:
+            assert not (run_dir / store.RESULT).exists()
+            assert not store.is_claimed(run_dir)
+        else:
+            return stops
+    raise AssertionError
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stopped_at_any_step_equals_uninterrupted(root, finished, tmp_path, workers):
+    """With a second view under dropout: the random state within an epoch goes on as well."""
+    run_dir = make_run(root, tmp_path / "stopped", MRS, "hmmc", epochs=EPOCHS, workers=workers)
+    pieces = [random.randint(3, 34) for _ in range(EPOCHS * 6)]
+    stops = in_pieces(run_dir, iter(pieces))
+    assert stops >= 2
+    assert numbers(run_dir) == numbers(finished), pieces[: stops + 1]
+    attempts = store.read_attempts(run_dir)
+    assert [attempt.outcome for attempt in attempts] == ["stopped"] * stops + ["finished"]
+    assert all(a.reached == b.at for a, b in itertools.pairwise(attempts))
+    assert attempts[0].at == (0, 0)
+    assert attempts[-1].reached == (EPOCHS, 0)
+
+
+def test_stopped_at_every_step_with_accumulation(root, tmp_path):
+    """Six batches in windows of four and two, augmented: stops fall between windows, also behind an epoch's last."""
+    settings = {"epochs": 2, "accumulate": 4, "augment": "harma"}
+    whole = make_run(root, tmp_path / "whole", MRS, "hmmc", **settings)
+    execute(whole)
+    pieces = make_run(root, tmp_path / "pieces", MRS, "hmmc", **settings)
+    assert in_pieces(pieces, itertools.repeat(1)) == 5
+    assert numbers(pieces) == numbers(whole)
+    reached = [attempt.reached for attempt in store.read_attempts(pieces)]
+    assert reached == [(0, 4), (0, 6), (1, 0), (1, 4), (1, 6), (2, 0)]
+
+
+def test_killed_right_behind_a_saved_step(root, finished, tmp_path):
+    run_dir = make_run(root, tmp_path / "killed", MRS, "hmmc", epochs=EPOCHS)
+    code = (
+        "import itertools, os, sys; from pathlib import Path; from bench import run\n"
+        "run._note_stop = lambda _: os.kill(os.getpid(), 9)\n"
+        "asked = itertools.count(1); run.execute(Path(sys.argv[1]), lambda: next(asked) >= 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(run_dir)], check=False).returncode == -signal.SIGKILL
+    assert execute(run_dir)["error"] is None
+    assert numbers(run_dir) == numbers(finished)
+    killed, last = store.read_attempts(run_dir)
+    assert (killed.outcome, killed.reached, last.at, last.outcome) == ("killed", (1, 2), (1, 2), "finished")
+    assert killed.started <= killed.ended <= last.started
+
+
+def test_what_breaks_while_everything_is_ended_is_no_failure(root, tmp_path, monkeypatch):
+    run_dir = make_run(root, tmp_path / "ended", MRS)
+    monkeypatch.setattr(Inputs, "train_batches", lambda *_: 1 / 0)
+    with pytest.raises(store.Stopped):
+        execute(run_dir, lambda: True)
+    assert not (run_dir / store.RESULT).exists()
+    assert store.read_progress(run_dir)["phase"] == "stopped"
+
+
+def test_a_torn_note_of_an_attempt_is_passed_over(tmp_path, monkeypatch):
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    store.start_attempt(tmp_path, 1, (0, 0))
+    with (tmp_path / store.ATTEMPTS).open("a") as file:
+        file.write('{"ended": 17')
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    store.start_attempt(tmp_path, 0.5, (2, 5))
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    store.end_attempt(tmp_path, "stopped", (3, 0))
+    store.start_attempt(tmp_path, 1, (3, 0))
+    attempts = store.read_attempts(tmp_path)
+    assert [attempt.outcome for attempt in attempts] == ["killed", "stopped", None]
+    assert [attempt.job for attempt in attempts] == [None, "7", "12_3"]
+    assert attempts[0].ended == attempts[0].started  # nothing was heard of it
+    assert attempts[1].reached == attempts[2].at == (3, 0)
 
 
 def test_load_scores_the_same_to_the_last_digit(finished, root):
@@ -166,6 +252,7 @@ def test_one_process_at_a_time(root, tmp_path):
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(store.RunLocked):
             execute(run_dir)
+        assert store.is_claimed(run_dir)
         other.kill()
     assert execute(run_dir)["error"] is None  # the claim went with its process
 

@@ -44,8 +44,8 @@ def train(folder: Path, per_batch: int, **settings):
     images, tokens = (torch.cat([part, part[:1]]) for part in batch())
     parts = range(0, 4, per_batch)
 
-    def batches(epoch):
-        for start in parts:
+    def batches(epoch, skip):
+        for start in parts[skip:]:
             chosen = slice(start, start + per_batch)
             yield Batch(images[chosen], tokens[chosen], torch.arange(4)[chosen])
 
@@ -84,7 +84,9 @@ def test_a_resumed_run_has_the_threads_it_started_with(tmp_path):
         methods.get("linear_probe")(out_dim=8).attach(model)
         split = EvalSet(list, list, torch.arange(4), torch.arange(4))
         settings = TrainSettings(epochs=2, lr=1e-2, warmup=0, schedule="constant", clip_grad_norm=None)
-        done = fit(model, lambda *_: None, None, lambda _: [], 1, split, settings, 0, tmp_path / "run", lambda *_: None)
+        done = fit(
+            model, lambda *_: None, None, lambda *_: [], 1, split, settings, 0, tmp_path / "run", lambda *_: None
+        )
         assert torch.get_num_threads() == 1
         assert len(done.history) == 2
     finally:
@@ -101,7 +103,7 @@ def test_batch_norms_of_a_frozen_backbone_do_not_drift(tmp_path):
     loss = registry.get("info_nce")()
     settings = TrainSettings(epochs=2, lr=1e-2)
     one = Batch(images, tokens, torch.arange(3))
-    fit(model, loss, None, lambda epoch: iter([one]), 1, split, settings, 0, tmp_path, lambda *_, **__: None)
+    fit(model, loss, None, lambda *_: iter([one]), 1, split, settings, 0, tmp_path, lambda *_, **__: None)
     assert before
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 

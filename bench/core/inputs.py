@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ from bench.errors import UserError
 
 if TYPE_CHECKING:
     from bench.spec import TrainSettings
+
+SIGTERM_SECONDS = 30  # that a loader lives on when it is told to end
 
 
 class Inputs:
@@ -78,8 +81,8 @@ class Inputs:
 
         return EvalSet(images, batches, caption_text, torch.arange(len(items)).repeat_interleave(counts))
 
-    def train_batches(self, seed: int) -> tuple[Callable[[int], Iterator[Batch]], int]:
-        """A function from the epoch (from 1) to its batches, and their number.
+    def train_batches(self, seed: int) -> tuple[Callable[[int, int], Iterator[Batch]], int]:
+        """A function from the epoch (from 1) and a number of batches to skip to the others, and how many there are.
 
         Order and augmentation follow from (seed, epoch) alone. The last batch is dropped if it is not full.
         """
@@ -91,17 +94,24 @@ class Inputs:
         if settings.batch_size > count:
             raise UserError(f"train.batch_size {settings.batch_size} exceeds the {count} training pairs of an epoch")
 
-        def batches(epoch: int) -> Iterator[Batch]:
+        def batches(epoch: int, skip: int = 0) -> Iterator[Batch]:
             pairs = epoch_pairs(items, settings.captions_per_epoch, seed, epoch)
             loader: DataLoader = DataLoader(
                 TrainPairs(pixels, pairs, settings.augment, self.size, seed, epoch),
+                sampler=range(skip * settings.batch_size, len(pairs)),
                 batch_size=settings.batch_size,
                 num_workers=settings.workers,
                 drop_last=True,
                 pin_memory=self.device.type == "cuda",
+                worker_init_fn=_outlive_sigterm,
             )
             for pictures, image, caption in loader:
                 ids = tokens[first[image] + caption]
                 yield Batch(self.to_tensor(pictures), ids.to(self.device), image.to(self.device))
 
         return batches, count // settings.batch_size
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """A scheduler ends whole process trees: the run still needs its loaders, for the step after which it saves."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SIGTERM_SECONDS))

@@ -107,41 +107,61 @@ class Fit:
     def best_file(self, folder: Path) -> Path:
         return folder / f"best-{self.best_epoch:04d}.safetensors"
 
+    def note_peak(self, device: torch.device) -> None:
+        self.peak_bytes = max(self.peak_bytes or 0, cost.peak_memory(device) or 0) or None
+
+
+@dataclass
+class Part:
+    """How far an epoch has come; `random` is the random state (CPU, then CUDA) that its next batch starts from."""
+
+    loss_sum: Tensor
+    batches: int = 0
+    pairs: int = 0
+    seconds: float = 0.0
+    random: list[Tensor] | None = None
+
 
 def fit(
     model: DualEncoder,
     loss_fn: LossFunction,
     second_view: float | None,
-    batches: Callable[[int], Iterable[Batch]],
+    batches: Callable[[int, int], Iterable[Batch]],
     batches_per_epoch: int,
     validation: EvalSet,
     settings: TrainSettings,
     seed: int,
     folder: Path,
     on_progress: Callable[..., None],
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Fit:
     """Train what has `requires_grad`, and keep the adapter of the epoch with the best validation mean recall.
 
-    `batches(epoch)` yields an epoch's batches, from 1. After every epoch the whole state is saved to the folder;
-    called again there, training goes on behind the last saved epoch and ends with the same numbers: everything random
-    in an epoch follows from (seed, epoch) alone. Ties between epochs go to the earlier one.
-    Raises FloatingPointError when the loss is not finite.
+    `batches(epoch, skip)` yields an epoch's batches, from 1, but for the first `skip`. After every epoch the whole
+    state is saved to the folder, and also when `should_stop()`, asked after every optimizer step, says so. Called
+    again there, training goes on behind what was saved and ends with the same numbers: everything random in an epoch
+    follows from (seed, epoch) and, within it, from the random state that was saved. Ties between epochs go to the
+    earlier one. Raises store.Stopped when told to stop, FloatingPointError when the loss is not finite.
     """
     trainable = model.trainable()
     optimizer = make_optimizer(trainable.values(), settings)
     device = next(model.parameters()).device
     steps_per_epoch = math.ceil(batches_per_epoch / settings.accumulate)
     total = steps_per_epoch * settings.epochs
-    fit, first_epoch = _resume(folder, trainable, optimizer)
+    fit, first_epoch, resumed = _resume(folder, trainable, optimizer)
     store.write_history(folder / store.HISTORY, fit.history)  # a kill may have come between the state and this
 
     for epoch in range(first_epoch, settings.epochs + 1):
-        started = time.perf_counter()
+        part, resumed = resumed or Part(torch.zeros(())), None
+        started = time.perf_counter() - part.seconds
         torch.manual_seed(seed_for(seed, "epoch", epoch))
         _train_mode(model)
         cost.reset_peak_memory(device)
-        loss_sum, pairs = torch.zeros((), device=device), 0
-        for index, batch in enumerate(batches(epoch)):
+        loss_sum = part.loss_sum.to(device)
+        for index, batch in enumerate(batches(epoch, part.batches), part.batches):
+            if part.random is not None:  # only now: a data loader draws from it when it starts
+                _set_random_state(part.random, device)
+                part.random = None
             step = (epoch - 1) * steps_per_epoch + index // settings.accumulate
             lr = settings.lr * lr_factor(step, total, steps_per_epoch, settings)
             for group in optimizer.param_groups:
@@ -152,30 +172,37 @@ def fit(
             window = index // settings.accumulate * settings.accumulate
             (loss / min(settings.accumulate, batches_per_epoch - window)).backward()
             loss_sum += loss.detach()
-            pairs += len(batch.images)
-            if (index + 1) % settings.accumulate == 0 or index + 1 == batches_per_epoch:
+            part.pairs += len(batch.images)
+            on_boundary = (index + 1) % settings.accumulate == 0 or index + 1 == batches_per_epoch
+            if on_boundary:
                 if settings.clip_grad_norm is not None:
                     nn.utils.clip_grad_norm_(trainable.values(), settings.clip_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 _clamp_logit_scale(model)
             on_progress("train", epoch=epoch, step=index + 1, steps=batches_per_epoch, loss_sum=loss_sum)
+            if on_boundary and should_stop():
+                seconds = time.perf_counter() - started
+                part = Part(loss_sum, index + 1, part.pairs, seconds, _random_state(device))
+                fit.note_peak(device)
+                _save(folder, epoch - 1, fit, trainable, optimizer, part)
+                raise store.Stopped
         train_loss = float(loss_sum) / batches_per_epoch
         if not math.isfinite(train_loss):
             raise FloatingPointError(
                 f"the training loss is {train_loss} in epoch {epoch}; lower train.lr (now {settings.lr:g})"
             )
         seconds = time.perf_counter() - started
-        fit.peak_bytes = max(fit.peak_bytes or 0, cost.peak_memory(device) or 0) or None
+        fit.note_peak(device)
         on_progress("validate", epoch=epoch)
         metrics = retrieval.metrics(*evaluate(model, validation))
         fit.seconds += seconds
-        fit.pairs += pairs
+        fit.pairs += part.pairs
         fit.history.append(
             {
                 "epoch": epoch,
                 "train_loss": train_loss,
-                "lr": lr,
+                "lr": optimizer.param_groups[0]["lr"],
                 "val_mean_recall": metrics["mean_recall"],
                 "seconds": round(seconds, 3),
             }
@@ -186,6 +213,8 @@ def fit(
         _save(folder, epoch, fit, trainable, optimizer)
         store.write_history(folder / store.HISTORY, fit.history)
         on_progress("validate", epoch=epoch, val_mean_recall=fit.best_metrics["mean_recall"])
+        if epoch < settings.epochs and should_stop():
+            raise store.Stopped
     return fit
 
 
@@ -204,34 +233,63 @@ def _clamp_logit_scale(model: DualEncoder) -> None:
         scale.clamp_(0, LOGIT_SCALE_MAX)
 
 
+def _random_state(device: torch.device) -> list[Tensor]:
+    """The states of the generators that training draws from: the CPU's, then the GPU's where there is one."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_random_state(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
+
+
 def _save(
-    folder: Path, epoch: int, fit: Fit, trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    folder: Path,
+    epoch: int,
+    fit: Fit,
+    trainable: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    part: Part | None = None,
 ) -> None:
-    """Write the state after an epoch atomically; then drop adapters that are no longer the best."""
+    """Write the state after an epoch, or in `part` of the next, atomically; then drop adapters no longer the best."""
     state = {
         "epoch": epoch,
+        "part": part and asdict(part),
         "trainable": {name: p.detach() for name, p in trainable.items()},
         "optimizer": optimizer.state_dict(),
         "fit": asdict(fit),
         "threads": torch.get_num_threads(),
     }
-    part = folder / f".{store.STATE}.part"
-    with store.disk_errors(part):
-        torch.save(state, part)
-        part.replace(folder / store.STATE)
+    part_file = folder / f".{store.STATE}.part"
+    with store.disk_errors(part_file):
+        torch.save(state, part_file)
+        part_file.replace(folder / store.STATE)
     for old in folder.glob("best-*.safetensors"):
-        if old != fit.best_file(folder):
+        if fit.best_epoch is None or old != fit.best_file(folder):
             old.unlink()
 
 
-def _resume(folder: Path, trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> tuple[Fit, int]:
-    """Load the folder's state, if there is one; returns the fit so far and the next epoch."""
+def saved_position(folder: Path) -> tuple[int, int]:
+    """How far the folder's state has come: finished epochs, and batches done in the next; (0, 0) without a state."""
+    try:
+        state = torch.load(folder / store.STATE, map_location="cpu", weights_only=True, mmap=True)
+        return int(state["epoch"]), int(state["part"]["batches"]) if state["part"] else 0
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError):
+        return 0, 0
+
+
+def _resume(
+    folder: Path, trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[Fit, int, Part | None]:
+    """Load the folder's state, if there is one; the fit so far, the epoch to go on in, and what is done of that."""
     path = folder / store.STATE
     if not path.is_file():
-        return Fit(), 1
+        return Fit(), 1, None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         fit, threads, epoch = Fit(**state["fit"]), int(state["threads"]), int(state["epoch"])
+        part = Part(**state["part"]) if state.get("part") else None
         with torch.no_grad():
             for name, parameter in trainable.items():
                 parameter.copy_(state["trainable"][name])
@@ -244,4 +302,4 @@ def _resume(folder: Path, trainable: dict[str, nn.Parameter], optimizer: torch.o
         ) from error
     optimizer.load_state_dict(state["optimizer"])
     torch.set_num_threads(threads)  # sums on a CPU round by how they are split
-    return fit, epoch + 1
+    return fit, epoch + 1, part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import selectors
@@ -11,11 +12,12 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.launch.task import LOG, WAIT_SECONDS, record_failure
+from bench import store
+from bench.launch.task import LOG, WAIT_SECONDS, Outcome, never, record_failure
 
 MAX_CPU_WORKERS = 8  # each holds a backbone and a batch in memory
 STOP_SECONDS = 5.0
@@ -55,9 +57,14 @@ class _Worker:
         except BrokenPipeError:
             pass  # it died just now; its stdout ends too, and there the pool will notice
 
-    def end(self, number: signal.Signals) -> None:
+    def stop(self) -> None:
+        """Ask it to save its run's state and end; not its children, which a run's last steps need."""
         if self.process.poll() is None:
-            os.killpg(self.process.pid, number)
+            self.process.terminate()
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 @dataclass
@@ -65,45 +72,62 @@ class LocalPool:
     """`workers` processes (default: one a GPU, else one a core, at most 8), each computing one run after another.
 
     A worker that dies takes its current run with it, which is recorded as failed, and is replaced. Runs held by
-    another process are waited for. On any exception, Ctrl-C included, all workers are ended before it goes on.
+    another process are waited for, unless told otherwise. On any exception, Ctrl-C included, all workers are ended
+    before it goes on; runs that save their state within some seconds go on from there the next time.
     """
 
     workers: int | None = None
     target: str = "bench.launch.task:run_one"
+    wait_for_held: bool = True
     detached: bool = field(default=False, init=False)
 
     def missing(self, runs: Sequence[Path]) -> list[Path]:
         return list(runs)
 
     def launch(self, runs: Sequence[Path]) -> None:
+        self.compute(runs)
+
+    def compute(self, runs: Sequence[Path], should_stop: Callable[[], bool] = never) -> dict[str, Outcome]:
+        """What became of each run. Once `should_stop()`, runs under way are stopped and no other is started."""
         gpus = visible_gpus()
         slots = self.workers or len(gpus) or min(cpu_cores(), MAX_CPU_WORKERS)
         count = min(slots, len(runs))
         waiting = deque((0.0, run.absolute()) for run in runs)  # (not before, run)
+        outcomes: dict[str, Outcome] = {}
+        stopping = False
         pool = [self._start(slot, slots, gpus) for slot in range(count)]
         try:
-            while waiting or any(worker.run for worker in pool):
+            while any(worker.run for worker in pool) or (waiting and not stopping):
+                if not stopping and should_stop():
+                    stopping = True
+                    for worker in pool:
+                        worker.stop()
                 for worker in pool:
-                    if not worker.run and waiting and waiting[0][0] <= time.monotonic():
+                    if not worker.run and not stopping and waiting and waiting[0][0] <= time.monotonic():
                         worker.give(waiting.popleft()[1])
-                for worker in _ready(pool):
+                for worker in _ready([worker for worker in pool if worker.run or not stopping]):
                     assert worker.process.stdout is not None
-                    line = worker.process.stdout.readline()
-                    if line and json.loads(line)["outcome"] == "locked" and worker.run:
-                        waiting.append((time.monotonic() + WAIT_SECONDS, worker.run))
-                    if line:
+                    line, run = worker.process.stdout.readline(), worker.run
+                    if line and run:
+                        outcomes[run.name] = outcome = json.loads(line)["outcome"]
+                        if outcome == "stopped" or (outcome == "locked" and self.wait_for_held):
+                            waiting.append((time.monotonic() + WAIT_SECONDS, run))
                         worker.run = None
-                    else:
-                        _bury(worker)
-                        pool[worker.slot] = self._start(worker.slot, slots, gpus)
+                        continue
+                    if run:
+                        outcomes[run.name] = "stopped" if should_stop() else "failed"
+                    _bury(worker, blame=not should_stop())
+                    pool[worker.slot] = self._start(worker.slot, slots, gpus)
         finally:
             _stop(pool)
+        return outcomes
 
     def _start(self, slot: int, slots: int, gpus: Sequence[str]) -> _Worker:
         environment = dict(os.environ)
         for name in THREADS:
             environment.setdefault(name, str(max(1, cpu_cores() // slots)))
         if gpus:
+            environment[store.SHARED_BY] = str(math.ceil(slots / len(gpus)))
             environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "bench.launch.worker", self.target]
@@ -121,20 +145,20 @@ def _ready(pool: Sequence[_Worker], seconds: float = 0.5) -> list[_Worker]:
         return [key.data for key, _ in selector.select(seconds)]
 
 
-def _bury(worker: _Worker) -> None:
-    """Record the run of a dead worker as failed, with the signal and the end of its log."""
+def _bury(worker: _Worker, blame: bool) -> None:
+    """Record the run of a dead worker as failed, with the signal and the end of its log, if the run is to `blame`."""
     code = worker.process.wait()
-    worker.end(signal.SIGKILL)
+    worker.kill()
     _close(worker)
     cause = f"exited with code {code}"
     if code < 0:
         hint = " (kill -9, or the machine ran out of memory)" if code == -signal.SIGKILL else ""
         cause = f"was ended by {signal.Signals(-code).name}{hint}"
-    if worker.run:
+    if worker.run and blame:
         log = worker.run / LOG
         tail = log.read_text(errors="replace").splitlines()[-40:] if log.exists() else []
         record_failure(worker.run, "WorkerDied", f"the process of this run {cause}", "\n".join(tail))
-    elif code > 0:
+    elif code > 0 and not worker.run:
         raise RuntimeError(f"a worker {cause} before it was given a run")
 
 
@@ -142,13 +166,16 @@ def _stop(pool: Sequence[_Worker]) -> None:
     """End all workers: at once where they are idle, with some seconds' grace where they compute; none is left."""
     try:
         for worker in pool:
-            worker.end(signal.SIGTERM if worker.run else signal.SIGKILL)
+            if worker.run:
+                worker.stop()
+            else:
+                worker.kill()
         deadline = time.monotonic() + STOP_SECONDS
         while time.monotonic() < deadline and any(worker.process.poll() is None for worker in pool):
             time.sleep(0.02)
     finally:
         for worker in pool:
-            worker.end(signal.SIGKILL)
+            worker.kill()
             worker.process.wait()
             _close(worker)
 

@@ -1,7 +1,8 @@
 """A pool's worker: `python -m bench.launch.worker [module:function]` runs what it is told, one run after another.
 
 Run folders come over stdin, one a line; one JSON line a run goes back over stdout. Between the two, stdout and stderr
-belong to the run's log.txt. When stdin ends the pool is gone, and so is the worker, at once.
+belong to the run's log.txt. On SIGTERM the run saves its state after the next step, and the worker ends with it. When
+stdin ends the pool is gone, and so is the worker, at once.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from bench.launch.task import LOG
+from bench.launch.task import LOG, redirect
 
 
 def _read_orders(orders: queue.Queue[str]) -> None:
@@ -27,32 +28,22 @@ def _read_orders(orders: queue.Queue[str]) -> None:
     os.killpg(0, signal.SIGKILL)  # the worker leads a process group of its own: a run's children go along
 
 
-def _terminate(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
-
-
-def _redirect(log: Path) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with log.open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-
-
 def main(argv: Sequence[str]) -> None:
     module, _, name = (argv[0] if argv else "bench.launch.task:run_one").partition(":")
     with os.fdopen(os.dup(1), "w", buffering=1) as answers:
-        _redirect(Path(os.devnull))
+        redirect(Path(os.devnull))
         faulthandler.enable()
-        signal.signal(signal.SIGTERM, _terminate)
+        told = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGUSR2):  # Slurm sends its own to every process of a job
+            signal.signal(number, lambda *_: told.set())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's to handle
         orders: queue.Queue[str] = queue.Queue()
         threading.Thread(target=_read_orders, args=(orders,), daemon=True).start()
-        while True:
+        while not told.is_set():
             run = Path(orders.get())
-            _redirect(run / LOG)
-            outcome = getattr(import_module(module), name)(run)
-            _redirect(Path(os.devnull))
+            redirect(run / LOG)
+            outcome = getattr(import_module(module), name)(run, told.is_set)
+            redirect(Path(os.devnull))
             answers.write(json.dumps({"run": str(run), "outcome": outcome}) + "\n")
 
 
