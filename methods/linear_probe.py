@@ -23,7 +23,7 @@ class LinearProbe(Method):
     name = "linear_probe"
     paper = "Radford et al. 2021, arXiv 2103.00020; sizes of Yuan, Zhan, Xiong 2023, arXiv 2308.12509"
     knob = "out_dim"
-    examples = {"": {"out_dim": 40}}
+    examples = {"": {"out_dim": 64}}
     out_dim: int = Field(1024, ge=1)
     init: Literal["orthogonal", "default"] = "orthogonal"
 

@@ -114,7 +114,9 @@ class Cluster:
         for n in range(1, self.nodes + 1):
             (self.folder / f"spool-n{n}").mkdir(exist_ok=True)
             self._spawn(f"slurmd-n{n}", "slurmd", "-D", "-N", f"n{n}")
-        until(lambda: self.run("sinfo", "-h", "-N", "-p", "debug", "-t", "idle").count("\n") == self.nodes, "idle nodes")
+        until(
+            lambda: self.run("sinfo", "-h", "-N", "-p", "debug", "-t", "idle").count("\n") == self.nodes, "idle nodes"
+        )
 
     def stop(self) -> None:
         """Cancel all jobs, wait for their ends, and end the daemons that were started here."""

@@ -83,12 +83,13 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: TrainSettings) 
 
 @torch.inference_mode()
 def evaluate(model: DualEncoder, split: EvalSet) -> tuple[retrieval.Ranks, retrieval.Ranks]:
-    """Image-to-text and text-to-image ranks of a split, encoded and scored in float32; the model's mode is restored."""
-    was_training = model.training
+    """Image-to-text and text-to-image ranks of a split, encoded and scored in float32; all modes are restored."""
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     image_features = torch.cat([model.encode_image(images, normalize=True) for images in split.images()])
     text_features = torch.cat([model.encode_text(tokens, normalize=True) for tokens in split.texts()])
-    model.train(was_training)
+    for module, training in modes.items():
+        module.training = training
     device = image_features.device
     return retrieval.score(image_features, text_features, split.caption_text.to(device), split.caption_image.to(device))
 
@@ -148,7 +149,7 @@ def fit(
     device = next(model.parameters()).device
     steps_per_epoch = math.ceil(batches_per_epoch / settings.accumulate)
     total = steps_per_epoch * settings.epochs
-    fit, first_epoch, resumed = _resume(folder, trainable, optimizer)
+    fit, first_epoch, resumed = _resume(folder, model, optimizer)
     store.write_history(folder / store.HISTORY, fit.history)  # a kill may have come between the state and this
 
     for epoch in range(first_epoch, settings.epochs + 1):
@@ -169,6 +170,8 @@ def fit(
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                 features = model(batch.images, batch.tokens, second_view)
             loss = loss_fn(features, batch.image_ids, model)
+            for penalty in model.penalties:
+                loss = loss + penalty()
             window = index // settings.accumulate * settings.accumulate
             (loss / min(settings.accumulate, batches_per_epoch - window)).backward()
             loss_sum += loss.detach()
@@ -178,6 +181,8 @@ def fit(
                 if settings.clip_grad_norm is not None:
                     nn.utils.clip_grad_norm_(trainable.values(), settings.clip_grad_norm)
                 optimizer.step()
+                for after_step in model.after_step:
+                    after_step(step + 1, total)
                 optimizer.zero_grad(set_to_none=True)
                 _clamp_logit_scale(model)
             on_progress("train", epoch=epoch, step=index + 1, steps=batches_per_epoch, loss_sum=loss_sum)
@@ -185,7 +190,7 @@ def fit(
                 seconds = time.perf_counter() - started
                 part = Part(loss_sum, index + 1, part.pairs, seconds, _random_state(device))
                 fit.note_peak(device)
-                _save(folder, epoch - 1, fit, trainable, optimizer, part)
+                _save(folder, epoch - 1, fit, model, optimizer, part)
                 raise store.Stopped
         train_loss = float(loss_sum) / batches_per_epoch
         if not math.isfinite(train_loss):
@@ -210,7 +215,7 @@ def fit(
         if fit.best_epoch is None or metrics["mean_recall"] > fit.best_metrics["mean_recall"]:
             fit.best_epoch, fit.best_metrics = epoch, metrics
             model.save_adapter(fit.best_file(folder))
-        _save(folder, epoch, fit, trainable, optimizer)
+        _save(folder, epoch, fit, model, optimizer)
         store.write_history(folder / store.HISTORY, fit.history)
         on_progress("validate", epoch=epoch, val_mean_recall=fit.best_metrics["mean_recall"])
         if epoch < settings.epochs and should_stop():
@@ -248,7 +253,7 @@ def _save(
     folder: Path,
     epoch: int,
     fit: Fit,
-    trainable: dict[str, nn.Parameter],
+    model: DualEncoder,
     optimizer: torch.optim.Optimizer,
     part: Part | None = None,
 ) -> None:
@@ -256,7 +261,8 @@ def _save(
     state = {
         "epoch": epoch,
         "part": part and asdict(part),
-        "trainable": {name: p.detach() for name, p in trainable.items()},
+        "trainable": {name: p.detach() for name, p in model.trainable().items()},
+        "after_step": [each.state_dict() for each in model.after_step],
         "optimizer": optimizer.state_dict(),
         "fit": asdict(fit),
         "threads": torch.get_num_threads(),
@@ -279,9 +285,7 @@ def saved_position(folder: Path) -> tuple[int, int]:
         return 0, 0
 
 
-def _resume(
-    folder: Path, trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> tuple[Fit, int, Part | None]:
+def _resume(folder: Path, model: DualEncoder, optimizer: torch.optim.Optimizer) -> tuple[Fit, int, Part | None]:
     """Load the folder's state, if there is one; the fit so far, the epoch to go on in, and what is done of that."""
     path = folder / store.STATE
     if not path.is_file():
@@ -291,9 +295,11 @@ def _resume(
         fit, threads, epoch = Fit(**state["fit"]), int(state["threads"]), int(state["epoch"])
         part = Part(**state["part"]) if state.get("part") else None
         with torch.no_grad():
-            for name, parameter in trainable.items():
+            for name, parameter in model.trainable().items():
                 parameter.copy_(state["trainable"][name])
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        for each, saved in zip(model.after_step, state["after_step"], strict=True):
+            each.load_state_dict(saved)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         reason = type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -23,15 +24,15 @@ ADAPTER = "default"
 
 def inject(model: DualEncoder, config: Any, towers: str, targets: Sequence[str]) -> BaseTuner:
     """Put a tuner of the library on the targeted layers of "image", "text" or "both" towers, in place."""
-    names = set()
-    for side, blocks in (("image", model.image_blocks), ("text", model.text_blocks)):
-        if towers in (side, "both"):
-            for prefix, block in blocks.named_blocks():
-                if any(target.startswith("attn.") for target in targets):
-                    split_attention(block)
-                names |= {f"{prefix}.{target}" for target in targets}
+    names = []
+    for side in ("image", "text") if towers == "both" else (towers,):
+        for prefix, block in getattr(model, f"{side}_blocks").named_blocks():
+            if any(target.startswith("attn.") for target in targets):
+                split_attention(block)
+            names += [f"{prefix}.{target}" for target in dict.fromkeys(targets)]
     config = copy.copy(config)
-    config.target_modules = names
+    # A pattern, since the library takes names in a list for endings: the text tower's would match the image tower's.
+    config.target_modules = "|".join(map(re.escape, names))
     tuner: BaseTuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](model.clip, config, adapter_name=ADAPTER)
     return tuner
 

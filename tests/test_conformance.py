@@ -1,0 +1,203 @@
+"""Every registered method and loss against the conformance suite, and the suite against planted faults."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import methods
+from bench import check as cli
+from bench import checks
+from bench.checks import LOSS_CHECKS, METHOD_CHECKS, Subject
+from methods import losses
+from methods.base import Method, ModelShape
+from methods.excuses import EXCUSES
+from methods.losses import Loss
+
+
+def cases():
+    for table, subjects in (
+        (
+            METHOD_CHECKS,
+            [(name, each) for name in methods.names() for each in checks.method_subjects(methods.get(name))],
+        ),
+        (LOSS_CHECKS, [(name, each) for name in losses.names() for each in checks.loss_subjects(losses.get(name))]),
+    ):
+        for name, subject in subjects:
+            for check in table:
+                reason = checks.excuse_for(subject.label, name, check, EXCUSES)
+                marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
+                label = subject.label.replace(" ", "-") + ("" if table is LOSS_CHECKS else f"-{subject.kind}")
+                yield pytest.param(check, subject, marks=marks, id=f"{label}-{check}")
+
+
+@pytest.mark.parametrize(("check", "subject"), list(cases()))
+def test_conformance(check: str, subject: Subject):
+    outcome = checks.run_check(check, subject)
+    if outcome.state == "skipped":
+        return  # the check has nothing to say here; that is a result too, and the table of `bench.check` shows it
+    assert outcome.state == "passed", outcome.reason
+
+
+def test_every_excuse_is_of_something_there():
+    labels = {each.label for name in methods.names() for each in checks.method_subjects(methods.get(name))}
+    for subject, check in EXCUSES:
+        assert subject in labels | set(methods.names()) | set(losses.names())
+        assert check in METHOD_CHECKS | LOSS_CHECKS
+
+
+# --- planted faults: the sound method passes every check, each fault is caught by the check named for it --------------
+
+
+class Branch(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(width, 8), nn.Linear(8, width)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.dropout = nn.Dropout(0.2)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, m):
+        h = torch.tanh(self.down(m))
+        return m + self.up(self.dropout(h + self.attention(h, h, h, need_weights=False)[0]))
+
+
+class Sound(Method):
+    name = "sound"
+    paper = "none, for tests"
+    needs_slots = ("image",)
+
+    def branch(self, width: int) -> nn.Module:
+        return Branch(width)
+
+    def attach(self, model) -> None:
+        for block in model.image_blocks.slotted():
+            block.fill(after_mlp=self.branch(model.image_blocks.width))
+
+    def trainable_params(self, shape: ModelShape) -> int | None:
+        width = shape.image.width
+        return shape.image.layers * ((width + 1) * 8 + 9 * width + 4 * 8 * 9)
+
+
+class AcrossTheBatch(Sound):
+    def branch(self, width: int) -> nn.Module:
+        branch = Branch(width)
+        branch.attention.batch_first = False
+        return branch
+
+
+class Drifts(Sound):
+    def attach(self, model) -> None:
+        super().attach(model)
+
+        def sink(block: nn.Module, args: tuple) -> None:
+            if block.training:
+                with torch.no_grad():
+                    block.ln_1.weight.mul_(0.999)
+
+        model.image_blocks.list[0].register_forward_pre_hook(sink)
+
+
+class Numbed(Branch):
+    """Turns its dropout off for evaluation, and forgets to turn it on again."""
+
+    def train(self, mode: bool = True):
+        if not mode:
+            self.dropout.p = 0.0
+        return super().train(mode)
+
+
+class DropoutLeftOff(Sound):
+    def branch(self, width: int) -> nn.Module:
+        return Numbed(width)
+
+
+KNOWN: dict[int, nn.Module] = {}
+
+
+class Global(Sound):
+    def branch(self, width: int) -> nn.Module:
+        return KNOWN.setdefault(width, Branch(width))
+
+    def trainable_params(self, shape: ModelShape) -> int | None:
+        count = super().trainable_params(shape)
+        assert count is not None
+        return count // shape.image.layers
+
+
+class Leaks(Sound):
+    def attach(self, model) -> None:
+        super().attach(model)
+        for block in model.image_blocks.list:
+            block.after_mlp.register_buffer("initial", block.after_mlp.up.weight.detach().clone())
+
+
+FAULTS = {
+    AcrossTheBatch: "an_item_is_independent_of_its_batch",
+    Drifts: "frozen_weights_bit_identical_after_training",
+    DropoutLeftOff: "evaluation_restores_train_and_eval_mode",
+    Global: "two_instances_share_no_storage",
+    Leaks: "state_dict_holds_backbone_and_trainable_only",
+}
+
+
+def test_a_sound_method_passes():
+    assert {o.check: o.reason for o in checks.check_method(Sound) if o.state == "failed"} == {}
+
+
+@pytest.mark.parametrize(("fault", "check"), FAULTS.items(), ids=lambda each: getattr(each, "__name__", each))
+def test_a_planted_fault_is_caught(fault, check):
+    failed = {outcome.check for outcome in checks.check_method(fault) if outcome.state == "failed"}
+    assert check in failed
+
+
+class Lopsided(Loss):
+    name = "lopsided"
+    paper = "none, for tests"
+    params = 1
+
+    def __call__(self, features, image_ids, model):
+        return (features.image[0] * features.text.detach()[0]).sum()
+
+
+def test_a_faulty_loss_is_caught():
+    failed = {outcome.check for outcome in checks.check_loss(Lopsided) if outcome.state == "failed"}
+    assert {"reaches_both_towers", "declares_its_parameters", "order_of_the_batch_does_not_matter"} <= failed
+
+
+def test_an_excuse_must_be_needed():
+    [outcome] = [
+        o for o in checks.check_method(Sound, {("sound", "starts_at_the_backbone"): "old"}) if "out of" in o.reason
+    ][:1]
+    assert (outcome.check, outcome.state) == ("starts_at_the_backbone", "failed")
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_a_table(capsys):
+    assert cli.main(["bitfit"]) == 0
+    shown = capsys.readouterr().out
+    assert "frozen weights bit identical after training" in shown
+    assert "44 checks: 40 passed, 4 skipped, 0 excused, 0 failed" in shown
+
+
+def test_the_command_tells_a_failure(tmp_path, capsys):
+    path = tmp_path / "odd.py"
+    path.write_text(
+        "from methods.base import Method\n\n\n"
+        "class Odd(Method):\n    name = 'odd'\n    paper = 'none'\n\n"
+        "    def attach(self, model):\n        model.clip.logit_scale.requires_grad_(True)\n\n"
+        "    def trainable_params(self, shape):\n        return 2\n"
+    )
+    assert cli.main([str(path)]) == 1
+    shown = capsys.readouterr().out
+    assert "odd: counts equal the closed form: trains 1 on widths 96/80; the closed form says 2" in shown
+
+
+@pytest.mark.parametrize("target", ["nosuch", "json", "/nosuch.py"])
+def test_a_target_that_means_nothing(target, capsys):
+    assert cli.main([target]) == 2
+    assert "error: " in capsys.readouterr().err
