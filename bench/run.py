@@ -29,6 +29,7 @@ from bench.core.train import Fit, evaluate, fit, saved_position, seed_for
 from bench.data import load as load_dataset
 from bench.errors import UserError
 from bench.spec import BackboneSettings, RunSpec
+from methods import registry
 
 PROGRESS_SECONDS = 0.5
 
@@ -210,6 +211,7 @@ def _compute(spec: RunSpec, folder: Path, should_stop: Callable[[], bool], keep_
             "split": dataset.split,
             "weights": spec.backbone.weights,
             "weights_sha256": backbone.sha256,
+            "plugins": registry.sources(type(spec.method), type(spec.loss)),
         },
     }
 
@@ -281,9 +283,12 @@ class Progress:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, or a run.yaml in it")
+    parser.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help="more methods, losses")
     arguments = parser.parse_args(argv)
     run_dir: Path = arguments.run.parent if arguments.run.name == store.RUN else arguments.run
     try:
+        for path in arguments.plugin:
+            registry.add_plugin(path)
         if not (run_dir / store.RUN).is_file():
             raise UserError(f"no {store.RUN} in {run_dir}")
         result = execute(run_dir)

@@ -23,8 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: all finished (or submitted); 1: a run failed; 2: the user has something to fix; 130: stopped."""
     arguments = _arguments(argv)
     from bench.spec import expand
+    from methods.registry import add_plugin
 
     try:
+        for path in arguments.plugin:
+            add_plugin(path)
         sweep = expand(arguments.file, arguments.overrides)
         if arguments.dry_run:
             print_plan(sweep, arguments.results / sweep.name)
@@ -65,6 +68,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         help="override values of the file, as in train.epochs=2 or grid.seed=[0]; they win over a method's own "
         "train and loss too",
+    )
+    parser.add_argument(
+        "--plugin", type=Path, action="append", default=[], metavar="FILE", help="a Python file with methods or losses"
     )
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="DIR", help="default: %(default)s")

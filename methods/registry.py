@@ -115,3 +115,9 @@ def load_file(path: Path) -> ModuleType:
         if cls.name in registry.built_in:
             raise UserError(f"--plugin {path}: the {registry.kind} '{cls.name}' exists already; choose another name")
     return module
+
+
+def sources(*classes: type) -> dict[str, str]:
+    """The plug-in files that classes come from, with the sha256 of each: what a result's provenance names."""
+    paths = {path for path in plugins() for cls in classes if cls.__module__ == _module(path.absolute()).__name__}
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}

@@ -1,0 +1,108 @@
+"""A method from outside: docs/new-method.md executed word for word, a plug-in file, an installed package."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bench
+import methods
+from bench import check, store, sweep
+from bench import methods as listing
+from bench.errors import UserError
+from methods import registry
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "new-method.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def no_plugins_left(monkeypatch):
+    monkeypatch.delenv(registry.PLUGINS, raising=False)
+
+
+def block(language: str, number: int = 0) -> str:
+    """The page's code block of that language and number."""
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[number]
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "side_adapter.py"
+    path.write_text(block("python"))
+    return path
+
+
+def test_the_page_is_short_and_its_commands_exist():
+    assert len(block("python").splitlines()) + len(block("yaml").splitlines()) < 60
+    for module in set(re.findall(r"python -m (bench\.\w+)", PAGE)):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+
+
+def test_the_page_leads_to_a_row(plugin, capsys):
+    assert check.main(["side_adapter.py"]) == 0
+    assert " 0 failed" in capsys.readouterr().out
+    Path("side.yaml").write_text(block("yaml"))
+    arguments = ["side.yaml", "--plugin", "side_adapter.py", "--executor", "local"]
+    smaller = ["--set", "train.epochs=1", "grid.seed=[0]"]
+    assert sweep.main([*arguments, *smaller, "--dry-run"]) == 0
+    assert sweep.main([*arguments, *smaller]) == 0
+    shown = capsys.readouterr().out
+    assert "side_adapter" in shown
+    table = Path("reports/side/table.csv").read_text()
+    assert [line.split(",")[2] for line in table.splitlines()[1:]].count("side_adapter") == 2
+    run = next(Path("results/side").glob("side_adapter-bottleneck4-*"))
+    named = store.read_result(run)["provenance"]["plugins"]
+    assert list(named) == [str(plugin)]
+    assert bench.load(run).model.trainable_params() == store.read_result(run)["cost"]["trainable_params"]
+
+
+def test_a_plugin_is_listed(plugin, capsys):
+    assert listing.main(["--plugin", "side_adapter.py", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["side_adapter"]["trainable_params"] == 12 * (2 * (768 + 512) * 16 + 32 + 768 + 512 + 2)
+
+
+def test_without_its_plugin_a_method_is_unknown():
+    with pytest.raises(UserError, match=r"unknown method 'side_adapter'.*need --plugin FILE"):
+        methods.get("side_adapter")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such file"),
+        ("x = (", "cannot be imported: SyntaxError"),
+        ("import nosuch", "cannot be imported: ModuleNotFoundError"),
+        ("x = 1", "defines no method and no loss"),
+        ("from methods.lora import LoRA\nclass Mine(LoRA):\n    name = 'lora'", "'lora' exists already"),
+    ],
+)
+def test_a_bad_plugin_is_one_error(text, message, tmp_path, capsys):
+    path = tmp_path / "bad.py"
+    if text is not None:
+        path.write_text(text)
+    assert sweep.main([str(ROOT / "sweeps" / "demo.yaml"), "--dry-run", "--plugin", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_installed_package_is_found_by_its_entry_point(plugin, tmp_path):
+    """As pip leaves it: the module and its metadata on the path."""
+    site = tmp_path / "site"
+    info = site / "outside-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "outside.py").write_text(plugin.read_text())
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[petl_bench.methods]\nside_adapter = outside:SideAdapter\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+    Path("side.yaml").write_text(block("yaml"))
+    command = [sys.executable, "-m", "bench.sweep", "side.yaml", "--dry-run"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "side_adapter-bottleneck4-lr0.006-s0" in done.stdout
