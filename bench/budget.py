@@ -61,7 +61,7 @@ def fit(
         return found is not None and found <= budget
 
     low, high = 1, 2
-    while within(high) and high < 2**30:
+    while within(high) and at(high)[1] != at(low)[1]:  # a knob may cease to matter, such as a rank beyond the layer's
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2

@@ -497,7 +497,8 @@ def _method_runs(
 
         def make(knob: int | None = None, choice: _Choice = choice) -> Method:
             values = choice.values if knob is None else {**choice.values, str(cls.knob): knob}
-            return parse(cls, values, name, document, path, choice.places, also=BESIDE)
+            also = BESIDE if cls.presets else BESIDE[1:]
+            return parse(cls, values, name, document, path, choice.places, also)
 
         plain = make()
         with _placed(document.at(at)):

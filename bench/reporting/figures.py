@@ -23,7 +23,7 @@ from matplotlib.text import Annotation
 from bench.reporting.tables import Block
 
 COLUMN, PAGE = 3.4, 7.0  # inches: the width of a column, and of the text, of a two-column paper
-MOST_LABELS = 40  # in one panel; beyond, only each method's best configuration is named
+MOST_LABELS = 40  # in one panel; beyond, only each curve's best configuration is named
 
 # Okabe and Ito's colours without the yellow, which cannot be read as a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -54,7 +54,8 @@ def recall_vs_params(parts: Sequence[Block], dark: bool = False) -> Figure:
     """One panel a block; a point is a group of seeds, its bar the sample standard deviation.
 
     Groups that train nothing are horizontal lines, since a log axis has no zero; groups that train the backbone
-    itself are stars; the configurations of one method are joined. Groups without a finished run are left out.
+    itself are stars; a line joins what differs in numbers alone: one method at several sizes. Groups without a
+    finished run are left out.
     """
     ink = _DARK if dark else _LIGHT
     shown = [part.rows[part.rows["mean_recall"].notna() & part.rows["trainable_params"].notna()] for part in parts]
@@ -121,10 +122,10 @@ def _draw(axes: Axes, rows: pd.DataFrame, ink: _Ink) -> list[_Label]:
         return []
     trained = rows[rows["trainable_params"] > 0]
     _limits(axes, rows, trained)
-    best = trained.loc[trained.groupby("method")["mean_recall"].idxmax()]
+    best = trained.loc[trained.groupby("curve")["mean_recall"].idxmax()]
     named = set((trained if len(trained) <= MOST_LABELS else best).index)
     labels = []
-    for i, (method, group) in enumerate(trained.groupby("method", sort=False)):
+    for i, (curve, group) in enumerate(trained.groupby("curve", sort=False)):
         colour = COLOURS[i % len(COLOURS)]
         group = group.sort_values(["trainable_params", "mean_recall"])
         x = group["trainable_params"].to_numpy(float)
@@ -141,9 +142,9 @@ def _draw(axes: Axes, rows: pd.DataFrame, ink: _Ink) -> list[_Label]:
         axes.errorbar(x, y, spread, lw=0.9, elinewidth=0.8, capsize=1.5, capthick=0.8, **style)
         for row, at, height, bar in zip(group.to_dict("index").items(), x, y, spread, strict=True):
             if row[0] in named:
-                # The best configuration carries the method's name; its siblings on the line say what differs.
-                lone = row[1]["config"] and row[0] not in best.index
-                text = row[1]["config"] if lone else f"{method} {row[1]['config']}"
+                # The best configuration carries the curve's name; its siblings on the line say what differs.
+                lone = row[1]["point"] and row[0] not in best.index
+                text = row[1]["point"] if lone else f"{curve} {row[1]['point']}"
                 labels.append(_Label(_text(axes, text, at, height, _mix(colour, ink)), at, height, bar))
     for row in rows[rows["trainable_params"] == 0].to_dict("records"):
         axes.axhline(row["mean_recall"], color=ink.faint, lw=0.9, ls=(0, (4, 2)), zorder=2)

@@ -25,8 +25,9 @@ def summarise(runs: Runs) -> pd.DataFrame:
     """One row a group of runs that differ in nothing but the seed: TABLE_COLUMNS, then what the report needs besides.
 
     `seeds` counts the finished runs; recalls and train_seconds are their means, `_std` the sample standard deviation
-    (n - 1; missing for one seed), peak_bytes their maximum. Besides: `group`, `planned` (seeds in the plan) and
-    `whole` (the method trains the backbone itself).
+    (n - 1; missing for one seed), peak_bytes their maximum. Besides: `group`, `planned` (seeds in the plan), `whole`
+    (the method trains the backbone itself), `curve` (the method and what no number tells apart, such as LoRA's
+    targets: rows of one curve differ in numbers alone) and `point` (those numbers).
     """
     known = runs.frame[(runs.frame["group"] != "") & (runs.frame["status"] != "superseded")]
     rows = known.groupby("group", sort=False).agg(
@@ -34,6 +35,7 @@ def summarise(runs: Runs) -> pd.DataFrame:
     )
     rows = rows.rename(columns={"seed": "planned"})
     rows["config"] = _configs(rows)
+    rows["curve"], rows["point"] = _curves(rows)
     done = runs.finished.groupby("group")
     rows["seeds"] = done.size().reindex(rows.index, fill_value=0)
     for name in RECALLS:
@@ -47,7 +49,7 @@ def summarise(runs: Runs) -> pd.DataFrame:
     rows["train_seconds"] = done["train_seconds"].mean()
     rows["peak_bytes"] = done["peak_bytes"].max()
     rows = rows.reset_index().astype({"trainable_params": "Int64", "peak_bytes": "Int64", "seeds": int, "planned": int})
-    return rows[[*TABLE_COLUMNS, "group", "planned", "whole"]]
+    return rows[[*TABLE_COLUMNS, "group", "planned", "whole", "curve", "point"]]
 
 
 def _configs(rows: pd.DataFrame) -> pd.Series:
@@ -66,6 +68,23 @@ def _configs(rows: pd.DataFrame) -> pd.Series:
                 f"{a}, {b}".removeprefix(", ") for a, b in zip(config[same.index], texts, strict=True)
             ]
     return config
+
+
+def _curves(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """The curve of each row, by name, and what tells it from the others on it."""
+    curve, point = pd.Series("", index=rows.index), pd.Series("", index=rows.index)
+    for method, siblings in rows.groupby("method", sort=False):
+        own = [
+            {k: v for k, v in s.items() if not k.startswith(("dataset.", "backbone."))} for s in siblings["settings"]
+        ]
+        words = [{k: v for k, v in s.items() if isinstance(v, bool) or not isinstance(v, int | float)} for s in own]
+        curve[siblings.index] = [f"{method} {text}".strip() for text in distinguish(words)]
+        numbers = pd.Series(
+            [{k: v for k, v in s.items() if k not in w} for s, w in zip(own, words, strict=True)], index=siblings.index
+        )
+        for _, same in siblings.groupby(curve[siblings.index], sort=False):
+            point[same.index] = distinguish(list(numbers[same.index]))
+    return curve, point
 
 
 def csv(rows: pd.DataFrame) -> str:
