@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bench.errors import UserError
 from bench.settings import Settings
 
 if TYPE_CHECKING:
     from bench.core.backbone import DualEncoder
+
+# The linear layers of a block, for methods that adapt layers by name.
+Target = Literal["attn.q", "attn.k", "attn.v", "attn.out", "mlp.c_fc", "mlp.c_proj"]
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from methods.base import Method, ModelShape, TowerShape, check_slots
+from methods.base import Method, ModelShape, Target, TowerShape, check_slots
 
 if TYPE_CHECKING:
     from bench.core.backbone import DualEncoder
-
-Target = Literal["attn.q", "attn.k", "attn.v", "attn.out", "mlp.c_fc", "mlp.c_proj"]
-ATTENTION = ("attn.q", "attn.k", "attn.v", "attn.out")
 
 
 class LoRA(Method):
@@ -54,7 +51,7 @@ class LoRA(Method):
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         def sizes(tower: TowerShape, target: str) -> int:
-            return tower.width + (tower.width if target in ATTENTION else tower.mlp_width)
+            return tower.width + (tower.width if target.startswith("attn.") else tower.mlp_width)
 
         towers: list[TowerShape] = [getattr(shape, side) for side in self._sides()]
         return sum(self.rank * sizes(tower, target) * tower.layers for tower in towers for target in set(self.targets))

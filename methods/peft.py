@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict, Field
 
 from bench.errors import UserError
-from methods.base import Method, ModelShape, check_slots
-from methods.lora import Target
+from methods.base import Method, ModelShape, Target, check_slots
 
 if TYPE_CHECKING:
     from bench.core.backbone import DualEncoder
