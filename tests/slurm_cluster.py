@@ -59,6 +59,7 @@ class Cluster:
     gpus: int = 4
     max_array: int = 1001
     accounting: bool = True
+    grace_seconds: int = 20  # between a preempted job's warning and its end
     settings: str = ""  # further lines of slurm.conf
     _daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, init=False)
     _ports: dict[str, int] = field(default_factory=dict, init=False)
@@ -114,7 +115,9 @@ class Cluster:
         for n in range(1, self.nodes + 1):
             (self.folder / f"spool-n{n}").mkdir(exist_ok=True)
             self._spawn(f"slurmd-n{n}", "slurmd", "-D", "-N", f"n{n}")
-        until(lambda: self.run("sinfo", "-h", "-N", "-p", "debug", "-t", "idle").count("\n") == self.nodes, "idle nodes")
+        until(
+            lambda: self.run("sinfo", "-h", "-N", "-p", "debug", "-t", "idle").count("\n") == self.nodes, "idle nodes"
+        )
 
     def stop(self) -> None:
         """Cancel all jobs, wait for their ends, and end the daemons that were started here."""
@@ -275,8 +278,8 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,bf_interval=1
 GresTypes=gpu
 {accounting}
-{nodes}PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
-PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+{nodes}PartitionName=debug Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={self.grace_seconds}
+PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
 {self.settings}
 """)
 

@@ -1,0 +1,204 @@
+"""Sweeps on a real Slurm: a throw-away cluster with two nodes, arrays of at most 20, and everything that goes wrong.
+
+Where digits matter the runs are real ones; elsewhere they are light (tests/slurm_light), and all around them is real.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import store, sweep
+from bench.launch import queue
+from tests import slurm_cluster
+from tests.slurm_cluster import Cluster, until
+
+LIGHT = Path(__file__).parent / "slurm_light"
+ROOT = Path(__file__).parents[1]
+REAL = "lora: {rank: 2}"
+
+FILE = """\
+name: {name}
+dataset: {{name: ucm, root: {root}, split: karpathy}}
+backbone: {{model: tiny-clip, weights: random}}
+train: {{epochs: {epochs}, batch_size: 8, lr: 1e-3, workers: {workers}}}
+grid:
+  seed: [{seeds}]
+  method: [{{lora: {{rank: 2, dropout: 0.1}}}}]
+slurm: {{cpus_per_task: 1, mem_gb: 1.5, gpus_per_node: 1, timeout_min: 10, {slurm}}}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _possible() -> None:
+    why = slurm_cluster.missing()
+    if why and os.environ.get(slurm_cluster.REQUIRE):
+        pytest.fail(why)
+    if why:
+        pytest.skip(why)
+
+
+@pytest.fixture(scope="module")
+def cluster(_possible, tmp_path_factory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("slurm"), max_array=20) as found:
+        yield found
+
+
+class User:
+    """Someone with a folder, a cluster, and the commands."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.folder, self.root = folder, root
+
+    def write(self, seeds: int = 1, light: str = "", slurm: str = "", epochs: int = 25, workers: int = 0) -> Path:
+        """A sweep file; `light`: variables of light runs, which go before the runs' real code."""
+        setup = f"setup: ['export PYTHONPATH={LIGHT} {light}']" if light else "setup: []"
+        listed = ", ".join(map(str, range(seeds)))
+        text = FILE.format(
+            name="s",
+            root=self.root,
+            epochs=epochs,
+            workers=workers,
+            seeds=listed,
+            slurm=", ".join(filter(None, [setup, slurm])),
+        )
+        (self.folder / "s.yaml").write_text(text)
+        return self.folder / "s.yaml"
+
+    def sweep(self, *arguments: str) -> int:
+        return sweep.main([str(self.folder / "s.yaml"), "--executor", "slurm", *arguments])
+
+    @property
+    def dir(self) -> Path:
+        return self.folder / "results" / "s"
+
+    @property
+    def runs(self) -> list[Path]:
+        return sorted(path.parent for path in self.dir.glob(f"*/{store.RUN}"))
+
+    @property
+    def tasks(self) -> dict[str, str]:
+        """Run id -> the job it was last given to."""
+        return {run: task for found in queue.read_manifests(self.dir) for run, task in found.tasks.items()}
+
+    def results(self) -> list[dict]:
+        return [store.read_result(run) or {} for run in self.runs]
+
+    def wait_for_results(self, seconds: float = 90) -> None:
+        until(lambda: all(self.results()), "results", seconds)
+
+    def wait_until_under_way(self, steps: int = 1) -> tuple[Path, str]:
+        """Wait until a run has finished an epoch or so many steps; the run and its job."""
+        run = self.runs[0]
+
+        def under_way() -> bool:
+            now = store.read_progress(run) or {}
+            return now.get("phase") == "train" and (now.get("epoch", 0) > 2 or now.get("step", 0) >= steps)
+
+        until(under_way, "a run under way", 60)
+        return run, self.tasks[run.name]
+
+    def outcomes(self) -> list[str | None]:
+        return [attempt.outcome for attempt in store.read_attempts(self.runs[0])]
+
+
+@pytest.fixture
+def user(cluster, root, tmp_path, monkeypatch) -> Iterator[User]:
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    yield User(tmp_path, root)
+    cluster.run("scancel", "--user=root", check=False)
+    cluster.wait_until_empty()
+
+
+def digits(run: Path) -> tuple:
+    """What must not depend on interruptions."""
+    result = store.read_result(run) or {}
+    with (run / store.HISTORY).open() as file:
+        history = [{key: row[key] for key in row if key != "seconds"} for row in csv.DictReader(file)]
+    return result["metrics"], history, (run / store.ADAPTER).read_bytes(), result["cost"]["adapter_bytes"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(_possible, root, tmp_path_factory) -> tuple:
+    """The digits of the real run that the faults hit, from a process that nothing disturbed."""
+    user = User(tmp_path_factory.mktemp("undisturbed"), root)
+    file = user.write()
+    command = [sys.executable, "-m", "bench.sweep", str(file), "--executor", "inline"]
+    subprocess.run(
+        command, cwd=user.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True
+    )
+    return digits(user.runs[0])
+
+
+# --- a sweep ---------------------------------------------------------------------------------------------------------
+
+
+def test_sixty_runs_in_arrays_of_twenty_and_nothing_twice(cluster, user, capsys):
+    user.write(seeds=60, light="LIGHT_SECONDS=0.1", slurm="array_parallelism: 7")
+    assert user.sweep() == 0
+    told = capsys.readouterr().out
+    assert "submitted: 60 runs" in told
+    [first] = queue.read_manifests(user.dir)
+    assert [array["size"] for array in first.content["arrays"]] == [20, 20, 20]
+    most = set()
+
+    def some_done() -> bool:
+        most.add(sum(line[1] == "R" for line in cluster.queue("%i %t") if line[0] != first.report_job))
+        return sum(map(bool, user.results())) >= 10
+
+    until(some_done, "ten runs", 120)
+    assert user.sweep() == 0
+    told = capsys.readouterr().out
+    assert "in the queue: " in told
+    assert "submitted: " not in told
+    assert len(queue.read_manifests(user.dir)) == 1
+    cluster.wait_until_empty(240)
+    assert max(most) <= 7
+    assert [result["status"] for result in user.results()] == ["finished"] * 60
+    done = [(run / "computed").read_text().split("\n") for run in user.runs]
+    assert all(len(lines) == 2 for lines in done)
+    assert {line.split()[1] for [line, _] in done} <= {"0", "1", "2", "3"}
+    jobs = cluster.run("sacct", "-X", "-n", "-P", "-o", "JobID", "-j", ",".join(first.jobs)).split()
+    assert len(jobs) == 61
+    nodes = cluster.run("sacct", "-X", "-n", "-P", "-o", "NodeList", "-j", ",".join(first.jobs)).split()
+    assert set(nodes) == {"n1", "n2"}
+    assert (user.folder / "reports" / "s" / "index.html").is_file()
+    assert user.sweep() == 0
+    assert "60 runs, 60 finished, 0 to run" in capsys.readouterr().out
+
+
+def test_started_twice_at_the_same_second_is_computed_once(cluster, user):
+    file = user.write(seeds=12, light="LIGHT_SECONDS=0.1")
+    command = [sys.executable, "-m", "bench.sweep", str(file), "--executor", "slurm"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen(command, cwd=user.folder, env=environment, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert len(queue.read_manifests(user.dir)) == 1
+    cluster.wait_until_empty(120)
+    assert [result["status"] for result in user.results()] == ["finished"] * 12
+    assert [(run / "computed").read_text().count("\n") for run in user.runs] == [1] * 12
+
+
+# --- ten faults ------------------------------------------------------------------------------------------------------
+
+
+def test_requeue(cluster, user, undisturbed):
+    user.write(workers=2)
+    user.sweep()
+    run, job = user.wait_until_under_way()
+    cluster.run("scontrol", "requeue", job)
+    user.wait_for_results()
+    assert digits(run) == undisturbed
+    assert user.outcomes() == ["stopped", "finished"]
+    assert {attempt.job for attempt in store.read_attempts(run)} == {job}
