@@ -31,7 +31,7 @@ def run_one(run_dir: str | Path, should_stop: Callable[[], bool] = never) -> Out
     try:
         from bench import run  # torch
 
-        result = run.execute(run_dir, should_stop, keep_backbone=True)
+        result = run.execute(run_dir, should_stop, keep=True)
         return "finished" if result["status"] == "finished" else "failed"
     except store.RunLocked:
         return "locked"
