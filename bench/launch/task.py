@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from bench import store
 
 LOG = "log.txt"
 WAIT_SECONDS = 2.0  # between two looks at a run that another process holds
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # Slurm sends its own to every process of a job
 Outcome = Literal["finished", "failed", "stopped", "locked"]
 
 
