@@ -24,7 +24,7 @@ from bench import store
 from bench.errors import UserError
 from bench.launch import queue
 from bench.launch.queue import Job, Manifest, Queue
-from bench.progress import Look, last_line
+from bench.progress import Look, clock, last_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -200,10 +200,10 @@ def judge(
         return replace(base, state="failed", words=last_line(facts.result), job=None)
     saved, where = _saved(base, last)
     if job:
-        its = f"job {job.id} is {job.state}" + (f" ({job.reason})" if job.reason else "")
+        its = f"job {job.id} {job.state}" + (f" ({job.reason})" if job.reason else "")
         if last and saved.epoch is not None and facts.result is None:
             return replace(saved, state="stopped", words=f"{where}; {its}")
-        return replace(base, words=f"{its}, its turn will come" if job.state == "running" else its)
+        return replace(base, words=f"its turn will come, in job {job.id}" if job.state == "running" else its)
     if given and not alive.known:
         return replace(saved, state="unknown", words="Slurm does not answer")
     if given or last:
@@ -227,11 +227,17 @@ def _at_work(facts: Facts, job: Job | None, now: float) -> bool:
 def _running(base: Standing, progress: dict[str, Any], now: float) -> Standing:
     eta, age = progress.get("eta_seconds"), now - (progress.get("updated") or now)
     left = None if eta is None else max(0.0, round(eta - age, 1))
-    look = Look("running", progress | {"eta_seconds": left}, {})
+    look = Look("running", progress, {})
+    phase = str(progress.get("phase") or "start")
+    parts = [phase]
+    if progress.get("epoch"):
+        step = f"step {progress.get('step')}/{progress.get('steps')}" if phase == "train" else phase
+        parts = [f"epoch {progress['epoch']}/{progress.get('epochs')}", step]
+    parts += [f"{clock(left)} left"] if left is not None else []
     return replace(
         base,
         state="running",
-        words=look.doing,
+        words=", ".join(parts),
         epoch=progress.get("epoch") or None,
         epochs=progress.get("epochs") or base.epochs,
         step=progress.get("step") or None,
@@ -249,7 +255,7 @@ def _saved(base: Standing, last: store.Attempt | None) -> tuple[Standing, str]:
     if not epochs and not batches:
         return base, "nothing saved yet"
     share = epochs / base.epochs if base.epochs else 0.0
-    place = f"step {batches} of epoch {epochs + 1}" if batches else f"epoch {epochs}"
+    place = f"epoch {epochs + 1}, step {batches}" if batches else f"the end of epoch {epochs}"
     return replace(base, epoch=epochs + bool(batches), step=batches or None, share=share), f"saved at {place}"
 
 
@@ -452,7 +458,7 @@ def render(picture: Picture, width: int, everything: bool, rows: int) -> Rendera
     from rich.table import Table
     from rich.text import Text
 
-    names = min(max((len(run.run_id) for run in picture.runs), default=0), max(24, width * 4 // 10))
+    names = min(max((len(run.run_id) for run in picture.runs), default=0), max(24, width * 36 // 100))
     parts: list[RenderableType] = []
     for state in STATES:
         runs = picture.of(state)
@@ -465,25 +471,32 @@ def render(picture: Picture, width: int, everything: bool, rows: int) -> Rendera
         table = Table.grid(padding=(0, 2, 0, 0), expand=True)
         table.add_column(width=names, no_wrap=True)
         if state == "running":
-            table.add_column(width=12)
+            table.add_column(width=8)
         table.add_column(ratio=1, overflow="fold")
         for run in runs if everything else runs[:rows]:
-            bar = [ProgressBar(total=1.0, completed=run.share, width=12)] if state == "running" else []
-            table.add_row(_shorten(run.run_id, names), *bar, Text(run.words, COLOURS[state] if state in OVER else ""))
+            words = Text(run.words, COLOURS[state] if state in OVER else "")
+            cells: list[RenderableType] = [words]
+            if state == "running":
+                cells = [
+                    ProgressBar(total=1.0, completed=run.share, width=8),
+                    words.append(f"  {run.job or ''}", "dim"),
+                ]
+            table.add_row(_shorten(run.run_id, names), *cells)
         more = [] if everything or len(runs) <= rows else [Text(f"and {len(runs) - rows} more (--all)", "dim")]
         parts += [head, table, *more]
-    if parts:
-        parts.append(Text())
-    done = sum(run.share if run.state != "failed" else 1.0 for run in picture.runs)
-    parts.append(ProgressBar(total=max(1, len(picture.runs)), completed=done, width=min(60, width)))
+    whole = Table.grid(padding=(0, 2, 0, 0))
     first, *others = summary(picture)
-    parts += [Text(first, "bold"), *(Text(line) for line in others)]
-    return Group(*parts)
+    done = sum(run.share for run in picture.runs)
+    bar = ProgressBar(total=max(1, len(picture.runs)), completed=done, width=max(10, min(24, width // 5)))
+    whole.add_row(bar, Text(first, "bold"))
+    for line in others:
+        whole.add_row("", Text(line))
+    return Group(*parts, *([Text()] if parts else []), whole)
 
 
 def _reasons(runs: Sequence[Standing]) -> str:
     """What they wait for, without the jobs' ids, and how many for each."""
-    found = Counter(run.words.replace(f"job {run.job} ", "job ") for run in runs)
+    found = Counter(run.words.replace(f"job {run.job} ", "").replace(f", in job {run.job}", "") for run in runs)
     return "; ".join(f"{count} {words}" for words, count in found.most_common(4))
 
 
@@ -529,7 +542,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.watch:
             _watch(status, arguments)
         else:
-            _show(status.look_twice(), arguments)
+            _show(_patiently(status) if sys.stdout.isatty() else status.look_twice(), arguments)
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -569,6 +582,14 @@ def _show(picture: Picture, arguments: argparse.Namespace) -> None:
             console.print(line, style="dim", highlight=False, soft_wrap=True)
     else:
         print(plain(picture, arguments.all), flush=True)
+
+
+def _patiently(status: Status) -> Picture:
+    """A second look, or a Slurm that is slow to answer, takes some seconds: say so."""
+    from rich.console import Console
+
+    with Console(stderr=True).status("looking"):
+        return status.look_twice()
 
 
 def _watch(status: Status, arguments: argparse.Namespace) -> None:
