@@ -6,13 +6,11 @@ Where digits matter the runs are real ones; elsewhere they are light (tests/slur
 from __future__ import annotations
 
 import csv
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +22,6 @@ from tests.slurm_cluster import Cluster, until
 
 LIGHT = Path(__file__).parent / "slurm_light"
 ROOT = Path(__file__).parents[1]
-REAL = "lora: {rank: 2}"
 
 FILE = """\
 name: {name}
@@ -34,7 +31,7 @@ train: {{epochs: {epochs}, batch_size: 8, lr: 1e-3, workers: {workers}}}
 grid:
   seed: [{seeds}]
   method: [{{lora: {{rank: 2, dropout: 0.1}}}}]
-slurm: {{cpus_per_task: 1, mem_gb: 1.5, gpus_per_node: 1, timeout_min: 10, {slurm}}}
+slurm: {{cpus_per_task: 1, gpus_per_node: 1, {slurm}}}
 """
 
 
@@ -61,7 +58,7 @@ class User:
 
     def write(self, seeds: int = 1, light: str = "", slurm: str = "", epochs: int = 25, workers: int = 0) -> Path:
         """A sweep file; `light`: variables of light runs, which go before the runs' real code."""
-        setup = f"setup: ['export PYTHONPATH={LIGHT} {light}']" if light else "setup: []"
+        setup = f"mem_gb: 0.5, setup: ['export PYTHONPATH={LIGHT} {light}']" if light else "mem_gb: 6"
         listed = ", ".join(map(str, range(seeds)))
         text = FILE.format(
             name="s",
@@ -202,3 +199,127 @@ def test_requeue(cluster, user, undisturbed):
     assert digits(run) == undisturbed
     assert user.outcomes() == ["stopped", "finished"]
     assert {attempt.job for attempt in store.read_attempts(run)} == {job}
+
+
+def test_preemption(cluster, user, undisturbed):
+    user.write()
+    user.sweep()
+    run, job = user.wait_until_under_way()
+    cluster.run("sbatch", "-p", "high", "--exclusive", "-N2", "-o", "/dev/null", "--wrap", "sleep 2")
+    user.wait_for_results()
+    assert digits(run) == undisturbed
+    assert user.outcomes() == ["stopped", "finished"]
+    assert {attempt.job for attempt in store.read_attempts(run)} == {job}
+
+
+def test_time_out_with_progress(cluster, user, undisturbed):
+    user.write(slurm="timeout_min: 1, signal_seconds: 45")
+    user.sweep()
+    user.wait_for_results(150)
+    assert digits(user.runs[0]) == undisturbed
+    *before, last = user.outcomes()
+    assert before
+    assert set(before) == {"stopped"}
+    assert last == "finished"
+
+
+def test_time_out_without_progress(cluster, user):
+    user.write(light="LIGHT_FAULT=hang", slurm="timeout_min: 1, signal_seconds: 55")
+    user.sweep()
+    user.wait_for_results()
+    [result] = user.results()
+    assert (result["status"], result["error"]["type"]) == ("failed", "TimedOut")
+    assert result["error"]["message"] == (
+        "timed out after 1 min at epoch 1 without finishing a step since it last started; raise slurm.timeout_min"
+    )
+    cluster.wait_until_empty()
+    assert len(store.read_attempts(user.runs[0])) == 1
+
+
+def test_kill(cluster, user, undisturbed):
+    user.write()
+    user.sweep()
+    run, _ = user.wait_until_under_way()
+    os.kill((store.read_progress(run) or {})["pid"], signal.SIGKILL)
+    user.wait_for_results()
+    [result] = user.results()
+    assert result["error"]["message"].startswith(
+        "the process of this run was ended by SIGKILL (kill -9, or more memory"
+    )
+    cluster.wait_until_empty()
+    user.sweep()
+    until(lambda: store.is_finished(run), "a result", 60)
+    assert digits(run) == undisturbed
+    assert user.outcomes() == ["killed", "finished"]
+
+
+def test_memory_limit(cluster, user):
+    user.write(light="LIGHT_FAULT=memory LIGHT_STEPS=100 LIGHT_SECONDS=0.5")
+    user.sweep()
+    user.wait_for_results()
+    [result] = user.results()
+    assert "more memory than slurm.mem_gb" in result["error"]["message"]
+
+
+def test_node_down(cluster, user, undisturbed):
+    user.write()
+    user.sweep()
+    run, job = user.wait_until_under_way()
+    [[_, node]] = [line for line in cluster.queue("%t %N") if line[0] == "R"]
+    cluster.lose_node(node)
+    try:
+        user.wait_for_results()
+    finally:
+        cluster.restore_node(node)
+    assert digits(run) == undisturbed
+    assert user.outcomes() == ["killed", "finished"]
+    assert {attempt.job for attempt in store.read_attempts(run)} == {job}
+
+
+def test_controller_killed_and_restarted(cluster, user):
+    user.write(seeds=24, light="LIGHT_STEPS=10 LIGHT_SECONDS=0.1", slurm="array_parallelism: 6")
+    user.sweep()
+    until(lambda: sum(map(bool, user.results())) >= 8, "eight runs")
+    cluster.kill("slurmctld")
+    assert sweep.main([str(user.folder / "s.yaml"), "--executor", "slurm"]) == 2
+    cluster.start_slurmctld()
+    cluster.wait_until_empty(120)
+    assert [result["status"] for result in user.results()] == ["finished"] * 24
+    assert [(run / "computed").read_text().count("\n") for run in user.runs] == [1] * 24
+
+
+def test_scancel(cluster, user):
+    user.write(seeds=3, light="LIGHT_STEPS=1000 LIGHT_SECONDS=0.1")
+    user.sweep()
+    run, job = user.wait_until_under_way()
+    cluster.run("scancel", job)
+    until(lambda: user.outcomes() == ["stopped"], "a stop")
+    until(lambda: job not in [line[0] for line in cluster.queue()], "the end of the job")
+    assert store.read_result(run) is None
+    assert len(cluster.queue()) == 3
+    user.write(seeds=3, light="LIGHT_STEPS=1000 LIGHT_SECONDS=0")
+    user.sweep()
+    until(lambda: store.is_finished(run), "a result")
+    assert user.tasks[run.name] != job
+    assert user.outcomes() == ["stopped", "finished"]
+
+
+def test_without_accounting(tmp_path, root, monkeypatch, undisturbed):
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    with Cluster(folder, accounting=False) as cluster:
+        for name, value in cluster.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(tmp_path)
+        user = User(tmp_path, root)
+        user.write()
+        user.sweep()
+        run, job = user.wait_until_under_way()
+        cluster.run("scontrol", "requeue", job)
+        assert "accounting storage is disabled" in cluster.run("sh", "-c", "sacct 2>&1", check=False)
+        assert user.sweep() == 0
+        user.wait_for_results()
+        assert digits(run) == undisturbed
+        cluster.wait_until_empty()
+        assert len(queue.read_manifests(user.dir)) == 1
+        assert (tmp_path / "reports" / "s" / "index.html").is_file()

@@ -22,9 +22,10 @@ from pathlib import Path
 
 from bench import store
 from bench.launch import queue
-from bench.launch.task import LOG, record_failure, run_many
+from bench.launch.task import LOG, WAIT_SECONDS, record_failure, run_many
 
 ASK_AGAIN_SECONDS = 10.0
+HELD_SECONDS = 180.0  # after a failure of node or controller, a run's earlier process may outlive its job for a while
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,17 @@ def compute(orders: Orders) -> dict[str, str]:
     """The job's task: compute its runs; gives back what became of each that was tried."""
     for leftover in Path(os.environ.get("SUBMITIT_FOLDER", os.devnull)).glob(f"{own_id()}_*.save_tmp"):
         leftover.unlink(missing_ok=True)  # a kill left it, and submitit would stumble over it
+    patience = time.monotonic() + HELD_SECONDS
+    outcomes: dict[str, str] = {}
     with Warnings(orders.signal_seconds, lambda: _too_late(orders)) as warnings:
-        outcomes = run_many(orders.unsettled(), orders.parallel, warnings.asked.is_set)
+        while not warnings.asked.is_set() and (runs := orders.unsettled()):
+            outcomes |= run_many(runs, orders.parallel, warnings.asked.is_set)
+            if time.monotonic() > patience:
+                break  # whoever holds them computes them
+            warnings.asked.wait(WAIT_SECONDS if orders.unsettled() else 0)
     if warnings.asked.is_set() and orders.unsettled():
         _make_room(orders, warnings.warned)
-    return dict(outcomes)
+    return outcomes
 
 
 def report(sweep_dir: str, out_dir: str) -> None:
@@ -90,6 +97,7 @@ class Warnings:
         os.register_at_fork(after_in_child=_deafen)
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handler would fill the logs
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 
-def execute(run_dir: Path, should_stop: Callable[[], bool], keep_backbone: bool = False) -> dict[str, Any]:
+def execute(run_dir: Path, should_stop: Callable[[], bool], **_: Any) -> dict[str, Any]:
     from bench import store
     from bench.spec import RunSpec
 
