@@ -120,7 +120,8 @@ def execute(
         if new:
             _preflight([todo[run_dir] for run_dir in new])
         if launcher.detached:
-            launcher.launch(list(todo))
+            if new:
+                launcher.launch(new)
             return 0
         from bench.progress import follow
 

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -277,15 +278,18 @@ def test_node_down(cluster, user, undisturbed):
 
 
 def test_controller_killed_and_restarted(cluster, user):
-    user.write(seeds=24, light="LIGHT_STEPS=10 LIGHT_SECONDS=0.1", slurm="array_parallelism: 6")
+    user.write(seeds=12, light="LIGHT_STEPS=80 LIGHT_SECONDS=0.1", slurm="array_parallelism: 6")
     user.sweep()
-    until(lambda: sum(map(bool, user.results())) >= 8, "eight runs")
+    until(lambda: len(list(user.dir.glob(f"*/{store.PROGRESS}"))) == 6, "six runs under way")
+    now = time.time()  # what Slurm has not written down yet is lost to it with a kill, and it saves every few seconds
+    until(lambda: (cluster.folder / "state" / "job_state").stat().st_mtime > now, "a saved state")
     cluster.kill("slurmctld")
-    assert sweep.main([str(user.folder / "s.yaml"), "--executor", "slurm"]) == 2
+    assert user.sweep() == 2
+    until(lambda: any(user.results()), "a run that ends meanwhile")
     cluster.start_slurmctld()
     cluster.wait_until_empty(120)
-    assert [result["status"] for result in user.results()] == ["finished"] * 24
-    assert [(run / "computed").read_text().count("\n") for run in user.runs] == [1] * 24
+    assert [result["status"] for result in user.results()] == ["finished"] * 12
+    assert [(run / "computed").read_text().count("\n") for run in user.runs] == [1] * 12
 
 
 def test_scancel(cluster, user):

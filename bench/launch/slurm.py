@@ -62,7 +62,10 @@ class SlurmArray:
         return self.sweep_dir / queue.FOLDER
 
     def missing(self, runs: Sequence[Path]) -> list[Path]:
-        return _idle(runs, self._look())
+        alive = self._look()
+        if queued := sum(alive.state(run.name) is not None for run in runs):
+            print(f"in the queue: {queued} runs; squeue -j {_names([job.id for job in alive.jobs])}")
+        return _idle(runs, alive)
 
     def launch(self, runs: Sequence[Path]) -> None:
         self._submit(runs)
@@ -86,9 +89,6 @@ class SlurmArray:
         with self._lock():
             alive = self._look()
             new = [run.absolute() for run in _idle(runs, alive)]
-            queued = sum(alive.state(run.name) is not None for run in runs)
-            if queued:
-                print(f"in the queue: {queued} runs as jobs {_names(job.id for job in alive.jobs)}")
             self.held_back = Submission(self, alive).submit(new) if new else []
 
     def _wait(self, runs: Sequence[Path]) -> None:
@@ -382,5 +382,5 @@ def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def _names(jobs: Iterator[str] | Sequence[str]) -> str:
+def _names(jobs: Sequence[str]) -> str:
     return ",".join(sorted({array_of(job) for job in jobs}, key=int))
