@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from bench import store, sweep
-from bench.launch import queue
+from bench.launch import queue, slurm
 from tests import slurm_cluster
 from tests.slurm_cluster import Cluster, until
 
@@ -25,10 +25,10 @@ LIGHT = Path(__file__).parent / "slurm_light"
 ROOT = Path(__file__).parents[1]
 
 FILE = """\
-name: {name}
+name: s
 dataset: {{name: ucm, root: {root}, split: karpathy}}
 backbone: {{model: tiny-clip, weights: random}}
-train: {{epochs: {epochs}, batch_size: 8, lr: 1e-3, workers: {workers}}}
+train: {{epochs: 8, batch_size: 8, lr: 1e-3, workers: {workers}}}
 grid:
   seed: [{seeds}]
   method: [{{lora: {{rank: 2, dropout: 0.1}}}}]
@@ -57,23 +57,17 @@ class User:
     def __init__(self, folder: Path, root: Path) -> None:
         self.folder, self.root = folder, root
 
-    def write(self, seeds: int = 1, light: str = "", slurm: str = "", epochs: int = 25, workers: int = 0) -> Path:
-        """A sweep file; `light`: variables of light runs, which go before the runs' real code."""
-        setup = f"mem_gb: 0.5, setup: ['export PYTHONPATH={LIGHT} {light}']" if light else "mem_gb: 6"
+    def write(self, seeds: int = 1, job: str = "SLOW=0.4", slurm: str = "", workers: int = 0) -> None:
+        """A sweep file; `job`: variables for tests/slurm_light, whose code goes before the jobs' own."""
+        setup = f"setup: ['export PYTHONPATH={LIGHT} {job}']"
         listed = ", ".join(map(str, range(seeds)))
-        text = FILE.format(
-            name="s",
-            root=self.root,
-            epochs=epochs,
-            workers=workers,
-            seeds=listed,
-            slurm=", ".join(filter(None, [setup, slurm])),
-        )
+        memory = "mem_gb: 6" if job.startswith("SLOW") else "mem_gb: 0.5"
+        settings = ", ".join(filter(None, [memory, setup, slurm]))
+        text = FILE.format(root=self.root, workers=workers, seeds=listed, slurm=settings)
         (self.folder / "s.yaml").write_text(text)
-        return self.folder / "s.yaml"
 
     def sweep(self, *arguments: str) -> int:
-        return sweep.main([str(self.folder / "s.yaml"), "--executor", "slurm", *arguments])
+        return sweep.main(["s.yaml", "--executor", "slurm", *arguments])
 
     @property
     def dir(self) -> Path:
@@ -131,8 +125,8 @@ def digits(run: Path) -> tuple:
 def undisturbed(_possible, root, tmp_path_factory) -> tuple:
     """The digits of the real run that the faults hit, from a process that nothing disturbed."""
     user = User(tmp_path_factory.mktemp("undisturbed"), root)
-    file = user.write()
-    command = [sys.executable, "-m", "bench.sweep", str(file), "--executor", "inline"]
+    user.write()
+    command = [sys.executable, "-m", "bench.sweep", "s.yaml", "--executor", "inline"]
     subprocess.run(
         command, cwd=user.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True
     )
@@ -143,7 +137,7 @@ def undisturbed(_possible, root, tmp_path_factory) -> tuple:
 
 
 def test_sixty_runs_in_arrays_of_twenty_and_nothing_twice(cluster, user, capsys):
-    user.write(seeds=60, light="LIGHT_SECONDS=0.1", slurm="array_parallelism: 7")
+    user.write(seeds=60, job="LIGHT_SECONDS=0.1", slurm="array_parallelism: 7")
     assert user.sweep() == 0
     told = capsys.readouterr().out
     assert "submitted: 60 runs" in told
@@ -177,8 +171,8 @@ def test_sixty_runs_in_arrays_of_twenty_and_nothing_twice(cluster, user, capsys)
 
 
 def test_started_twice_at_the_same_second_is_computed_once(cluster, user):
-    file = user.write(seeds=12, light="LIGHT_SECONDS=0.1")
-    command = [sys.executable, "-m", "bench.sweep", str(file), "--executor", "slurm"]
+    user.write(seeds=12, job="LIGHT_SECONDS=0.1")
+    command = [sys.executable, "-m", "bench.sweep", "s.yaml", "--executor", "slurm"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     both = [subprocess.Popen(command, cwd=user.folder, env=environment, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
@@ -186,6 +180,50 @@ def test_started_twice_at_the_same_second_is_computed_once(cluster, user):
     cluster.wait_until_empty(120)
     assert [result["status"] for result in user.results()] == ["finished"] * 12
     assert [(run / "computed").read_text().count("\n") for run in user.runs] == [1] * 12
+
+
+# --- what a cluster allows -------------------------------------------------------------------------------------------
+
+
+def test_at_a_submit_limit_the_rest_follows_later(cluster, user, capsys, monkeypatch):
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.5)
+    monkeypatch.setattr(slurm, "RETRY_SECONDS", 2.0)
+    user.write(seeds=9, job="LIGHT_STEPS=1")
+    cluster.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=5")
+    try:
+        until(lambda: "5" in cluster.run("sacctmgr", "-n", "-P", "show", "assoc", "format=MaxSubmitJobs"), "the limit")
+        assert user.sweep() == 0
+        told = capsys.readouterr().out
+        assert "submitted: 5 runs" in told
+        assert "no job for the report: " in told
+        assert "not submitted: 4 runs, for Slurm takes no more now" in told
+        assert user.sweep("--follow") == 0
+    finally:
+        cluster.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+    assert "9/9 finished" in capsys.readouterr().out
+    assert [(run / "computed").read_text().count("\n") for run in user.runs] == [1] * 9
+
+
+def test_what_fits_no_node_is_refused(user, capsys):
+    user.write(slurm="constraint: quantum")
+    assert user.sweep() == 2
+    assert "error: " in capsys.readouterr().err
+    user.write(job="LIGHT_STEPS=1", slurm="gres: 'gpu:9'")
+    assert user.sweep() == 2
+    assert "error: no node could run such a job: " in capsys.readouterr().err
+    assert not queue.read_manifests(user.dir)
+
+
+def test_a_new_report_job_takes_the_place_of_the_old(cluster, user):
+    user.write(seeds=1, job="LIGHT_STEPS=40 LIGHT_SECONDS=0.1")
+    user.sweep()
+    user.write(seeds=2, job="LIGHT_STEPS=40 LIGHT_SECONDS=0.1")
+    user.sweep()
+    first, second = (found.report_job for found in queue.read_manifests(user.dir))
+    until(lambda: first not in [line[0] for line in cluster.queue()], "the old report job's end")
+    assert second in [line[0] for line in cluster.queue()]
+    cluster.wait_until_empty()
+    assert "2 of 2" in (user.folder / "reports" / "s" / "table.md").read_text()
 
 
 # --- ten faults ------------------------------------------------------------------------------------------------------
@@ -214,7 +252,7 @@ def test_preemption(cluster, user, undisturbed):
 
 
 def test_time_out_with_progress(cluster, user, undisturbed):
-    user.write(slurm="timeout_min: 1, signal_seconds: 45")
+    user.write(job="SLOW=2", slurm="timeout_min: 1, signal_seconds: 40")
     user.sweep()
     user.wait_for_results(150)
     assert digits(user.runs[0]) == undisturbed
@@ -225,7 +263,7 @@ def test_time_out_with_progress(cluster, user, undisturbed):
 
 
 def test_time_out_without_progress(cluster, user):
-    user.write(light="LIGHT_FAULT=hang", slurm="timeout_min: 1, signal_seconds: 55")
+    user.write(job="LIGHT_FAULT=hang", slurm="timeout_min: 1, signal_seconds: 55")
     user.sweep()
     user.wait_for_results()
     [result] = user.results()
@@ -255,7 +293,7 @@ def test_kill(cluster, user, undisturbed):
 
 
 def test_memory_limit(cluster, user):
-    user.write(light="LIGHT_FAULT=memory LIGHT_STEPS=100 LIGHT_SECONDS=0.5")
+    user.write(job="LIGHT_FAULT=memory LIGHT_STEPS=100 LIGHT_SECONDS=0.5")
     user.sweep()
     user.wait_for_results()
     [result] = user.results()
@@ -278,7 +316,7 @@ def test_node_down(cluster, user, undisturbed):
 
 
 def test_controller_killed_and_restarted(cluster, user):
-    user.write(seeds=12, light="LIGHT_STEPS=80 LIGHT_SECONDS=0.1", slurm="array_parallelism: 6")
+    user.write(seeds=12, job="LIGHT_STEPS=80 LIGHT_SECONDS=0.1", slurm="array_parallelism: 6")
     user.sweep()
     until(lambda: len(list(user.dir.glob(f"*/{store.PROGRESS}"))) == 6, "six runs under way")
     now = time.time()  # what Slurm has not written down yet is lost to it with a kill, and it saves every few seconds
@@ -293,7 +331,7 @@ def test_controller_killed_and_restarted(cluster, user):
 
 
 def test_scancel(cluster, user):
-    user.write(seeds=3, light="LIGHT_STEPS=1000 LIGHT_SECONDS=0.1")
+    user.write(seeds=3, job="LIGHT_STEPS=1000 LIGHT_SECONDS=0.1")
     user.sweep()
     run, job = user.wait_until_under_way()
     cluster.run("scancel", job)
@@ -301,7 +339,7 @@ def test_scancel(cluster, user):
     until(lambda: job not in [line[0] for line in cluster.queue()], "the end of the job")
     assert store.read_result(run) is None
     assert len(cluster.queue()) == 3
-    user.write(seeds=3, light="LIGHT_STEPS=1000 LIGHT_SECONDS=0")
+    user.write(seeds=3, job="LIGHT_STEPS=1000 LIGHT_SECONDS=0")
     user.sweep()
     until(lambda: store.is_finished(run), "a result")
     assert user.tasks[run.name] != job

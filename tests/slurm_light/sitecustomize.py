@@ -1,7 +1,8 @@
-"""In front of a job's PYTHONPATH this makes its runs light: they write what runs write, and compute nothing.
+"""In front of a job's PYTHONPATH this makes its runs slow, or light: they write what runs write, and compute nothing.
 
+SLOW: seconds that a real run rests whenever it writes its progress, some two or three times an epoch. For light ones
 LIGHT_STEPS, LIGHT_SECONDS: so many steps of so long each. LIGHT_FAULT: "memory" takes more and more of it, "hang" never
-ends its first step. Each finish adds a line to the run's `computed`: the job that did it.
+ends its first step. Each finish of a light run adds a line to its `computed`: the job, and its GPU.
 """
 
 from __future__ import annotations
@@ -52,6 +53,22 @@ def execute(run_dir: Path, should_stop: Callable[[], bool], **_: Any) -> dict[st
         return result
 
 
-module = ModuleType("bench.run")
-module.execute = execute  # type: ignore[attr-defined]
-sys.modules["bench.run"] = module
+def slow_down(seconds: float) -> None:
+    from bench import store
+
+    write = store.write_json
+
+    def rest_and_write(path: Path, content: Any) -> None:
+        if path.name == store.PROGRESS:
+            time.sleep(seconds)
+        write(path, content)
+
+    store.write_json = rest_and_write
+
+
+if "SLOW" in os.environ:
+    slow_down(float(os.environ["SLOW"]))
+else:
+    module = ModuleType("bench.run")
+    module.execute = execute  # type: ignore[attr-defined]
+    sys.modules["bench.run"] = module
