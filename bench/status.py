@@ -349,7 +349,10 @@ class Status:
 
     def _end(self, given: Manifest | None, run_id: str) -> str | None:
         """How the run's job ended, as far as the accounting says."""
-        return self.ends.get((given.token, given.tasks[run_id])) if given else None
+        if given is None:
+            return None
+        task = given.tasks[run_id]
+        return self.ends.get((given.token, task)) or self.ends.get((given.token, f"{task}_0"))
 
     def _plan(self) -> dict[str, dict[str, Any]]:
         plan = store.read_json(self.folder / PLAN)
