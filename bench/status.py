@@ -25,15 +25,16 @@ from bench.errors import UserError
 from bench.launch import queue
 from bench.launch.queue import Job, Manifest, Queue
 from bench.progress import Look, clock, last_line
+from bench.sweep import PLAN
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-PLAN = "plan.json"
 WATCH_SECONDS = 5.0
 LOOK_AGAIN_SECONDS = 5.0  # between the two looks that it takes to call a run lost
 FRESH_SECONDS = 120.0  # a sign of life that counts where locks can't be trusted: between hosts
+ROWS = 20  # of each state, in a terminal
 READERS = 16  # on a network file system reading is waiting
 COLOURS = {
     "finished": "green",
@@ -198,7 +199,7 @@ def judge(
         return replace(run, words=f"{run.words}, its job is {job.state}") if job and held else run
     if facts.result and not (job and given and facts.result_time < given.submitted.timestamp()):
         return replace(base, state="failed", words=last_line(facts.result), job=None)
-    saved, where = _saved(base, last)
+    saved, where = _saved(base, facts)
     if job:
         its = f"job {job.id} {job.state}" + (f" ({job.reason})" if job.reason else "")
         if last and saved.epoch is not None and facts.result is None:
@@ -247,11 +248,14 @@ def _running(base: Standing, progress: dict[str, Any], now: float) -> Standing:
     )
 
 
-def _saved(base: Standing, last: store.Attempt | None) -> tuple[Standing, str]:
+def _saved(base: Standing, facts: Facts) -> tuple[Standing, str]:
     """The run at the place that its folder holds a state of, and that place in words."""
+    last, progress = facts.last, facts.progress
     if last is None:
         return base, ""
     epochs, batches = last.reached or last.at
+    if last.reached is None and (progress.get("updated") or 0.0) >= last.started:  # killed: behind its last epoch
+        epochs, batches = max((epochs, batches), (max(0, (progress.get("epoch") or 0) - 1), 0))
     if not epochs and not batches:
         return base, "nothing saved yet"
     share = epochs / base.epochs if base.epochs else 0.0
@@ -259,13 +263,14 @@ def _saved(base: Standing, last: store.Attempt | None) -> tuple[Standing, str]:
     return replace(base, epoch=epochs + bool(batches), step=batches or None, share=share), f"saved at {place}"
 
 
-def _lost(run: Standing, last: store.Attempt | None, end: str | None) -> Standing:
+def _lost(run: Standing, facts: Facts, end: str | None) -> Standing:
+    last = facts.last
     what = "its process is gone" if last else "its job is gone"
     if end:
         what = f"its job ended: {end}"
     elif last and last.outcome == "stopped":
         what = "it was stopped"
-    _, where = _saved(run, last)
+    _, where = _saved(run, facts)
     return replace(run, state="lost", words=f"{what}; {where or 'it never started'}")
 
 
@@ -280,24 +285,26 @@ def _total(runs: Sequence[Standing]) -> Total:
     for run in runs:
         if run.state == "finished" and run.hours:
             took.setdefault(run.method, []).append(run)
-    hours_left: float | None = 0.0
-    gpu_hours_left: float | None = 0.0
-    for run in runs:
-        if run.state in OVER:
-            continue
-        if run.eta_seconds is not None:
-            left, gpu_left = run.eta_seconds / 3600, run.eta_seconds / 3600 * run.gpus
-        elif run.method in took:
-            alike, rest = took[run.method], 1 - run.share
-            left = rest * sum(each.hours for each in alike) / len(alike)
-            gpu_left = rest * sum(each.gpu_hours for each in alike) / len(alike)
-        else:
-            hours_left = gpu_hours_left = None
-            break
-        assert hours_left is not None
-        assert gpu_hours_left is not None
-        hours_left, gpu_hours_left = hours_left + left, gpu_hours_left + gpu_left
-    return Total(sum(run.hours for run in runs), sum(run.gpu_hours for run in runs), hours_left, gpu_hours_left)
+    left = [_left(run, took.get(run.method, [])) for run in runs if run.state not in OVER]
+    known = [each for each in left if each is not None]
+    hours_left, gpu_hours_left = sum(hours for hours, _ in known), sum(gpu_hours for _, gpu_hours in known)
+    whole = len(known) == len(left)
+    return Total(
+        sum(run.hours for run in runs),
+        sum(run.gpu_hours for run in runs),
+        hours_left if whole else None,
+        gpu_hours_left if whole else None,
+    )
+
+
+def _left(run: Standing, alike: Sequence[Standing]) -> tuple[float, float] | None:
+    """Hours and GPU-hours that a run still takes: as it says itself, or as much as those alike took on average."""
+    if run.eta_seconds is not None:
+        return run.eta_seconds / 3600, run.eta_seconds / 3600 * run.gpus
+    if not alike:
+        return None
+    rest = (1 - run.share) / len(alike)
+    return rest * sum(each.hours for each in alike), rest * sum(each.gpu_hours for each in alike)
 
 
 # --- the sweep -------------------------------------------------------------------------------------------------------
@@ -307,7 +314,7 @@ class Status:
     """Looks at a sweep's folder, again and again if wanted. Finished runs are read once."""
 
     def __init__(self, folder: Path, file: Path | None = None) -> None:
-        self.folder, self.file = folder, file
+        self.folder, self.file = folder.absolute(), file
         self.done: dict[str, Standing] = {}
         self.gone: dict[str, float] = {}  # run id -> when a look first found nobody at it
         self.ends: dict[tuple[str, str], str] = {}
@@ -334,7 +341,7 @@ class Status:
             self.ends |= queue.ends([manifest for manifest in manifests if manifest.token in tokens])
             self.asked |= new
         for run_id in lost:
-            found[run_id] = _lost(found[run_id], facts[run_id].last, self._end(given.get(run_id), run_id))
+            found[run_id] = _lost(found[run_id], facts[run_id], self._end(given.get(run_id), run_id))
         runs = tuple(self.done.get(run_id) or found[run_id] for run_id in self.specs)
         strangers = len(alive.runs.keys() - self.specs.keys())
         return Picture(self.folder.name, self.folder, runs, alive.known, strangers, self._note())
@@ -454,13 +461,15 @@ def plain(picture: Picture, everything: bool) -> str:
     return "\n".join([*(f"{run.state:8}  {run.run_id}  {run.words}".rstrip() for run in rows), *summary(picture)])
 
 
-def render(picture: Picture, width: int, everything: bool, rows: int) -> RenderableType:
-    """For a terminal: at most `rows` runs of a state, unless everything is asked for."""
+def render(picture: Picture, width: int, everything: bool = False, height: int | None = None) -> RenderableType:
+    """For a terminal: at most 20 runs of a state, unless everything is asked for; fewer to keep to a `height`."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
+    listed = sum(bool(picture.of(state)) for state in STATES if state not in ("finished", "waiting"))
+    rows = ROWS if height is None else max(1, (height - 7) // max(1, listed) - 2)
     names = min(max((len(run.run_id) for run in picture.runs), default=0), max(24, width * 36 // 100))
     parts: list[RenderableType] = []
     for state in STATES:
@@ -475,7 +484,7 @@ def render(picture: Picture, width: int, everything: bool, rows: int) -> Rendera
         table.add_column(width=names, no_wrap=True)
         if state == "running":
             table.add_column(width=8)
-        table.add_column(ratio=1, overflow="fold")
+        table.add_column(ratio=1, no_wrap=height is not None, overflow="fold" if height is None else "ellipsis")
         for run in runs if everything else runs[:rows]:
             words = Text(run.words, COLOURS[state] if state in OVER else "")
             cells: list[RenderableType] = [words]
@@ -580,7 +589,7 @@ def _show(picture: Picture, arguments: argparse.Namespace) -> None:
         from rich.console import Console
 
         console = Console()
-        console.print(render(picture, console.width, arguments.all, rows=20))
+        console.print(render(picture, console.width, arguments.all))
         for line in hints(picture, arguments):
             console.print(line, style="dim", highlight=False, soft_wrap=True)
     else:
@@ -611,7 +620,7 @@ def _watch(status: Status, arguments: argparse.Namespace) -> None:
     console = Console()
 
     def drawn() -> RenderableType:
-        return render(picture, console.width, arguments.all, rows=max(3, (console.height - 12) // 3))
+        return render(picture, console.width, arguments.all, console.height)
 
     with Live(drawn(), console=console, auto_refresh=False) as live:
         while not _over(picture):

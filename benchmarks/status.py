@@ -23,7 +23,7 @@ from pathlib import Path
 from bench import store
 from bench.launch import queue
 from bench.spec import expand
-from bench.status import PLAN
+from bench.sweep import PLAN
 
 SWEEP = """
 name: big

@@ -18,7 +18,8 @@ from rich.console import Console
 from bench import launch, status, store
 from bench.errors import UserError
 from bench.launch import queue
-from bench.status import PLAN, Status, main, plain, render, summary
+from bench.status import Status, main, plain, render, summary
+from bench.sweep import PLAN
 from tests.test_queue import command, rows
 
 TOKEN = "petl-bench:demo:1"
@@ -212,7 +213,7 @@ def test_without_slurm(folder, tmp_path, monkeypatch):
     found = folder.look()
     assert found["new"] == ("waiting", "not submitted")
     assert found["elsewhere"][0] == "running"
-    assert found["silent"] == ("lost", "its process is gone; saved at the end of epoch 1")
+    assert found["silent"] == ("lost", "its process is gone; saved at the end of epoch 3")
     assert not asked.exists()
 
 
@@ -277,10 +278,16 @@ def test_in_a_terminal_of_a_hundred_columns(folder, held):
             folder.result(run, ok=False)
     held(run)
     folder.progress(run, loss=1.5, val_mean_recall=30.1)
-    out = io.StringIO()
     picture = Status(folder.path).look_twice()
-    Console(file=out, width=100, force_terminal=True, color_system=None).print(render(picture, 100, False, rows=20))
-    lines = out.getvalue().splitlines()
+
+    def drawn(height: int | None = None) -> list[str]:
+        out = io.StringIO()
+        Console(file=out, width=100, force_terminal=True, color_system=None).print(render(picture, 100, height=height))
+        return out.getvalue().splitlines()
+
+    assert len(drawn(24)) <= 24
+    assert "of 30 finished" in drawn(24)[-2]
+    lines = drawn()
     assert max(map(len, lines)) <= 100
     assert sum("ValueError: the reason" in line for line in lines) == 20
     assert "and 5 more (--all)" in [line.strip() for line in lines]
