@@ -102,7 +102,7 @@ class Watch:
             if result:
                 return Look("finished" if result["status"] == "finished" else "failed", {}, result)
         progress = store.read_progress(run) or {}
-        fresh = (progress.get("updated") or 0) >= self.started
+        fresh = (progress.get("updated") or 0) >= self.started and progress.get("phase") != "stopped"
         return Look("running" if fresh else "waiting", progress if fresh else {}, {})
 
     def count(self, state: State) -> int:

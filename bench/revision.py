@@ -1,12 +1,18 @@
-"""Which code this is, as git tells it. No torch."""
+"""Which code this is, as git tells it, and a copy of it that stays as it is. No torch."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import secrets
+import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 CODE = ("bench", "methods")
+COPY = "REVISION.json"  # in a copy's root: what git said where it was made
 SECONDS = 20
 
 
@@ -20,13 +26,60 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+def _copied() -> dict[str, Any] | None:
+    """What is known about this code if it is a copy; None if it is not."""
+    try:
+        return dict(json.loads((ROOT / COPY).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
 def commit() -> str | None:
     """The commit's hash; None where this code is not under git, also if it is installed inside another repository."""
+    if (copied := _copied()) is not None:
+        return copied["commit"]
     tracked = _git("ls-files", "--error-unmatch", str(Path(__file__)))
     return _git("rev-parse", "HEAD") if tracked else None
 
 
 def is_dirty() -> bool | None:
     """Whether `bench/` or `methods/` differ from the commit, new files included; None where there is no commit."""
+    if (copied := _copied()) is not None:
+        return copied["dirty"]
     changes = _git("status", "--porcelain", "--", *CODE) if commit() else None
     return None if changes is None else bool(changes)
+
+
+def digest() -> str:
+    """A name for this code: its content, commit and state."""
+    content = hashlib.sha256(_about().encode())
+    for path in _files():
+        data = (ROOT / path).read_bytes()
+        content.update(f"{path} {len(data)}\n".encode() + data)
+    return content.hexdigest()[:12]
+
+
+def snapshot(folder: Path) -> Path:
+    """`folder`/`digest()`: a copy of this code, made once."""
+    copy = folder / digest()
+    if not copy.exists():
+        part = folder / f".{copy.name}.{secrets.token_hex(4)}.part"
+        for path in _files():
+            (part / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / path, part / path)
+        (part / COPY).write_text(_about(), encoding="utf-8")
+        try:
+            part.rename(copy)
+        except OSError:  # someone else was faster
+            shutil.rmtree(part)
+    return copy
+
+
+def _about() -> str:
+    return json.dumps({"commit": commit(), "dirty": is_dirty()}) + "\n"
+
+
+def _files() -> list[Path]:
+    """The code's files, relative to its root."""
+    found = [path.relative_to(ROOT) for name in CODE for path in (ROOT / name).rglob("*") if path.is_file()]
+    return sorted(path for path in found if "__pycache__" not in path.parts)

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,22 +26,21 @@ from bench.core import cost, retrieval
 from bench.core.backbone import Backbone, load_backbone
 from bench.core.inputs import Inputs
 from bench.core.train import Fit, evaluate, fit, saved_position, seed_for
+from bench.data import Dataset, identity
 from bench.data import load as load_dataset
 from bench.errors import UserError
-from bench.spec import BackboneSettings, RunSpec
+from bench.spec import RunSpec
 from methods import registry
 
 PROGRESS_SECONDS = 0.5
 
 
-def execute(
-    run_dir: Path, should_stop: Callable[[], bool] = lambda: False, keep_backbone: bool = False
-) -> dict[str, Any]:
+def execute(run_dir: Path, should_stop: Callable[[], bool] = lambda: False, keep: bool = False) -> dict[str, Any]:
     """Compute a run and return its result, which is also written to result.json.
 
     A finished run is returned as it is. A failure is caught and recorded with its traceback; an interrupt passes
     through and leaves the checkpoint, from which the next call goes on. RunLocked if another process is at it; Stopped
-    once the run has saved its state because `should_stop()`. `keep_backbone`: for a process that does several runs.
+    once the run has saved its state because `should_stop()`. `keep`: what runs share, for the next.
     """
     with store.claim(run_dir):
         done = store.read_result(run_dir)
@@ -56,7 +55,7 @@ def execute(
         base = {"schema": 1, "run_id": run_dir.name, "sweep": spec.sweep, "spec": spec.to_dict()}
         store.start_attempt(run_dir, _gpus(), saved_position(run_dir))
         try:
-            parts = _compute(spec, run_dir, should_stop, keep_backbone)
+            parts = _compute(spec, run_dir, should_stop, keep)
             result = {**base, "status": "finished", "error": None, **parts}
         except Exception as error:
             # What breaks while a scheduler ends everything around the run proves nothing: the saved state stands.
@@ -104,26 +103,33 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-_kept: dict[str, Backbone] = {}  # the backbone that this process used last, as it was loaded
+_kept: dict[str, tuple[Dataset, Backbone, dict[Hashable, Any]]] = {}  # the last ones, for a process with several runs
 
 
-def _pristine(settings: BackboneSettings, keep: bool) -> Backbone:
-    """The backbone as loaded; with `keep` a copy of what this process keeps of it from run to run."""
+def _load(spec: RunSpec, keep: bool) -> tuple[Dataset, Backbone, dict[Hashable, Any]]:
+    """The run's dataset, its backbone as loaded, and what is prepared of the one for the other.
+
+    With `keep` they stay in this process for its next run, which gets a copy of the backbone. Images and weights must
+    not change in the meantime.
+    """
     if not keep:
-        return load_backbone(settings)
-    key = f"{settings.model_dump_json()} {weights.identity(settings)}"
+        return load_dataset(spec.dataset), load_backbone(spec.backbone), {}
+    settings = spec.dataset.model_dump_json(), spec.backbone.model_dump_json()
+    key = json.dumps([*settings, identity(spec.dataset), weights.identity(spec.backbone)])
     if key not in _kept:
         _kept.clear()
-        _kept[key] = load_backbone(settings)
-    return replace(_kept[key], model=copy.deepcopy(_kept[key].model))
+        _kept[key] = load_dataset(spec.dataset), load_backbone(spec.backbone), {}
+    dataset, backbone, prepared = _kept[key]
+    return dataset, replace(backbone, model=copy.deepcopy(backbone.model)), prepared
 
 
-def build(spec: RunSpec, device: torch.device, keep_backbone: bool = False) -> Backbone:
+def build(spec: RunSpec, device: torch.device, loaded: Backbone | None = None) -> Backbone:
     """The backbone with the run's method and loss attached, on the device, its start fixed by the run's seed.
 
-    Raises AssertionError if what is trainable is not what the method's closed form says.
+    `loaded`: the run's backbone, where it has been loaded already; it is changed. Raises AssertionError if what is
+    trainable is not what the method's closed form says.
     """
-    backbone = _pristine(spec.backbone, keep_backbone)
+    backbone = loaded or load_backbone(spec.backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(spec.seed, "attach"))
         spec.method.attach(backbone.model)
@@ -154,18 +160,18 @@ def preflight(specs: Sequence[RunSpec], on_pixels: Callable[[int, int], None] | 
                 inputs.prepare_all(train=spec.method.trains)
 
 
-def _compute(spec: RunSpec, folder: Path, should_stop: Callable[[], bool], keep_backbone: bool) -> dict[str, Any]:
+def _compute(spec: RunSpec, folder: Path, should_stop: Callable[[], bool], keep: bool) -> dict[str, Any]:
     """Everything between the spec and the parts of result.json."""
     device = pick_device()
     make_deterministic()
     progress = Progress(folder, spec.train.epochs if spec.method.trains else 0)
     progress("data")
-    dataset = load_dataset(spec.dataset)
-    backbone = build(spec, device, keep_backbone)
+    dataset, loaded, prepared = _load(spec, keep)
+    backbone = build(spec, device, loaded)
     model = backbone.model
     if spec.train.grad_checkpointing:
         model.clip.set_grad_checkpointing(True)  # type: ignore[operator]
-    inputs = Inputs(dataset, backbone, spec.train, device)
+    inputs = Inputs(dataset, backbone, spec.train, device, prepared=prepared)
     validation = inputs.eval_set("val")
     if spec.method.trains:
         batches, per_epoch = inputs.train_batches(spec.seed)

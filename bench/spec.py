@@ -88,7 +88,11 @@ class SlurmSettings(Settings):
     cpus_per_task: int | None = Field(None, ge=1)
     mem_gb: Annotated[float, Field(gt=0)] | None = None
     timeout_min: int = Field(120, ge=1)
-    array_parallelism: int = Field(64, ge=1)
+    array_parallelism: int = Field(64, ge=1)  # jobs at once, over all of a sweep's arrays
+    runs_per_job: int = Field(1, ge=1)
+    parallel_runs: int = Field(1, ge=1)  # of a job's runs, side by side on its GPU
+    signal_seconds: int = Field(120, ge=1)  # how long before its time limit a job is told to save and make room
+    max_timeouts: int = Field(10, ge=0)  # how often a job that got on may go on after its time limit
     setup: tuple[str, ...] = ()
     extra: dict[str, str | int | float | bool] = Field(default_factory=dict)
 

@@ -31,13 +31,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         sweep = expand(arguments.file, arguments.overrides)
         if arguments.dry_run:
             print_plan(sweep, arguments.results / sweep.name)
+            if launch.is_slurm(arguments.executor):
+                print_scripts(sweep, arguments.results / sweep.name, arguments.reports / sweep.name)
             return 0
-        return execute(sweep, arguments.results, arguments.reports, arguments.executor, arguments.workers)
+        return execute(
+            sweep, arguments.results, arguments.reports, arguments.executor, arguments.workers, arguments.follow
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        words = str(interrupt) or "stopped; the same command goes on"
+        print(f"\n{words}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -49,16 +54,20 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m bench.sweep",
         description=__doc__,
         epilog="Runs that are finished are skipped, failed ones are tried again, and runs that another process is "
-        "computing are waited for. Ctrl-C stops; the same command goes on.",
+        "computing are waited for. Ctrl-C stops; the same command goes on. With Slurm it submits what is neither "
+        "finished nor in the queue, and returns; a last job writes the report.",
     )
     parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a sweep file, such as sweeps/demo.yaml")
     parser.add_argument(
         "--executor",
         choices=launch.EXECUTORS,
         default="auto",
-        help="where: in this process, in local workers, or as a Slurm array; auto is Slurm where sbatch exists",
+        help="where: in this process, in local workers, or as Slurm arrays; auto is Slurm where sbatch exists",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, for Slurm the scripts too, and stop")
+    parser.add_argument(
+        "--follow", action="store_true", help="with Slurm: stay and show progress; Ctrl-C leaves the jobs running"
+    )
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -92,14 +101,24 @@ def _positive(text: str) -> int:
     return number
 
 
-def execute(sweep: Sweep, results: Path, reports: Path, executor: str = "auto", workers: int | None = None) -> int:
-    """Run what is not finished and write the report; gives back the exit code."""
+def execute(
+    sweep: Sweep,
+    results: Path,
+    reports: Path,
+    executor: str = "auto",
+    workers: int | None = None,
+    stay: bool = False,
+) -> int:
+    """Run what is not finished and write the report; gives back the exit code.
+
+    Slurm is left to it, the report included, unless this is to `stay`.
+    """
     folder = results / sweep.name
     todo = {folder / run.run_id: run for run in sweep.runs if not store.is_finished(folder / run.run_id)}
     _say(sweep, len(todo))
     _write_plan(sweep, folder)
     if todo:
-        launcher = launch.make(executor, workers, folder, sweep.slurm)
+        launcher = launch.make(executor, workers, folder, sweep.slurm, reports / sweep.name, stay)
         new = launcher.missing(list(todo))
         for run_dir in new:
             run_dir.mkdir(exist_ok=True)
@@ -112,8 +131,8 @@ def execute(sweep: Sweep, results: Path, reports: Path, executor: str = "auto", 
             return 0
         from bench.progress import follow
 
-        with follow(new):
-            launcher.launch(new)
+        with follow(list(todo)):
+            launcher.launch(list(todo))
     return _report(sweep, folder, reports)
 
 
@@ -142,6 +161,16 @@ def print_plan(sweep: Sweep, folder: Path) -> None:
         print("  ".join(cells).rstrip())
     print()
     _say(sweep, sum(row[-1] != "finished" for row in rows[1:]))
+
+
+def print_scripts(sweep: Sweep, folder: Path, reports: Path) -> None:
+    """What sbatch would be given for the runs that are not finished."""
+    from bench.launch.slurm import SlurmArray
+
+    todo = [folder / run.run_id for run in sweep.runs if not store.is_finished(folder / run.run_id)]
+    if todo:
+        for script in SlurmArray(folder, sweep.slurm, reports).scripts(todo):
+            print(f"\n{script}")
 
 
 def _say(sweep: Sweep, todo: int) -> None:
@@ -185,7 +214,11 @@ def _report(sweep: Sweep, folder: Path, reports: Path) -> int:
     print(f"\nreport: {written.index}", flush=True)
     failed = [run.run_id for run in sweep.runs if not store.is_finished(folder / run.run_id)]
     for run_id in failed:
-        print(f"failed: {run_id}: {last_line(store.read_result(folder / run_id) or {})}", file=sys.stderr)
+        result = store.read_result(folder / run_id)
+        if result is None:  # its job was cancelled or died
+            print(f"lost:   {run_id}: no result and no job; the same command submits it again", file=sys.stderr)
+            continue
+        print(f"failed: {run_id}: {last_line(result)}", file=sys.stderr)
         print(f"        {folder / run_id / store.RESULT} holds the traceback", file=sys.stderr)
     return 1 if failed else 0
 

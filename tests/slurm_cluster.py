@@ -17,8 +17,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +59,7 @@ class Cluster:
     gpus: int = 4
     max_array: int = 1001
     accounting: bool = True
+    grace_seconds: int = 20  # between a preempted job's warning and its end
     settings: str = ""  # further lines of slurm.conf
     _daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, init=False)
     _ports: dict[str, int] = field(default_factory=dict, init=False)
@@ -79,22 +80,38 @@ class Cluster:
         assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stderr or done.stdout}"
         return done.stdout
 
-    def queue(self, form: str = "%i %t", *, states: str = "all") -> list[list[str]]:
-        """squeue's lines for all array elements, split into words."""
-        return [line.split() for line in self.run("squeue", "-h", "-r", "-t", states, "-o", form).splitlines()]
-
-    def active(self) -> list[str]:
-        """The ids of all jobs and array elements that wait, run or end just now."""
-        return [line[0] for line in self.queue("%i") if line] if self._pending_or_running() else []
+    def queue(self, form: str = "%i %t") -> list[list[str]]:
+        """squeue's lines for the jobs and array elements that wait, run or end just now, split into words."""
+        return [line.split() for line in self.run("squeue", "-h", "-r", "-o", form).splitlines()]
 
     def wait_until_empty(self, seconds: float = SECONDS) -> None:
         """Wait until no job waits or runs."""
-        until(lambda: not self._pending_or_running(), "an empty queue", seconds, 0.3)
+        until(lambda: not self.queue(), "an empty queue", seconds, 0.3)
 
     def kill(self, name: str) -> None:
         """`kill -9` one daemon: slurmctld, slurmdbd, slurmd-n1, ..."""
         self._daemons[name].kill()
         self._daemons.pop(name).wait()
+
+    def lose_node(self, node: str) -> None:
+        """What a machine's end looks like: its slurmd and all that jobs started are gone, without a word.
+
+        For simplicity the jobs of all nodes are.
+        """
+        self.kill(f"slurmd-{node}")
+        daemons = {daemon.pid for daemon in self._daemons.values()} | {os.getpid()}
+        own = f"SLURM_CONF={self.folder / 'slurm.conf'}".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if int(process.name) not in daemons and own in (process / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(process.name), signal.SIGKILL)
+        self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
+
+    def restore_node(self, node: str) -> None:
+        """The lost node is back."""
+        self._spawn(f"slurmd-{node}", "slurmd", "-D", "-N", node)
+        self.run("scontrol", "update", f"nodename={node}", "state=resume")
+        until(lambda: self.run("sinfo", "-h", "-n", node, "-p", "debug", "-t", "idle,mix", "-o", "%N").strip(), node)
 
     def start_slurmctld(self) -> None:
         """Start the controller, which goes on from the state it saved."""
@@ -144,9 +161,6 @@ class Cluster:
         self.stop()
 
     # --- its parts ---
-
-    def _pending_or_running(self) -> bool:
-        return bool(self.run("squeue", "-h", "-o", "%i").split())
 
     def _spawn(self, name: str, *command: str) -> None:
         """Start a daemon in the foreground mode, as a child that dies with this process."""
@@ -277,8 +291,8 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,bf_interval=1
 GresTypes=gpu
 {accounting}
-{nodes}PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
-PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+{nodes}PartitionName=debug Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={self.grace_seconds}
+PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
 {self.settings}
 """)
 
@@ -295,13 +309,3 @@ def _free_ports(names: list[str]) -> dict[str, int]:
                 continue
             found[names[len(found)]] = port
     return found
-
-
-@contextmanager
-def paused(pid: int) -> Iterator[None]:
-    """Stop a process for as long as the context lasts."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import launch, store
-from bench.errors import UserError
-from bench.launch import inline, local, slurm, task
+from bench.launch import inline, local, task
 from bench.launch.inline import Inline
 from bench.launch.local import LocalPool
 from bench.spec import SlurmSettings
@@ -34,6 +33,15 @@ def folders(tmp_path, monkeypatch):
         return [tmp_path / "sweep" / name for name in names]
 
     return make
+
+
+def command(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a stand-in for a command in front of the PATH."""
+    file = folder / "bin" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{file.parent}{os.pathsep}{os.environ['PATH']}")
 
 
 def results(runs: Sequence[Path]) -> list[dict]:
@@ -165,7 +173,7 @@ def test_auto(monkeypatch, tmp_path):
     made = {}
     for found in (None, "/usr/bin/sbatch"):
         monkeypatch.setattr(launch.shutil, "which", lambda name, found=found: found)
-        made[found] = type(launch.make("auto", None, tmp_path, SlurmSettings())).__name__
+        made[found] = type(launch.make("auto", None, tmp_path, SlurmSettings(), tmp_path)).__name__
     assert made == {None: "LocalPool", "/usr/bin/sbatch": "SlurmArray"}
 
 
@@ -183,73 +191,3 @@ def test_an_unreadable_run_is_recorded(folders):
     result = store.read_result(run)
     assert result is not None
     assert (result["status"], result["spec"], result["provenance"]) == ("failed", {}, None)
-
-
-# --- Slurm -----------------------------------------------------------------------------------------------------------
-
-
-def command(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a stand-in for a command in front of the PATH."""
-    file = folder / "bin" / name
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(f"#!/bin/sh\n{script}\n")
-    file.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{file.parent}{os.pathsep}{os.environ['PATH']}")
-
-
-def test_queued(tmp_path, monkeypatch):
-    command(tmp_path, "squeue", 'echo "$*" >"$0.asked"; printf "12_1\\n12_3\\n7\\n"', monkeypatch)
-    assert slurm.queued(["12_0", "12_1", "7"]) == {"12_1", "7"}
-    assert (tmp_path / "bin" / "squeue.asked").read_text() == "-h -r -j 12,7 -o %i\n"
-    assert slurm.queued([]) == set()
-
-
-def test_unknown_is_not_gone(tmp_path, monkeypatch):
-    command(tmp_path, "squeue", 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1', monkeypatch)
-    assert slurm.queued(["12_0"]) == set()
-    command(tmp_path, "squeue", 'echo "Unable to contact slurm controller" >&2; exit 1', monkeypatch)
-    with pytest.raises(UserError, match="nothing was submitted; try again later: Unable to contact"):
-        slurm.queued(["12_0"])
-    command(tmp_path, "squeue", "exec sleep 60", monkeypatch)
-    monkeypatch.setattr(slurm, "SECONDS", 0.2)
-    with pytest.raises(UserError, match="squeue gave no answer"):
-        slurm.queued(["12_0"])
-
-
-def test_only_what_is_not_queued_is_missing(folders, monkeypatch, capsys):
-    runs = folders("a", "b", "c")
-    array = slurm.SlurmArray(runs[0].parent, SlurmSettings())
-    array.folder.mkdir()
-    store.write_json(array.folder / "1.json", {"tasks": {"a": "5_0", "b": "5_1"}})
-    store.write_json(array.folder / "2.json", {"tasks": {"b": "6"}})
-    monkeypatch.setattr(slurm, "queued", lambda jobs: {"5_0", "6"} & set(jobs))
-    assert array.missing(runs) == [runs[2]]
-    assert "in the queue: 2; follow: squeue -j 5,6" in capsys.readouterr().out
-
-
-def test_settings_reach_sbatch(tmp_path):
-    settings = SlurmSettings(
-        partition="gpu", gpus_per_node="a100:1", mem_gb=1.5, timeout_min=7, setup=("module load x",), extra={"nice": 3}
-    )
-    given = slurm.sbatch_parameters(settings, "demo")
-    root = Path(slurm.__file__).parents[2]
-    assert given["setup"][0] == "module load x"
-    assert given["setup"][1] == f"cd {root}"
-    assert (given["partition"], given["mem"], given["time"], given["job_name"]) == ("gpu", "1536M", 7, "bench-demo")
-    assert given["additional_parameters"] == {"nice": 3}
-    assert "account" not in given
-
-
-def test_a_real_cluster(folders):
-    """One array of fake runs, on the cluster that SLURM_CONF or the machine gives."""
-    try:
-        subprocess.run(["sinfo"], capture_output=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        pytest.skip("no Slurm cluster here")
-    runs = folders("a", "b")
-    for run in runs:
-        (run / store.RUN).write_text("not: [a run")
-    array = slurm.SlurmArray(runs[0].parent, SlurmSettings(cpus_per_task=1, mem_gb=2, timeout_min=5))
-    array.launch(runs)
-    until(lambda: all(results(runs)) and array.missing(runs) == runs, 150)
-    assert [result["error"]["type"] for result in results(runs)] == ["UserError", "UserError"]

@@ -115,7 +115,7 @@ def test_manifests_come_in_order_and_broken_ones_not_at_all(tmp_path):
 
 
 def test_how_tasks_ended(tmp_path, monkeypatch):
-    submission(tmp_path, "1", {"a": "12_0", "b": "12_1", "c": "13", "d": "12_2"})
+    submission(tmp_path, "1", {"a": "12_0", "b": "12_1", "c": "13", "d": "12_2", "e": "14"})
     asked = command(
         tmp_path,
         "sacct",
@@ -123,6 +123,7 @@ def test_how_tasks_ended(tmp_path, monkeypatch):
             "12_0|TIMEOUT|2026-11-23T15:01:00|",
             "12_1|CANCELLED by 1000|2026-11-23T15:01:00|petl-bench:demo:1",
             "12_2|FAILED|2026-11-23T15:01:00|somebody's",
+            "14|RUNNING|2026-11-23T15:01:00|",
             "13|OUT_OF_MEMORY|2025-01-01T00:00:00|",
             "",
         ),
@@ -131,7 +132,7 @@ def test_how_tasks_ended(tmp_path, monkeypatch):
     manifests = read_manifests(tmp_path)
     token = manifests[0].token
     assert ends(manifests) == {(token, "12_0"): "TIMEOUT", (token, "12_1"): "CANCELLED"}
-    assert asked.read_text() == "-X -n -P -j 12,13 -o JobID,State,Submit,Comment\n"
+    assert asked.read_text() == "-X -n -P -j 12,13,14 -o JobID,State,Submit,Comment\n"
     command(tmp_path, "sacct", 'echo "Slurm accounting storage is disabled" >&2; exit 1', monkeypatch)
     assert ends(manifests) == {}
     assert ends([]) == {}

@@ -71,7 +71,7 @@ def run(tmp_path, monkeypatch):
 
 def test_planning_is_light(tmp_path):
     (tmp_path / "x.yaml").write_text(FILE)
-    code = "import sys; from bench.sweep import main; main(['x.yaml', '--dry-run']); "
+    code = "import sys; from bench.sweep import main; main(['x.yaml', '--dry-run', '--executor', 'local']); "
     code += f"print([m for m in {HEAVY} if m in sys.modules])"
     environment = {"PYTHONPATH": str(Path(sweep.__file__).parents[1]), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
@@ -114,7 +114,7 @@ def test_a_failed_run_fails_alone_and_is_tried_again(run, capsys):
     assert "the table" in told.out
     assert "failed: vpt-s1-" in told.err
     assert "ValueError: broke" in told.err
-    assert run(FakeLauncher(), "--dry-run") == 0
+    assert run(FakeLauncher(), "--dry-run", "--executor", "local") == 0
     assert "failed, to run again" in capsys.readouterr().out
     again = FakeLauncher()
     assert run(again) == 0

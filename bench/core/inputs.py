@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,7 +26,10 @@ SIGTERM_SECONDS = 30  # that a loader lives on when it is told to end
 
 
 class Inputs:
-    """Reads one dataset for one backbone. Pixels come from the memory-mapped cache, which is filled on first use."""
+    """Reads one dataset for one backbone. Pixels come from the memory-mapped cache, which is filled on first use.
+
+    prepared: what other runs on the same dataset and backbone have read already; it is added to.
+    """
 
     def __init__(
         self,
@@ -35,39 +38,53 @@ class Inputs:
         settings: TrainSettings,
         device: torch.device,
         on_pixels: Callable[[int, int], None] | None = None,
+        prepared: dict[Hashable, Any] | None = None,
     ) -> None:
         self.dataset, self.backbone, self.settings, self.device = dataset, backbone, settings, device
         self.size = backbone.model.image_size
         self.preset = PRESETS[settings.augment]
         self.resize = "squash" if backbone.resize == "squash" else self.preset.resize
         self.on_pixels = on_pixels
+        self.prepared = {} if prepared is None else prepared
 
-    def pixels(self, items: Sequence[Item], edge: int) -> np.ndarray:
+    def items(self, split: str) -> tuple[Item, ...]:
+        """The items of `train`, `val` or `test`."""
+        found: tuple[Item, ...] = getattr(self.dataset, split)
+        return found
+
+    def pixels(self, split: str, edge: int) -> np.ndarray:
         """uint8 [images, edge, edge, 3], memory-mapped."""
-        return prepare(self.dataset.root, [item.image for item in items], edge, self.resize, self.on_pixels)
+        key = ("pixels", split, edge, self.resize)
+        if key not in self.prepared:
+            names = [item.image for item in self.items(split)]
+            self.prepared[key] = prepare(self.dataset.root, names, edge, self.resize, self.on_pixels)
+        found: np.ndarray = self.prepared[key]
+        return found
 
     def prepare_all(self, train: bool) -> None:
         """Fill the pixel cache for every split that will be read; UserError names missing and corrupt images."""
         if train:
-            self.pixels(self.dataset.train, self.preset.edge(self.size))
-        self.pixels(self.dataset.val, self.size)
-        self.pixels(self.dataset.test, self.size)
+            self.pixels("train", self.preset.edge(self.size))
+        self.pixels("val", self.size)
+        self.pixels("test", self.size)
 
     def to_tensor(self, pictures: Tensor) -> Tensor:
         """uint8 pictures to normalised float32 (batch, 3, size, size) on the device."""
         return normalise(pictures.to(self.device, non_blocking=True), self.backbone.mean, self.backbone.std)
 
-    def tokens(self, captions: Sequence[str]) -> Tensor:
-        """Token ids (captions, context), after the preset's cleaning."""
-        return self.backbone.tokenizer([clean(caption, self.settings.captions) for caption in captions])
+    def tokens(self, split: str) -> Tensor:
+        """Token ids (captions, context) of all captions in order, after the preset's cleaning."""
+        key = ("tokens", split, self.settings.captions)
+        if key not in self.prepared:
+            captions = [caption for item in self.items(split) for caption in item.captions]
+            self.prepared[key] = self.backbone.tokenizer([clean(each, self.settings.captions) for each in captions])
+        found: Tensor = self.prepared[key]
+        return found
 
     def eval_set(self, split: str) -> EvalSet:
         """The split `val` or `test`. Captions with the same tokens are encoded once, so that they tie exactly."""
-        items: tuple[Item, ...] = getattr(self.dataset, split)
-        pixels = self.pixels(items, self.size)
-        texts, caption_text = torch.unique(
-            self.tokens([caption for item in items for caption in item.captions]), dim=0, return_inverse=True
-        )
+        items, pixels = self.items(split), self.pixels(split, self.size)
+        texts, caption_text = torch.unique(self.tokens(split), dim=0, return_inverse=True)
         counts = torch.tensor([len(item.captions) for item in items])
         step = self.settings.eval_batch_size
 
@@ -86,9 +103,8 @@ class Inputs:
 
         Order and augmentation follow from (seed, epoch) alone. The last batch is dropped if it is not full.
         """
-        items, settings = self.dataset.train, self.settings
-        pixels = self.pixels(items, self.preset.edge(self.size))
-        tokens = self.tokens([caption for item in items for caption in item.captions])
+        items, settings = self.items("train"), self.settings
+        pixels, tokens = self.pixels("train", self.preset.edge(self.size)), self.tokens("train")
         first = torch.tensor([0, *(len(item.captions) for item in items)]).cumsum(0)
         count = len(items) if settings.captions_per_epoch == "one" else len(tokens)
         if settings.batch_size > count:

@@ -1,4 +1,4 @@
-"""Where runs are computed: in this process, in a pool of local workers, or as a Slurm array. No torch."""
+"""Where runs are computed: in this process, in a pool of local workers, or as Slurm arrays. No torch."""
 
 from __future__ import annotations
 
@@ -25,12 +25,22 @@ class Launcher(Protocol):
         """Compute the runs in these folders, each of which holds a run.yaml; a failed run fails alone."""
 
 
-def make(executor: str, workers: int | None, folder: Path, slurm: SlurmSettings) -> Launcher:
-    """The launcher of that name for the sweep in `folder`; `auto` is Slurm where sbatch exists, else local."""
-    if executor == "slurm" or (executor == "auto" and shutil.which("sbatch")):
+def is_slurm(executor: str) -> bool:
+    """Whether this executor is Slurm: `auto` is where sbatch exists."""
+    return executor == "slurm" or (executor == "auto" and shutil.which("sbatch") is not None)
+
+
+def make(
+    executor: str, workers: int | None, folder: Path, slurm: SlurmSettings, reports: Path, follow: bool = False
+) -> Launcher:
+    """The launcher of that name for the sweep in `folder`.
+
+    Slurm's writes the report into `reports` with its last job, and only with `follow` stays until the runs are done.
+    """
+    if is_slurm(executor):
         from bench.launch.slurm import SlurmArray
 
-        return SlurmArray(folder, slurm)
+        return SlurmArray(folder, slurm, reports, detached=not follow)
     if executor == "inline":
         from bench.launch.inline import Inline
 

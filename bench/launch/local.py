@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import store
-from bench.launch.task import LOG, WAIT_SECONDS, Outcome, never, record_failure
+from bench.launch.task import LOG, STOP_SIGNALS, WAIT_SECONDS, Outcome, never, record_failure
 
 MAX_CPU_WORKERS = 8  # each holds a backbone and a batch in memory
 STOP_SECONDS = 5.0
@@ -132,7 +132,13 @@ class LocalPool:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "bench.launch.worker", self.target]
         pipe = subprocess.PIPE
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True, bufsize=0)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the worker is ready to hear them
+        try:
+            process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True, bufsize=0
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return _Worker(slot, process)
 
 

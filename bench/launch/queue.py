@@ -20,6 +20,8 @@ from bench.errors import UserError
 FOLDER = "slurm"  # in the sweep's folder
 SECONDS = 20.0  # patience with any Slurm command: with its controller down, squeue alone would block twice as long
 
+ALIVE = ("PENDING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "PREEMPTED")  # in the accounting's words
+
 
 class NoAnswer(Exception):
     """Slurm did not answer in time, or not at all: nothing is known, which does not mean that nothing is there."""
@@ -115,7 +117,7 @@ def look(manifests: Sequence[Manifest]) -> Queue:
 def ends(manifests: Sequence[Manifest]) -> dict[tuple[str, str], str]:
     """How the accounting says that tasks ended: (token, task) -> "TIMEOUT", "NODE_FAIL", ...; {} where it says nothing.
 
-    Good for a hint alone: killed tasks may stay "RUNNING" in it, and an id that was used again may be another's.
+    Good for a hint alone: it may never hear of an end, and an id that was used again may be another's.
     """
     if not manifests:
         return {}
@@ -130,7 +132,7 @@ def ends(manifests: Sequence[Manifest]) -> dict[tuple[str, str], str]:
         for manifest in manifests:
             if array_of(task) in manifest.jobs and comment in ("", manifest.token) and _not_before(submit, manifest):
                 found[manifest.token, task] = state.partition(" ")[0]
-    return found
+    return {task: state for task, state in found.items() if state not in ALIVE}
 
 
 def cancel(jobs: Iterable[Job]) -> None:

@@ -1,114 +1,386 @@
-"""Runs as one Slurm job array through submitit, detached: results are read from the folders, not from the jobs."""
+"""Runs as Slurm job arrays through submitit: submitted here, computed by `slurm_task`, told by their folders."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import re
 import shlex
-import subprocess
-from collections.abc import Sequence
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from bench import revision, store
 from bench.errors import UserError
-from bench.launch.task import run_one
+from bench.launch import queue, slurm_task
+from bench.launch.queue import Queue, array_of
 from bench.spec import SlurmSettings
 
-ROOT = Path(__file__).parents[2]
-SECONDS = 20  # patience with any Slurm command
+MAX_ARRAY_SIZE = 1001  # Slurm's default, where it can't be asked
+POLL_SECONDS, RETRY_SECONDS = 10.0, 60.0
+REPORT_MINUTES, REPORT_GB = 30, 4
+# In its first seconds a task knows no signals yet, and must not die of a warning; shells hand "ignore" down.
+PYTHON = f'sh -c \'trap "" USR2; exec "$0" "$@"\' {shlex.quote(sys.executable)}'
+AT_A_LIMIT = re.compile(r"submit ?(job)? ?limit|MaxSubmit|temporarily", re.IGNORECASE)
+FITS_NOWHERE = "node configuration is not available"
+WHERE = ("partition", "account", "qos", "constraint")
+Packet = tuple[Path, ...]  # the runs of one job
 
 
-def queued(job_ids: Sequence[str]) -> set[str]:
-    """Which of these jobs ("12" or "12_3") the queue still holds; UserError if Slurm does not say."""
-    if not job_ids:
-        return set()
-    jobs = ",".join(sorted({job.partition("_")[0] for job in job_ids}))
-    try:
-        asked = subprocess.run(
-            ["squeue", "-h", "-r", "-j", jobs, "-o", "%i"], capture_output=True, text=True, timeout=SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"squeue gave no answer ({error}), so nothing was submitted; try again later") from error
-    if asked.returncode and "Invalid job id" not in asked.stderr:  # what it says when none of them is known any more
-        raise UserError(f"squeue failed, so nothing was submitted; try again later: {asked.stderr.strip()}")
-    return set(asked.stdout.split()) & set(job_ids)
+class LimitReached(Exception):
+    """Slurm takes no more jobs of this user now."""
 
 
 @dataclass
 class SlurmArray:
-    """Submits what is not in the queue yet; each submission leaves `slurm/<time>.json`: job ids, tasks, commit."""
+    """Submits what is not on its way yet. Attached (`detached=False`) it stays until nothing is, Ctrl-C or not."""
 
     sweep_dir: Path
     settings: SlurmSettings
-    detached: bool = field(default=True, init=False)
+    reports: Path  # where the last job writes the report
+    detached: bool = True
+    held_back: list[Path] = field(default_factory=list, init=False)  # by a limit of Slurm's
+
+    def __post_init__(self) -> None:
+        self.sweep_dir, self.reports = self.sweep_dir.absolute(), self.reports.absolute()
+        if self.settings.parallel_runs > self.settings.runs_per_job:
+            raise UserError(
+                f"slurm.parallel_runs ({self.settings.parallel_runs}) is more than slurm.runs_per_job "
+                f"({self.settings.runs_per_job}): a job can't run more side by side than it has"
+            )
 
     @property
     def folder(self) -> Path:
-        return self.sweep_dir.absolute() / "slurm"
+        return self.sweep_dir / queue.FOLDER
 
     def missing(self, runs: Sequence[Path]) -> list[Path]:
-        tasks = self._tasks()
-        alive = queued([tasks[run.name] for run in runs if run.name in tasks])
-        if alive:
-            print(f"in the queue: {len(alive)}; follow: squeue -j {_arrays(alive)}")
-        return [run for run in runs if tasks.get(run.name) not in alive]
+        alive = self._look()
+        if queued := sum(alive.state(run.name) is not None for run in runs):
+            print(f"in the queue: {queued} runs; squeue -j {_names([job.id for job in alive.jobs])}")
+        return _idle(runs, alive)
 
     def launch(self, runs: Sequence[Path]) -> None:
-        jobs = self._submit([run.absolute() for run in runs])
-        print(f"submitted: {len(runs)} as job {jobs}, at most {self.settings.array_parallelism} at once")
-        print(f"follow:  squeue -j {jobs}")
-        print(f"logs:    {self.folder}")
-        print("The same command again submits what is neither finished nor queued, and in the end writes the report.")
+        self._submit(runs)
+        if not self.detached:
+            try:
+                self._wait(runs)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("no longer following; the jobs go on, see bench.status") from None
 
-    def _tasks(self) -> dict[str, str]:
-        """The job that each run was last given to, from the manifests."""
-        tasks: dict[str, str] = {}
-        for path in sorted(self.folder.glob("*.json")):
-            tasks |= (store.read_json(path) or {}).get("tasks", {})
-        return tasks
+    def scripts(self, runs: Sequence[Path]) -> list[str]:
+        """The sbatch scripts that `launch` would submit for these runs; needs no Slurm."""
+        return Submission(self, Queue(True, (), {})).scripts([run.absolute() for run in runs])
 
-    def _submit(self, runs: Sequence[Path]) -> str:
-        """Submit one array and write its manifest; gives back the job's id."""
+    def _look(self) -> Queue:
+        alive = queue.look(queue.read_manifests(self.sweep_dir))
+        if not alive.known:
+            raise UserError("squeue gave no answer, so nothing was submitted; try again later")
+        return alive
+
+    def _submit(self, runs: Sequence[Path]) -> None:
+        with self._lock():
+            alive = self._look()
+            new = [run.absolute() for run in _idle(runs, alive)]
+            self.held_back = Submission(self, alive).submit(new) if new else []
+
+    def _wait(self, runs: Sequence[Path]) -> None:
+        """Until none of these runs is on its way, seen twice; submits what was held back when there is room."""
+        misses, retry = 0, time.monotonic() + RETRY_SECONDS
+        while misses < 2 and not all(map(store.is_finished, runs)):
+            time.sleep(POLL_SECONDS)
+            if self.held_back and time.monotonic() >= retry:
+                self._submit(self.held_back)
+                retry = time.monotonic() + RETRY_SECONDS
+            alive = queue.look(queue.read_manifests(self.sweep_dir))
+            if alive.known:
+                on_the_way = len(_idle(runs, alive)) < sum(not store.is_finished(run) for run in runs)
+                misses = 0 if on_the_way or self.held_back else misses + 1
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """One submits at a time, so that who comes second sees what the first has submitted."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "submit.lock").open("a") as file:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    print("someone is submitting this sweep just now; waiting for them", flush=True)
+                    fcntl.lockf(file, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            if error.filename not in (None, str(self.folder), str(self.folder / "submit.lock")):
+                raise
+            raise UserError(f"cannot lock {self.folder}: {error.strerror}; may you write there?") from error
+
+
+@dataclass
+class _Array:
+    """Jobs that are submitted as one array, `share` of them at once; arrays of a lane follow each other."""
+
+    packets: list[Packet]
+    lane: int
+    share: int
+
+
+class Submission:
+    """One go at submitting: its arrays, its manifest, and the job that reports when all arrays have ended."""
+
+    def __init__(self, launcher: SlurmArray, alive: Queue) -> None:
+        now = datetime.now(UTC)
+        stamp = f"{now:%Y%m%dT%H%M%S%f}"
+        self.launcher, self.settings, self.alive, self.now = launcher, launcher.settings, alive, now
+        self.sweep = launcher.sweep_dir.name
+        self.token = f"petl-bench:{self.sweep}:{stamp}"
+        self.jobs, self.logs = launcher.folder / "jobs" / stamp, launcher.folder / "logs"
+        self.code_folder = launcher.folder / "code"
+        self.manifest_file = launcher.folder / f"{stamp}.json"
+        self.code = self.code_folder / revision.digest()
+        reports = {(found.token, found.report_job) for found in queue.read_manifests(launcher.sweep_dir)}
+        self.old_reports = [job for job in alive.jobs if (job.token, job.id) in reports]
+        self.before = [job for job in alive.jobs if job not in self.old_reports]
+
+    # --- what to submit ---
+
+    def scripts(self, runs: Sequence[Path]) -> list[str]:
+        arrays = self._arrays(runs, MAX_ARRAY_SIZE)
+        lanes = max(array.lane for array in arrays) + 1
+        return [self._script(array, [f"<job {i - lanes + 1}>"] if i >= lanes else []) for i, array in enumerate(arrays)]
+
+    def _arrays(self, runs: Sequence[Path], largest: int) -> list[_Array]:
+        """Arrays of at most `largest` jobs. Together, and with those alive, they keep to `array_parallelism`."""
+        each = self.settings.runs_per_job
+        packets = [tuple(runs[start : start + each]) for start in range(0, len(runs), each)]
+        room = self.settings.array_parallelism - len(self.before)
+        at_once = min(room if room > 0 else self.settings.array_parallelism, len(packets))
+        count = ceil(len(packets) / largest)
+        lanes = min(count, at_once)
+        return [
+            _Array(packets[i * largest : (i + 1) * largest], i % lanes, (at_once + lanes - 1 - i % lanes) // lanes)
+            for i in range(count)
+        ]
+
+    def _script(self, array: _Array, after: Sequence[str]) -> str:
+        import submitit.slurm.slurm as submitit_slurm
+
+        many = len(array.packets) if len(array.packets) > 1 else None
+        executor_command = f"{PYTHON} -u -m submitit.core._submit {shlex.quote(str(self.jobs))}"
+        return submitit_slurm._make_sbatch_string(
+            executor_command, self.jobs, map_count=many, **self._parameters(array, after)
+        )
+
+    def _parameters(self, array: _Array, after: Sequence[str]) -> dict[str, Any]:
+        """submitit's keyword arguments for an array."""
+        methods = list(dict.fromkeys(run.name.partition("-")[0] for packet in array.packets for run in packet))
+        name = f"{self.sweep}-{'+'.join(methods)}"
+        given = self.settings.model_dump(exclude_none=True)
+        parameters = {key: given[key] for key in (*WHERE, "gres", "gpus_per_node", "cpus_per_task") if key in given}
+        if self.settings.mem_gb is not None:
+            parameters["mem"] = f"{round(self.settings.mem_gb * 1024)}M"
+        parameters |= self._common(name if len(name) <= 60 else f"{name[:57]}...", len(array.packets) > 1, after)
+        died = (
+            f"{shlex.quote(sys.executable)} -m {slurm_task.__name__} {shlex.quote(str(self.launcher.sweep_dir))} $code"
+        )
+        return parameters | {
+            "time": self.settings.timeout_min,
+            "array_parallelism": array.share,
+            "signal_delay_s": self.settings.signal_seconds,
+            "teardown": ["code=$?", f"[ $code -eq 0 ] || {died}", "exit $code"],
+            "additional_parameters": parameters["additional_parameters"] | self.settings.extra,
+        }
+
+    def _common(self, name: str, is_array: bool, after: Sequence[str]) -> dict[str, Any]:
+        """What the report's job has too. The snapshot comes before all other code, the current folder's as well."""
+        log = str(self.logs / ("%x-%A_%a.log" if is_array else "%x-%j.log"))
+        path = f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(self.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
+        threads = [f"export OMP_NUM_THREADS={self.settings.cpus_per_task}"] if self.settings.cpus_per_task else []
+        return {
+            "job_name": name,
+            "comment": self.token,
+            "wckey": None,
+            "stderr_to_stdout": True,
+            "setup": [*self.settings.setup, path, *threads],
+            "dependency": f"afterany:{':'.join(after)}" if after else None,
+            "srun_args": [f"--output={log}", "--open-mode=append"],
+            "additional_parameters": {"output": log, "requeue": True},
+        }
+
+    # --- submitting it ---
+
+    def submit(self, runs: Sequence[Path]) -> list[Path]:
+        """Submit these runs, and the report after them; gives back those that a limit of Slurm's kept out."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.code = revision.snapshot(self.code_folder)
+        self.manifest: dict[str, Any] = {
+            "schema": 1,
+            "submitted": self.now.isoformat(),
+            "token": self.token,
+            "arrays": [],
+            "tasks": {},
+            "report_job": None,
+            "folder": str(self.launcher.sweep_dir),
+            "commit": revision.commit(),
+            "dirty": revision.is_dirty(),
+            "snapshot": str(self.code),
+            "slurm": self.settings.model_dump(mode="json"),
+        }
+        waiting = deque(self._arrays(runs, _max_array_size()))
+        self._check_fit(waiting[0])
+        full = len(self.before) >= self.settings.array_parallelism
+        first = sorted({array_of(job.id) for job in self.before}) if full else []
+        last: dict[int, str] = {}
+        words = ""
+        while waiting:
+            array = waiting.popleft()
+            try:
+                last[array.lane] = self._sbatch(array, [last[array.lane]] if array.lane in last else first)
+            except LimitReached as error:
+                words, half = str(error), len(array.packets) // 2
+                if not half:
+                    waiting.appendleft(array)
+                    break
+                for part in (array.packets[half:], array.packets[:half]):
+                    waiting.appendleft(_Array(part, array.lane, min(array.share, len(part))))
+        held_back = [run for array in waiting for packet in array.packets for run in packet]
+        if held_back and not self.manifest["tasks"] and not self.before:
+            raise UserError(f"Slurm did not take the jobs: {words}")
+        if self.manifest["tasks"]:
+            self._submit_report()
+        self._tell(held_back, words)
+        return held_back
+
+    def _check_fit(self, array: _Array) -> None:
+        """UserError if no node could ever run a job: Slurm would let it wait for ever."""
+        with tempfile.NamedTemporaryFile("w", suffix=".sh") as file, _outside_of_jobs():
+            file.write(self._script(array, []))
+            file.flush()
+            try:
+                queue.ask("sbatch", "--test-only", file.name)
+            except queue.NoAnswer as error:
+                if FITS_NOWHERE in str(error):
+                    raise UserError(
+                        f"no node could run such a job: {error}; lower what `slurm:` asks for (cpus_per_task, mem_gb, "
+                        "gpus_per_node, gres, constraint) or name another partition"
+                    ) from error
+
+    def _sbatch(self, array: _Array, after: Sequence[str]) -> str:
+        """Submit an array and note it in the manifest; gives back its id."""
+        orders = [
+            slurm_task.Orders(
+                tuple(map(str, packet)),
+                self.settings.parallel_runs,
+                self.settings.timeout_min,
+                self.settings.signal_seconds,
+                self.settings.max_timeouts,
+                self.now.timestamp(),
+            )
+            for packet in array.packets
+        ]
+        ids = self._through_submitit(slurm_task.compute, orders, **self._parameters(array, after))
+        tasks = {run.name: job for packet, job in zip(array.packets, ids, strict=True) for run in packet}
+        self.manifest["tasks"] |= tasks
+        self.manifest["arrays"].append({"job": array_of(ids[0]), "size": len(ids)})
+        store.write_json(self.manifest_file, self.manifest)
+        return array_of(ids[0])
+
+    def _submit_report(self) -> None:
+        """The job that builds the report when all arrays have ended; it takes the place of an earlier one."""
+        arrays = [array["job"] for array in self.manifest["arrays"]]
+        after = sorted({*arrays, *(array_of(job.id) for job in self.before)})
+        given = self.settings.model_dump(exclude_none=True)
+        extra = {
+            key: value
+            for key, value in self.settings.extra.items()
+            if not key.startswith(("gpu", "gres", "mem", "exclusive", "nodes", "ntasks", "cpus", "time"))
+        }
+        parameters: dict[str, Any] = {key: given[key] for key in WHERE if key in given}
+        parameters |= self._common(f"{self.sweep}-report", False, after)
+        parameters |= {"time": REPORT_MINUTES, "mem": f"{REPORT_GB}G", "cpus_per_task": 1}
+        parameters["additional_parameters"] |= extra
+        try:
+            [job] = self._through_submitit(
+                slurm_task.report, [str(self.launcher.sweep_dir)], [str(self.launcher.reports)], **parameters
+            )
+        except (UserError, LimitReached) as error:
+            print(f"no job for the report: {error}; `python -m bench.report {self.launcher.sweep_dir}` makes it")
+            return
+        self.manifest["report_job"] = job
+        store.write_json(self.manifest_file, self.manifest)
+        queue.cancel(self.old_reports)
+
+    def _through_submitit(self, function: Any, *arguments: Sequence[Any], **parameters: Any) -> list[str]:
+        """Job ids; LimitReached or UserError with Slurm's words."""
         import submitit
 
         try:
-            executor = submitit.SlurmExecutor(self.folder)
-            executor.update_parameters(**sbatch_parameters(self.settings, self.sweep_dir.name))
-            jobs = executor.map_array(run_one, [str(run) for run in runs])
-        except (RuntimeError, submitit.core.utils.FailedJobError, subprocess.SubprocessError) as error:
-            raise UserError(f"Slurm did not take the jobs: {str(error).strip()}") from error
-        ids = [job.job_id for job in jobs]
-        now = datetime.now(UTC)
-        manifest = {
-            "submitted": now.isoformat(timespec="seconds"),
-            "job_ids": sorted({job.partition("_")[0] for job in ids}),
-            "tasks": {run.name: job for run, job in zip(runs, ids, strict=True)},
-            "folder": str(self.sweep_dir.absolute()),
-            "commit": revision.commit(),
-        }
-        store.write_json(self.folder / f"{now:%Y%m%dT%H%M%S%f}.json", manifest)
-        return _arrays(ids)
+            with _outside_of_jobs():
+                executor = submitit.SlurmExecutor(self.jobs, python=PYTHON)
+                executor.update_parameters(**parameters)
+                return [job.job_id for job in executor.map_array(function, *arguments)]
+        except (RuntimeError, OSError) as error:  # submitit's own are RuntimeErrors
+            if AT_A_LIMIT.search(str(error)):
+                raise LimitReached(_last_line(error)) from error
+            raise UserError(f"Slurm did not take the jobs: {_last_line(error)}") from error
+        finally:
+            for leftover in (*self.jobs.glob(".submission_file_*"), *self.jobs.glob(f"{'[0-9a-f]' * 32}.pkl")):
+                leftover.unlink()
+
+    def _tell(self, held_back: Sequence[Path], words: str) -> None:
+        jobs = [array["job"] for array in self.manifest["arrays"]]
+        if jobs:
+            count, at_once = len(self.manifest["tasks"]), self.settings.array_parallelism
+            print(f"submitted: {count} runs as jobs {_names(jobs)}, at most {at_once} jobs at once")
+            if self.manifest["report_job"]:
+                print(f"report:    job {self.manifest['report_job']}, when they have ended, in {self.launcher.reports}")
+            print(f"status:    python -m bench.status {self.launcher.sweep_dir}")
+            print(f"queue:     squeue -j {_names(jobs)}")
+            print(f"logs:      {self.logs}")
+        if held_back:
+            print(
+                f"not submitted: {len(held_back)} runs, for Slurm takes no more now ({words}); "
+                "the same command submits them later, and with --follow it waits for room",
+                flush=True,
+            )
 
 
-def sbatch_parameters(settings: SlurmSettings, sweep: str) -> dict[str, Any]:
-    """submitit's keyword arguments. Jobs run this very code: its folder goes in front of the others."""
-    given = settings.model_dump(exclude_none=True)
-    root = shlex.quote(str(ROOT))
-    setup = [*given.pop("setup"), f"cd {root}", f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}"]
-    if settings.cpus_per_task:
-        setup.append(f"export OMP_NUM_THREADS={settings.cpus_per_task}")  # not every cluster binds tasks to cores
-    parameters = {
-        "job_name": f"bench-{sweep}",
-        "time": given.pop("timeout_min"),
-        "setup": setup,
-        "stderr_to_stdout": True,
-        "additional_parameters": given.pop("extra"),
-    }
-    if (memory := given.pop("mem_gb", None)) is not None:
-        parameters["mem"] = f"{round(memory * 1024)}M"
-    return parameters | given
+def _idle(runs: Sequence[Path], alive: Queue) -> list[Path]:
+    """Those of the runs that are neither finished, nor in the queue, nor at work anywhere."""
+    return [
+        run
+        for run in runs
+        if alive.state(run.name) is None and not store.is_finished(run) and not store.is_claimed(run)
+    ]
 
 
-def _arrays(job_ids: Sequence[str] | set[str]) -> str:
-    return ",".join(sorted({job.partition("_")[0] for job in job_ids}))
+def _max_array_size() -> int:
+    try:
+        found = re.search(r"MaxArraySize\s*=\s*(\d+)", queue.ask("scontrol", "show", "config"))
+    except queue.NoAnswer:
+        found = None
+    return max(1, int(found[1])) if found else MAX_ARRAY_SIZE
+
+
+@contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Hides that this may be a job itself, an interactive one, say: new jobs are not to get what it was given."""
+    inside = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith("SLURM_") and key != "SLURM_CONF"}
+    try:
+        yield
+    finally:
+        os.environ.update(inside)
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _names(jobs: Sequence[str]) -> str:
+    return ",".join(sorted({array_of(job) for job in jobs}, key=int))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from bench import store
 
 LOG = "log.txt"
 WAIT_SECONDS = 2.0  # between two looks at a run that another process holds
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # Slurm sends its own to every process of a job
 Outcome = Literal["finished", "failed", "stopped", "locked"]
 
 
@@ -31,7 +33,7 @@ def run_one(run_dir: str | Path, should_stop: Callable[[], bool] = never) -> Out
     try:
         from bench import run  # torch
 
-        result = run.execute(run_dir, should_stop, keep_backbone=True)
+        result = run.execute(run_dir, should_stop, keep=True)
         return "finished" if result["status"] == "finished" else "failed"
     except store.RunLocked:
         return "locked"

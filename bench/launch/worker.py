@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from bench.launch.task import LOG, redirect
+from bench.launch.task import LOG, STOP_SIGNALS, redirect
 
 
 def _read_orders(orders: queue.Queue[str]) -> None:
@@ -34,8 +34,9 @@ def main(argv: Sequence[str]) -> None:
         redirect(Path(os.devnull))
         faulthandler.enable()
         told = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGUSR2):  # Slurm sends its own to every process of a job
+        for number in STOP_SIGNALS:
             signal.signal(number, lambda *_: told.set())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's to handle
         orders: queue.Queue[str] = queue.Queue()
         threading.Thread(target=_read_orders, args=(orders,), daemon=True).start()

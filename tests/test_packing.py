@@ -1,0 +1,120 @@
+"""Several runs in one task: loaded once, failed alone, stopped together, with the numbers that each has alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import run, store
+from bench.launch.local import LocalPool
+from bench.launch.task import LOG, run_many
+from tests.test_run import MRS, make_run, numbers
+
+METHODS: list[dict] = [MRS, {"name": "full_finetune"}, {"name": "lora", "rank": 2}, {"name": "coop", "n_ctx": 4}]
+
+
+def packed(root: Path, folder: Path, **train) -> list[Path]:
+    return [make_run(root, folder / str(i), method, seed=i, epochs=2, **train) for i, method in enumerate(METHODS)]
+
+
+@pytest.fixture(scope="module")
+def alone(root, tmp_path_factory) -> list[dict]:
+    """The numbers of runs that share nothing."""
+    found = []
+    for run_dir in packed(root, tmp_path_factory.mktemp("alone")):
+        assert run.execute(run_dir)["error"] is None
+        found.append(numbers(run_dir))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept():
+    run._kept.clear()
+
+
+def test_in_one_process(root, alone, tmp_path, monkeypatch, capfd):
+    """A full fine-tuning between the others changes its own copy alone; a diverged run fails alone."""
+    loads = []
+    load_backbone = run.load_backbone
+    monkeypatch.setattr(run, "load_backbone", lambda settings: loads.append(settings) or load_backbone(settings))
+    runs = packed(root, tmp_path)
+    bad = make_run(root, tmp_path / "bad", {"name": "full_finetune"}, lr=1e12, clip_grad_norm=None)
+    outcomes = run_many([runs[0], bad, *runs[1:]])
+    assert outcomes == {"0": "finished", "bad": "failed", "1": "finished", "2": "finished", "3": "finished"}
+    assert [numbers(run_dir) for run_dir in runs] == alone
+    assert len(loads) == 1
+    assert "bad: failed" in capfd.readouterr().out.splitlines()
+    assert (bad / LOG).exists()
+
+
+def test_side_by_side(root, alone, tmp_path):
+    runs = packed(root, tmp_path)
+    assert set(run_many(runs, parallel=2).values()) == {"finished"}
+    assert [numbers(run_dir) for run_dir in runs] == alone
+
+
+def test_a_stop_saves_the_run_at_work_and_starts_no_other(root, alone, tmp_path):
+    runs = packed(root, tmp_path)
+    asked = itertools.count(1)
+    assert run_many(runs, should_stop=lambda: next(asked) > 4) == {"0": "stopped"}
+    assert (runs[0] / store.STATE).exists()
+    assert run_many(runs, should_stop=lambda: True) == {}
+    run_many(runs)
+    assert [numbers(run_dir) for run_dir in runs] == alone
+
+
+def test_a_stop_reaches_runs_side_by_side(root, alone, tmp_path):
+    """Each worker saves the step it was at, also where loaders serve it; what was not started stays so."""
+    runs = packed(root, tmp_path, workers=1)
+    begun = [run_dir / store.PROGRESS for run_dir in runs[:2]]
+
+    def training() -> bool:
+        texts = [path.read_text() for path in begun if path.exists()]
+        return len(texts) == 2 and all(json.loads(text)["phase"] in ("train", "validate", "stopped") for text in texts)
+
+    outcomes = LocalPool(2).compute(runs, training)
+    assert outcomes == {"0": "stopped", "1": "stopped"}
+    assert all(store.read_attempts(run_dir)[-1].outcome == "stopped" for run_dir in runs[:2])
+    assert not any((run_dir / store.RESULT).exists() for run_dir in runs)
+    run_many(runs)
+    assert [numbers(run_dir) for run_dir in runs] == alone
+
+
+def test_after_running_out_of_memory_the_next_run_starts_clean(root, alone, tmp_path, monkeypatch):
+    fit = run.fit
+
+    def full(*_):
+        monkeypatch.setattr(run, "fit", fit)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(run, "fit", full)
+    runs = packed(root, tmp_path)[:2]
+    assert run_many(runs) == {"0": "failed", "1": "finished"}
+    assert "lower train.batch_size" in store.read_result(runs[0])["error"]["message"]
+    assert numbers(runs[1]) == alone[1]
+
+
+def test_what_another_process_holds_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "execute", lambda *_, **__: (_ for _ in ()).throw(store.RunLocked("x")))
+    (tmp_path / "x").mkdir()
+    assert run_many([tmp_path / "x"]) == {"x": "locked"}
+
+
+def test_threads_of_a_resumed_run_are_its_own(root, tmp_path):
+    """A run goes on with the threads that it started with; the next run has the process's."""
+    threads = torch.get_num_threads()
+    first, second = packed(root, tmp_path)[:2]
+    try:
+        torch.set_num_threads(threads + 1)
+        asked = itertools.count()
+        assert run_many([first], should_stop=lambda: next(asked) > 1) == {"0": "stopped"}
+        torch.set_num_threads(threads)
+        run_many([first, second])
+    finally:
+        torch.set_num_threads(threads)
+    used = [store.read_result(run_dir)["provenance"]["threads"] for run_dir in (first, second)]
+    assert used == [threads + 1, threads]

@@ -1,0 +1,344 @@
+"""What is submitted and what a job decides, with stand-ins for Slurm; test_slurm_cluster.py has the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import revision, store, sweep
+from bench.errors import UserError
+from bench.launch import queue, slurm, slurm_task
+from bench.launch.queue import Job, Queue
+from bench.spec import SlurmSettings
+
+NOTHING_ALIVE = Queue(True, (), {})
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """command(name, script) puts a stand-in in front of the PATH; it notes its arguments in `asked`."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def put(name: str, script: str) -> None:
+        file = folder / name
+        file.write_text(f'#!/bin/sh\necho {name} "$@" >>{tmp_path / "asked"}\n{script}\n')
+        file.chmod(0o755)
+
+    return put
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """folders("a", "b") makes run folders of a sweep."""
+
+    def make(*names: str) -> list[Path]:
+        for name in names:
+            (tmp_path / "results" / "x" / name).mkdir(parents=True)
+        return [tmp_path / "results" / "x" / name for name in names]
+
+    return make
+
+
+def array(folder: Path, **settings: object) -> slurm.SlurmArray:
+    return slurm.SlurmArray(folder, SlurmSettings(**settings), folder / "reports")  # type: ignore[arg-type]
+
+
+def asked(tmp_path: Path) -> list[str]:
+    return (tmp_path / "asked").read_text().splitlines() if (tmp_path / "asked").exists() else []
+
+
+# --- what is submitted -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("runs", "at_once", "alive", "wanted"),
+    [
+        (60, 64, 0, [(20, 0, 20), (20, 1, 20), (20, 2, 20)]),
+        (50, 7, 0, [(20, 0, 3), (20, 1, 2), (10, 2, 2)]),
+        (60, 2, 0, [(20, 0, 1), (20, 1, 1), (20, 0, 1)]),  # the third follows the first
+        (3, 64, 62, [(3, 0, 2)]),
+        (3, 4, 9, [(3, 0, 3)]),  # behind those alive
+    ],
+)
+def test_arrays_keep_together_to_the_parallelism(tmp_path, runs, at_once, alive, wanted):
+    jobs = tuple(Job(f"1_{i}", "token", "running", None, None) for i in range(alive))
+    submission = slurm.Submission(array(tmp_path, array_parallelism=at_once), Queue(True, jobs, {}))
+    arrays = submission._arrays([Path(f"m-{i}") for i in range(runs)], 20)
+    assert [(len(found.packets), found.lane, found.share) for found in arrays] == wanted
+
+
+def test_packets(tmp_path):
+    submission = slurm.Submission(array(tmp_path, runs_per_job=4, parallel_runs=2), NOTHING_ALIVE)
+    [found] = submission._arrays([Path(f"m-{i}") for i in range(10)], 20)
+    assert [len(packet) for packet in found.packets] == [4, 4, 2]
+    with pytest.raises(UserError, match=r"slurm.parallel_runs \(4\) is more than slurm.runs_per_job \(1\)"):
+        array(tmp_path, parallel_runs=4)
+
+
+def test_settings_reach_the_script(tmp_path):
+    launcher = array(
+        tmp_path,
+        partition="gpu",
+        account="lab",
+        qos="long",
+        constraint="a100",
+        gres="gpu:1",
+        mem_gb=1.5,
+        timeout_min=7,
+        signal_seconds=33,
+        cpus_per_task=3,
+        setup=("module load x",),
+        extra={"nice": 3, "exclude": "n7"},
+    )
+    [script] = launcher.scripts([Path("lora-1"), Path("vpt-1"), Path("lora-2")])
+    lines = script.splitlines()
+    for line in (
+        "partition=gpu",
+        "account=lab",
+        "qos=long",
+        "constraint=a100",
+        "gres=gpu:1",
+        "mem=1536M",
+        "time=7",
+        "signal=USR2@33",
+        "cpus-per-task=3",
+        "nice=3",
+        "exclude=n7",
+        "array=0-2%3",
+        "requeue",
+        f"job-name={tmp_path.name}-lora+vpt",
+        f"output={tmp_path}/slurm/logs/%x-%A_%a.log",
+    ):
+        assert f"#SBATCH --{line}" in lines
+    assert lines.index("module load x") < lines.index("export OMP_NUM_THREADS=3")
+    assert sum(line.startswith("#SBATCH --comment=petl-bench:") for line in lines) == 1
+    assert "wckey" not in script
+    syntax = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+    assert (syntax.returncode, syntax.stderr) == (0, "")
+    assert not (tmp_path / "slurm").exists()
+
+
+def test_a_plan_with_scripts_needs_no_slurm(tmp_path):
+    (tmp_path / "x.yaml").write_text(
+        "name: x\ndataset: {name: demo}\nbackbone: {model: tiny-clip, weights: random}\ngrid: {method: zero_shot}\n"
+    )
+    code = "from bench.sweep import main; main(['x.yaml', '--dry-run', '--executor', 'slurm'])"
+    environment = {"PYTHONPATH": str(Path(sweep.__file__).parents[1]), "PATH": "/nowhere"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "x: 1 runs, 0 finished, 1 to run" in done.stdout
+    assert f"#SBATCH --output={tmp_path}/results/x/slurm/logs/%x-%j.log" in done.stdout
+
+
+def test_only_what_is_nowhere_is_missing(folders, monkeypatch):
+    queued, finished, held, new = runs = folders("queued", "finished", "held", "new")
+    store.write_json(finished / store.RESULT, {"status": "finished"})
+    alive = Queue(True, (), {"queued": Job("1_0", "t", "pending", "Priority", None)})
+    monkeypatch.setattr(queue, "look", lambda manifests: alive)
+    monkeypatch.setattr(store, "is_claimed", lambda run: run == held)
+    assert array(queued.parent).missing(runs) == [new]
+
+
+def test_nothing_is_submitted_while_the_queue_is_unknown(folders, command, tmp_path):
+    [run] = folders("a")
+    (run.parent / "slurm").mkdir()
+    manifest = {"submitted": "2026-01-01T00:00:00+00:00", "token": "t", "tasks": {"a": "1"}}
+    store.write_json(run.parent / "slurm" / "1.json", manifest)
+    command("squeue", "exit 1")
+    command("sbatch", "")
+    with pytest.raises(UserError, match="squeue gave no answer, so nothing was submitted; try again later"):
+        array(run.parent).launch([run])
+    assert not any(line.startswith("sbatch") for line in asked(tmp_path))
+
+
+def test_a_killed_submission_is_made_up_for(folders, command, capsys):
+    """sbatch took the first array and then fails for good: what it took is in a manifest, no run is forgotten."""
+    runs = folders("a", "b", "c")
+    command("squeue", "")
+    command("srun", "")
+    command("scontrol", "echo 'MaxArraySize = 2'")
+    command(
+        "sbatch",
+        'case "$*" in *test-only*) ;; *) [ -e "$0.once" ] && { echo no idea >&2; exit 1; }; '
+        'touch "$0.once"; echo Submitted batch job 7;; esac',
+    )
+    with pytest.raises(UserError, match="Slurm did not take the jobs: no idea"):
+        array(runs[0].parent).launch(runs)
+    [manifest] = queue.read_manifests(runs[0].parent)
+    assert manifest.tasks == {"a": "7_0", "b": "7_1"}
+    left = {path.name for path in (runs[0].parent / "slurm" / "jobs").glob("*/*")}
+    assert left == {"7_0_submitted.pkl", "7_1_submitted.pkl", "7_submission.sh"}
+
+
+# --- the code --------------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_is_the_code_and_knows_its_commit(tmp_path):
+    copy = revision.snapshot(tmp_path / "code")
+    assert revision.snapshot(tmp_path / "code") == copy
+    assert [path.name for path in (tmp_path / "code").iterdir()] == [revision.digest()]
+    code = "import bench.revision as r, json; print(json.dumps([str(r.ROOT), r.commit(), r.is_dirty()]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=revision.ROOT,
+        env={"PYTHONPATH": str(copy), "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == [str(copy), revision.commit(), revision.is_dirty()]
+
+
+# --- what a job decides ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def job(tmp_path, folders, command, monkeypatch):
+    """job(state, preempted) makes this process the job 5_1 with the run `a`, as far as Slurm's commands tell."""
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "5")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path))
+    [run] = folders("a")
+
+    def make(state: str = "RUNNING", preempted: bool = False, max_timeouts: int = 2) -> slurm_task.Orders:
+        when = "2026-11-21T16:00:00" if preempted else "None"
+        command("scontrol", f"echo JobId=6 ArrayJobId=5 JobState={state} Reason=None PreemptTime={when}")
+        return slurm_task.Orders((str(run),), 1, 60, 120, max_timeouts, time.time() - 5)
+
+    return make
+
+
+def requeues(tmp_path: Path) -> int:
+    return asked(tmp_path).count("scontrol requeue 5_1")
+
+
+@pytest.mark.parametrize(
+    ("state", "preempted", "warned", "again"),
+    [
+        ("RUNNING", False, True, True),  # near its time limit
+        ("RUNNING", True, True, True),
+        ("RUNNING", True, False, True),  # preempted without a warning: SIGTERM, and a grace time
+        ("RUNNING", False, False, False),  # someone sent it a SIGTERM
+        ("COMPLETING", False, False, False),  # scancel, or scontrol requeue
+        ("COMPLETING", False, True, False),
+    ],
+)
+def test_who_requeues(job, tmp_path, state, preempted, warned, again):
+    slurm_task._make_room(job(state, preempted), warned)
+    assert requeues(tmp_path) == again
+
+
+def stop(run: Path, at: tuple[int, int], reached: tuple[int, int]) -> None:
+    store.start_attempt(run, 1.0, at)
+    store.end_attempt(run, "stopped", reached)
+
+
+def test_time_outs_that_get_on_go_on_so_many_times(job, tmp_path):
+    orders = job()
+    [run] = map(Path, orders.run_dirs)
+    for count in range(2):
+        stop(run, (count, 0), (count + 1, 0))
+        slurm_task._make_room(orders, True)
+        assert (requeues(tmp_path), store.read_result(run)) == (count + 1, None)
+    stop(run, (2, 0), (2, 5))
+    slurm_task._make_room(orders, True)
+    assert requeues(tmp_path) == 2
+    result = store.read_result(run) or {}
+    assert result["error"]["message"] == (
+        "timed out after 60 min at epoch 3, for the 3th time; the same command goes on from there, "
+        "or raise slurm.max_timeouts"
+    )
+
+
+def test_a_failed_run_does_not_take_its_packet_along(job, tmp_path, folders):
+    [other] = folders("b")
+    orders = job()
+    orders = slurm_task.Orders((*orders.run_dirs, str(other)), 1, 60, 120, 2, orders.submitted)
+    run = Path(orders.run_dirs[0])
+    stop(run, (1, 4), (1, 4))
+    slurm_task._make_room(orders, True)
+    assert "without finishing a step" in (store.read_result(run) or {})["error"]["message"]
+    assert orders.unsettled() == [other]
+    assert requeues(tmp_path) == 1
+
+
+def test_failures_from_before_are_tried_again(job):
+    orders = job()
+    [run] = map(Path, orders.run_dirs)
+    store.write_json(run / store.RESULT, {"status": "failed"})
+    assert orders.unsettled() == []
+    os.utime(run / store.RESULT, (1, 1))
+    assert orders.unsettled() == [run]
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_dead_process_is_accounted_for(job, tmp_path, folders, left):
+    [other] = folders("b")
+    job()
+    run = other.with_name("a")
+    tasks = {"a": "5_1", "b": "5_1"} if left else {"a": "5_1", "b": "5_2"}
+    manifest = {"submitted": "2026-01-01T00:00:00+00:00", "token": "t", "tasks": tasks}
+    (run.parent / "slurm").mkdir()
+    store.write_json(run.parent / "slurm" / "1.json", manifest)
+    store.start_attempt(run, 1.0, (0, 0))
+    (run / "log.txt").write_text("the last words\n")
+    assert slurm_task.main([str(run.parent), "137"]) == 137
+    error = (store.read_result(run) or {})["error"]
+    assert (
+        error["message"] == "the process of this run was ended by SIGKILL (kill -9, or more memory than slurm.mem_gb)"
+    )
+    assert error["traceback"] == "the last words"
+    assert store.read_result(other) is None
+    assert requeues(tmp_path) == left
+
+
+def test_a_job_that_slurm_ends_is_no_failure(job, tmp_path, folders):
+    job("COMPLETING")
+    assert slurm_task.main([str(tmp_path / "results" / "x"), "143"]) == 143
+    assert not list(tmp_path.glob("results/x/*/result.json"))
+
+
+LISTEN = """
+import os, sys, time, threading
+from bench.launch.slurm_task import Warnings
+with Warnings({seconds}, lambda: (print("too late", flush=True), os._exit(7))) as warnings:
+    print("ready", flush=True)
+    {work}
+    print(warnings.asked.is_set(), warnings.warned, flush=True)
+"""
+
+
+def listen(work: str, number: signal.Signals, seconds: float = 60) -> tuple[str, int]:
+    """What a process prints that gets the signal while at this work, and its exit code."""
+    code = LISTEN.format(seconds=seconds, work=work)
+    environment = os.environ | {"PYTHONPATH": str(revision.ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        return process.stdout.read().strip(), process.wait(30)
+
+
+@pytest.mark.parametrize(("number", "warned"), [(signal.SIGUSR2, True), (signal.SIGTERM, False)])
+def test_signals_are_heard_at_once(number, warned):
+    # The main thread never gets to a Python signal handler before the answer is there.
+    assert listen("warnings.asked.wait(20)", number) == (f"True {warned}", 0)
+
+
+def test_a_step_without_end_is_given_up_in_time():
+    assert listen("time.sleep(20)", signal.SIGUSR2, seconds=0.5) == ("too late", 7)
+
+
+def test_a_child_that_ends_is_no_warning():
+    work = "child = os.fork() or time.sleep(20); time.sleep(0.3); os.kill(child, 15); os.waitpid(child, 0)"
+    assert listen(work, signal.SIGCONT) == ("False False", 0)
