@@ -177,12 +177,10 @@ def _limits(axes: Axes, rows: pd.DataFrame, trained: pd.DataFrame) -> None:
         return
     axes.set_xscale("log")
     first, last = (math.log10(float(f(trained["trainable_params"]))) for f in (min, max))
-    pad = max(0.13 * (last - first), 0.6)
-    low, high = first - pad, last + pad
-    if last - first < 1:  # two ticks at least
-        low, high = min(low, math.floor(first)), max(high, math.ceil(last))
-    axes.set_xlim(10**low, 10**high)
-    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(numticks=9))
+    narrow = last - first < 1  # within one decade the powers of ten alone would give a tick or none
+    pad = 0.35 if narrow else max(0.13 * (last - first), 0.6)
+    axes.set_xlim(10 ** (first - pad), 10 ** (last + pad))
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=9))
     axes.xaxis.set_major_formatter(lambda value, _: _power(value))
     axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
 
