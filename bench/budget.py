@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from bench.errors import UserError
 from methods.base import Method
 
 CLOSE = 0.9  # the smallest share of a budget that counts as reaching it
+FIRST = 64  # so many multiples of the knob's step are tried for the smallest that can be had
 UNITS = {"": 1, "k": 10**3, "m": 10**6}
 
 
@@ -35,44 +36,50 @@ class Fitted:
 
 def fit(
     budget: int,
-    name: str,
+    what: str,
     knob: str | None,
-    make: Callable[[int | None], Method],
+    make: Callable[[Mapping[str, Any]], Method],
     count: Callable[[Method], int | None],
 ) -> Fitted:
     """Solve a method's knob for a budget, from below; without a knob its one count reaches the budget or does not.
 
-    `make` builds the method with a value of the knob (UserError where it can't be had), or with None as it is set.
-    `count` is the closed form; it grows with the knob.
+    `make` builds the method with these settings beside its own; UserError where they can't be had. `count` is the
+    closed form; it grows with the knob. `what` names the method in the note.
     """
-    plain = make(None)
+    plain = make({})
     if knob is None:
-        return _judge(budget, plain, count(plain), name)
+        return _judge(budget, plain, count(plain), what)
+    refused = ""
 
     def at(multiple: int) -> tuple[Method | None, int | None]:
+        nonlocal refused
         try:
-            method = make(multiple * plain.knob_step)
+            method = make({knob: multiple * plain.knob_step})
             return method, count(method)
-        except UserError:
+        except UserError as error:
+            refused = str(error)
             return None, None
 
     def within(multiple: int) -> bool:
         found = at(multiple)[1]
         return found is not None and found <= budget
 
-    low, high = 1, 2
+    low = next((multiple for multiple in range(1, FIRST + 1) if at(multiple)[0] is not None), None)
+    if low is None:
+        return Fitted(None, f"budget {budget:,}: {what} is left out: {refused}")
+    high = low + 1
     while within(high) and at(high)[1] != at(low)[1]:  # a knob may cease to matter, such as a rank beyond the layer's
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if within(middle) else (low, middle)
-    return _judge(budget, *at(low), f"{name} {knob}={low * plain.knob_step}")
+    return _judge(budget, *at(low), f"{what} {knob}={low * plain.knob_step}")
 
 
 def _judge(budget: int, method: Method | None, found: int | None, what: str) -> Fitted:
     if found is None:
-        return Fitted(None, f"budget {budget:,}: {what} is left out: its parameters can't be counted beforehand")
-    share = f"{found / budget:.0%}" if found < 2 * budget else f"{found / budget:,.0f} times as many"
+        return Fitted(None, f"budget {budget:,}: {what} is left out: it has no closed form to count by")
+    share = f"{found / budget:.1%}" if found < 2 * budget else f"{found / budget:,.0f} times as many"
     text = f"budget {budget:,}: {what} trains {found:,} ({share})"
     if found > budget:
         return Fitted(None, f"{text}: left out, it can't be smaller")

@@ -1,7 +1,8 @@
 """Check methods and losses against the conformance suite: `python -m bench.check my_package.my_method`.
 
 A target is a registered name, a module, or a Python file; without one, all that is registered is checked. Exit code 1
-if a check fails. What each check means stands in its docstring and message in bench/checks.py.
+if a check fails. What each check means stands in its docstring and message in bench/checks.py. A module may excuse
+itself: `EXCUSES = {(name, check): reason}`, as methods/excuses.py does; an excuse that is not needed is a failure.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from methods import losses
 from methods.base import Method
 from methods.excuses import EXCUSES
 from methods.losses import Loss
-from methods.registry import add_plugin, load_file
+from methods.registry import add_module, add_plugin, load_file
 
 if TYPE_CHECKING:
     from bench.checks import Outcome
@@ -51,6 +52,7 @@ def _everything() -> list[Target]:
 def resolve(target: str) -> list[Target]:
     """The classes that a target means; UserError if it means none."""
     if target.endswith(".py"):
+        add_plugin(Path(target))
         module = load_file(Path(target))
     elif target in methods.names() or target in losses.names():
         both = [registry.get(target) for registry in (methods, losses) if target in registry.names()]
@@ -58,8 +60,10 @@ def resolve(target: str) -> list[Target]:
     else:
         try:
             module = importlib.import_module(target)
-        except ImportError as error:
-            raise UserError(f"'{target}' is no registered method or loss, and no module: {error}") from error
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"'{target}' is no registered method or loss, and no module: {reason}") from error
+        add_module(module)
     found: list[Target] = [*methods.METHODS.classes(module), *losses.LOSSES.classes(module)]
     if not found:
         raise UserError(f"{target} defines no method and no loss (a class with a `name` that extends Method or Loss)")
@@ -78,15 +82,18 @@ def report(targets: Sequence[Target]) -> int:
         method = issubclass(cls, Method)
         subjects = checks.method_subjects(cls) if issubclass(cls, Method) else checks.loss_subjects(cls)
         table = checks.METHOD_CHECKS if method else checks.LOSS_CHECKS
-        todo += [(cls.name, subject, name) for subject in subjects for name in table]
+        todo += [(subject, name) for subject in subjects for name in table]
+    excuses = dict(EXCUSES)
+    for cls in targets:
+        excuses |= getattr(sys.modules[cls.__module__], "EXCUSES", {})
     console = Console(width=None if sys.stdout.isatty() else 140)
     outcomes = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=len(todo))
-        for name, subject, check in todo:
+        for subject, check in todo:
             bar.update(task, description=f"{subject.label}: {check}")
-            excuse = checks.excuse_for(subject.label, name, check, EXCUSES)
+            excuse = checks.excuse_for(subject, check, excuses)
             outcomes.append(checks.run_check(check, subject, excuse))
             bar.advance(task)
     _print(console, targets, outcomes)

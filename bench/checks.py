@@ -11,17 +11,19 @@ import copy
 import itertools
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import open_clip
 import torch
 import torch.nn.functional as F
 import yaml
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -29,6 +31,7 @@ from bench.config import Document, Dumper, parse, parse_yaml
 from bench.core.backbone import DualEncoder, Features
 from bench.core.train import Batch, EvalSet, evaluate, fit
 from bench.errors import UserError
+from bench.settings import Settings
 from bench.spec import TrainSettings
 from bench.weights import shape_of
 from methods import losses
@@ -199,7 +202,7 @@ def check_settings_survive_yaml(subject: Subject) -> None:
     assert subject.method.paper, "says no `paper`"
     _round_trip(subject.method)
     for preset in subject.method.presets.values():
-        _round_trip(type(subject.method)(**preset))
+        _round_trip(type(subject.method).model_validate({**subject.method.model_dump(), **preset}))
 
 
 @on_method
@@ -211,10 +214,13 @@ def check_fits_or_is_refused_while_planning(subject: Subject) -> None:
         subject.method.check(shape_of("tiny-resnet", RESNET))
     except UserError:
         return
-    model = backbone("ResNet")
-    subject.method.attach(model)
-    data = batch(image_size=64)
-    assert torch.isfinite(model.encode_image(data.images)).all(), "not finite on a ResNet that `check` lets pass"
+    model, data = backbone("ResNet"), batch(image_size=64)
+    try:
+        subject.method.attach(model)
+    except UserError as error:
+        raise AssertionError(f"`check` lets a ResNet pass that `attach` refuses; set `needs_slots`: {error}") from error
+    for features in (model.encode_image(data.images), model.encode_text(data.tokens)):
+        assert torch.isfinite(features).all(), "not finite on a ResNet that `check` lets pass"
 
 
 @on_method
@@ -249,19 +255,17 @@ def check_starts_at_the_backbone(subject: Subject) -> None:
 
 
 @on_method
-def check_exactly_the_declared_get_gradients(subject: Subject) -> None:
+def check_all_that_is_trainable_gets_gradients(subject: Subject) -> None:
+    """That nothing else does is what the closed form and the frozen weights show."""
     model = subject.attached(perturbed=True, train=True)
     trainable = model.trainable()
     if not trainable:
         raise Skip("trains nothing")
     subject.loss_of(model, batch()).backward()
-    for name, parameter in model.named_parameters():
-        if name in trainable:
-            assert parameter.grad is not None, f"{name} is trainable, but gets no gradient"
-            assert torch.isfinite(parameter.grad).all(), f"the gradient of {name} is not finite"
-            assert parameter.grad.any(), f"the gradient of {name} is zero throughout"
-        else:
-            assert parameter.grad is None, f"{name} is frozen, but gets a gradient"
+    for name, parameter in trainable.items():
+        assert parameter.grad is not None, f"{name} is trainable, but gets no gradient"
+        assert torch.isfinite(parameter.grad).all(), f"the gradient of {name} is not finite"
+        assert parameter.grad.any(), f"the gradient of {name} is zero throughout"
 
 
 @on_method
@@ -276,7 +280,8 @@ def check_frozen_weights_bit_identical_after_training(subject: Subject) -> None:
         subject.train(model, Path(folder))
     for name, tensor in _tensors(model):
         if name in before:
-            assert torch.equal(tensor, before[name]), f"{name} is frozen, but drifted in training"
+            kind = "frozen" if isinstance(tensor, nn.Parameter) else "a buffer, which no file keeps"
+            assert torch.equal(tensor, before[name]), f"{name} is {kind}, but drifted in training"
 
 
 @on_method
@@ -309,19 +314,55 @@ def check_counts_equal_the_closed_form(subject: Subject) -> None:
 
 
 @on_method
+def check_the_count_grows_with_the_knob(subject: Subject) -> None:
+    """What `budget:` relies on."""
+    assert subject.method is not None
+    knob, step = subject.method.knob, subject.method.knob_step
+    if knob is None:
+        raise Skip("no knob")
+    values = subject.method.model_dump()
+    if knob in type(subject.method).model_fields:
+        assert isinstance(values[knob], int), f"`knob` is {knob}, which is no whole number"
+    found = []
+    for multiple in range(1, 65):
+        try:
+            method = type(subject.method).model_validate({**values, knob: multiple * step})
+            method.check(subject.shape)
+        except (UserError, ValidationError):
+            continue
+        count = method.trainable_params(subject.shape)
+        if count is None:
+            raise Skip("no closed form")
+        found.append((multiple * step, count))
+        if len(found) == 2:
+            break
+    assert len(found) == 2 or (found and knob), f"no value of {knob} works up to {64 * step}"
+    (low, few), (high, more) = found[0], found[-1]
+    assert more > few or low == high, f"{knob}={low} trains {few:,}, {knob}={high} trains {more:,}: not more"
+
+
+@on_method
 def check_an_item_is_independent_of_its_batch(subject: Subject) -> None:
-    """An embedding depends neither on the other items of the batch nor on their order."""
-    model, data = subject.attached(perturbed=True), batch()
-    with torch.no_grad():
+    """An embedding depends neither on the other items of the batch nor on their order; without dropout in training."""
+    data = batch()
+    for train in (False, True):
+        model = subject.attached(perturbed=True, train=train)
+        for module in model.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.p = 0.0
+        mode = "training" if train else "evaluation"
         for name, encode, items in (
             ("image", model.encode_image, data.images),
             ("text", model.encode_text, data.tokens),
         ):
-            together = encode(items, True)
-            alone = distance(together[1], encode(items[1:2], True)[0])
-            assert alone < CLOSE, f"an {name} embedding moves by {alone:.1e} when the rest of the batch is left out"
-            turned = distance(together, encode(items.flip(0), True).flip(0))
-            assert turned < CLOSE, f"an {name} embedding moves by {turned:.1e} with the order of the batch"
+            with torch.no_grad():
+                together, again = encode(items, True), encode(items, True)
+                if not torch.equal(together, again):
+                    continue  # random beside its dropout layers, in training
+                alone = distance(together[1], encode(items[1:2], True)[0])
+                turned = distance(together, encode(items.flip(0), True).flip(0))
+            assert alone < CLOSE, f"in {mode} the {name} embedding moves by {alone:.1e} without the rest of its batch"
+            assert turned < CLOSE, f"in {mode} the {name} embedding moves by {turned:.1e} with the order of its batch"
 
 
 @on_method
@@ -353,8 +394,8 @@ def _trimmed(model: DualEncoder, tokens: Tensor) -> Tensor:
 
 @on_method
 def check_saved_and_loaded_exactly(subject: Subject) -> None:
-    """The file holds the trainable part alone, and with it a fresh model of another seed computes the same bits."""
-    model, fresh = subject.attached(perturbed=True), subject.attached(seed=5)
+    """The file holds the trainable part alone; with it a fresh model, of the run's seed, computes the same bits."""
+    model, fresh = subject.attached(perturbed=True), subject.attached()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter.safetensors"
         model.save_adapter(path)
@@ -448,13 +489,13 @@ def check_gradient_checkpointing_changes_nothing(subject: Subject) -> None:
 
 @on_method
 def check_torch_compile_runs(subject: Subject) -> None:
-    """Captured by torch.compile (without its code generation, which needs a compiler), the output is the same."""
+    """Captured whole by torch.compile (without code generation, which needs a compiler), the output is the same."""
     model, data = subject.attached(perturbed=True), batch()
     expected = cosines(model)
     torch._dynamo.reset()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        features = torch.compile(model, backend="eager")(data.images, data.tokens)
+        features = torch.compile(model, backend="eager", fullgraph=True)(data.images, data.tokens)
     moved = distance(torch.cat([features.image, features.text]), expected)
     assert moved < CLOSE, f"compiled, the embeddings differ by {moved:.1e}"
 
@@ -490,21 +531,28 @@ def check_merged_equals_unmerged(subject: Subject) -> None:
     model = subject.attached(perturbed=True)
     before = cosines(model)
     subject.method.merge(model)
-    moved = distance(before, cosines(model))
+    merged = cosines(model)
+    moved = distance(before, merged)
     assert moved < CLOSE, f"embeddings move by {moved:.1e} when the adapter is merged"
+    with torch.no_grad():
+        for parameter in model.trainable().values():
+            parameter.zero_()
+    assert torch.equal(cosines(model), merged), "after merging the output still depends on the adapter's own weights"
 
 
 @on_method
 def check_trains_with_every_loss(subject: Subject) -> None:
     for name in losses.names():
-        other = Subject(subject.label, subject.kind, subject.method, losses.get(name)())
+        cls = losses.get(name)
+        other = Subject(subject.label, subject.kind, subject.method, _built(cls, next(iter(cls.examples.values()))))
         model = other.attached(perturbed=True, train=True)
-        if not model.trainable().keys() - model.extras.keys():
+        own = [parameter for key, parameter in model.trainable().items() if not key.startswith("extras.")]
+        if not own:
             raise Skip("trains nothing")
         value = other.loss_of(model, batch())
         assert torch.isfinite(value), f"the loss {name} is {float(value)}"
         value.backward()
-        assert any(p.grad is not None and p.grad.any() for p in model.trainable().values()), f"{name}: no gradient"
+        assert any(p.grad is not None and p.grad.any() for p in own), f"the loss {name} gives the method no gradient"
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------
@@ -626,7 +674,10 @@ def run_check(name: str, subject: Subject, excuse: str | None = None) -> Outcome
     except Exception as error:
         told = str(error).strip().splitlines()
         reason = told[0] if told else type(error).__name__
-        state, reason = "failed", reason if isinstance(error, AssertionError) else f"{type(error).__name__}: {reason}"
+        state = "failed"
+        if not isinstance(error, AssertionError):
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__}: {reason} ({last.filename}:{last.lineno})"
     if excuse is not None and state == "failed":
         state, reason = "excused", excuse
     elif excuse is not None and state == "passed":
@@ -636,31 +687,47 @@ def run_check(name: str, subject: Subject, excuse: str | None = None) -> Outcome
 
 def method_subjects(cls: type[Method]) -> list[Subject]:
     """A method under each of its examples, on each class of backbone."""
-    made = [(f"{cls.name} {label}".strip(), cls(**settings)) for label, settings in cls.examples.items()]
-    loss = losses.get(cls.default_loss)()
+    made = [(f"{cls.name} {label}".strip(), _built(cls, settings)) for label, settings in cls.examples.items()]
+    loss = _built(losses.get(cls.default_loss), {})
     return [Subject(label, kind, method, loss) for label, method in made for kind in CLASSES]
 
 
 def loss_subjects(cls: type[Loss]) -> list[Subject]:
-    """A loss with its defaults."""
-    return [Subject(cls.name, "CLIP", None, cls())]
+    """A loss under each of its examples."""
+    made = [(f"{cls.name} {label}".strip(), _built(cls, settings)) for label, settings in cls.examples.items()]
+    return [Subject(label, "CLIP", None, loss) for label, loss in made]
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def _built(cls: type[S], settings: Mapping[str, Any]) -> S:
+    """The class with these settings; UserError if they are not all it needs."""
+    try:
+        return cls(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{cls.name}: `examples` must give settings that work: {key}: {first['msg']}") from error  # type: ignore[attr-defined]
 
 
 def check_method(cls: type[Method], excuses: Excuses | None = None) -> list[Outcome]:
-    """Every check of a method. `excuses` maps (label or name, check) to the reason why it may fail."""
-    return list(_run(method_subjects(cls), METHOD_CHECKS, cls.name, excuses or {}))
+    """Every check of a method. `excuses` maps (label or name, check) to the reason why it is expected to fail."""
+    return list(_run(method_subjects(cls), METHOD_CHECKS, excuses or {}))
 
 
 def check_loss(cls: type[Loss], excuses: Excuses | None = None) -> list[Outcome]:
     """Every check of a loss."""
-    return list(_run(loss_subjects(cls), LOSS_CHECKS, cls.name, excuses or {}))
+    return list(_run(loss_subjects(cls), LOSS_CHECKS, excuses or {}))
 
 
-def excuse_for(subject: str, name: str, check: str, excuses: Excuses) -> str | None:
-    """The reason given for the subject's own label, else for all of the method."""
-    return excuses.get((subject, check)) or excuses.get((name, check))
+def excuse_for(subject: Subject, check: str, excuses: Excuses) -> str | None:
+    """The reason given for the subject's own label, else for its class or one that it extends."""
+    classes = type(subject.loss if subject.method is None else subject.method).__mro__
+    names = [subject.label, *(cls.__dict__["name"] for cls in classes if "name" in cls.__dict__)]
+    return next((excuses[name, check] for name in names if (name, check) in excuses), None)
 
 
-def _run(subjects: Iterable[Subject], checks: Iterable[str], name: str, excuses: Excuses) -> Iterator[Outcome]:
+def _run(subjects: Iterable[Subject], checks: Iterable[str], excuses: Excuses) -> Iterator[Outcome]:
     for subject, check in itertools.product(subjects, list(checks)):
-        yield run_check(check, subject, excuse_for(subject.label, name, check, excuses))
+        yield run_check(check, subject, excuse_for(subject, check, excuses))

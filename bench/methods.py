@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,23 @@ def listing(backbone: str) -> list[dict[str, Any]]:
             "name": name,
             "paper": cls.paper,
             "settings": _defaults(cls),
-            "knob": cls.knob,
+            "knob": cls.knob if isinstance(cls.knob, str) else None,  # peft's depends on the type
             "default_loss": cls.default_loss if cls.trains else None,
             **_count(cls, {}, backbone),
             "presets": {preset: _count(cls, values, backbone) for preset, values in cls.presets.items()},
             "total_params": shape.total_params,
         }
-        for name, cls in ((name, methods.get(name)) for name in methods.names())
+        for name, cls in _found()
     ]
+
+
+def _found() -> Iterator[tuple[str, type[Method]]]:
+    """All methods; an installed package's that can't be had is told, and leaves the others alone."""
+    for name in methods.names():
+        try:
+            yield name, methods.get(name)
+        except UserError as error:
+            print(f"note: {error}", file=sys.stderr)
 
 
 def _defaults(cls: type[Method]) -> dict[str, Any]:

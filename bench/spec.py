@@ -315,7 +315,8 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     ):
         planned = _method_runs(document, at, entry, file.loss, trains, model_shape(backbone.model), budgets)
         for method, loss, train, note in planned:
-            fitted += [note] if note else []
+            if note:
+                fitted.append(f"{backbone.model}: {note}" if len(backbones) > 1 else note)
             if method is None:
                 continue
             spec = RunSpec(file.name, dataset, backbone, method, loss, train, 0)
@@ -493,22 +494,22 @@ def _method_runs(
     else:
         found_losses = [losses.get(cls.default_loss)()]
     choices = [
-        _Choice(dict(preset) | choice.values, choice.places)
-        for preset in _presets(document, path, cls, special["preset"])
+        (_Choice(dict(values) | choice.values, choice.places), preset)
+        for preset, values in _presets(document, path, cls, special["preset"])
         for choice in _section(cls, document, path, own)
     ]
-    for choice, one_loss in itertools.product(choices, found_losses):
+    for (choice, preset), one_loss in itertools.product(choices, found_losses):
 
-        def make(knob: int | None = None, choice: _Choice = choice) -> Method:
-            values = choice.values if knob is None else {**choice.values, str(cls.knob): knob}
+        def make(changes: Mapping[str, Any], choice: _Choice = choice) -> Method:
             also = BESIDE if cls.presets else BESIDE[1:]
-            return parse(cls, values, name, document, path, choice.places, also)
+            return parse(cls, {**choice.values, **changes}, name, document, path, choice.places, also)
 
-        plain = make()
+        plain = make({})
         with _placed(document.at(at)):
             if plain.trains:
                 one_loss.check(shape)
-            sized = list(_sized(plain, None if cls.knob in choice.places else cls.knob, make, one_loss, shape, budgets))
+            given = ({"preset": preset} if preset else {}) | {key: choice.values[key] for key in choice.places}
+            sized = list(_sized(plain, given, make, one_loss, shape, budgets))
         for (method, note), common, special_train in itertools.product(sized, trains, own_trains):
             both = _Choice(common.values | special_train.values, common.places | special_train.places)
             train = parse(TrainSettings, both.values, "train", document, ("train",), both.places)
@@ -517,38 +518,42 @@ def _method_runs(
 
 def _sized(
     plain: Method,
-    knob: str | None,
-    make: Callable[[int | None], Method],
+    given: Mapping[str, Any],
+    make: Callable[[Mapping[str, Any]], Method],
     loss: Loss,
     shape: ModelShape,
     budgets: Sequence[int] | None,
 ) -> Iterator[tuple[Method | None, str]]:
-    """The method as it is set, or at each budget, with a note; checked against the backbone either way."""
+    """The method as it is set, or at each budget, with a note; checked against the backbone either way.
+
+    `given` is what the sweep file says of it; if that fixes the knob, the method has one size.
+    """
 
     def count(method: Method) -> int | None:
         method.check(shape)
         own = method.trainable_params(shape)
         return None if own is None else own + loss.params
 
+    count(plain)
     if budgets is None or not plain.trains:
-        count(plain)
         yield plain, ""
         return
+    what = " ".join([plain.name, *(f"{key}={value}" for key, value in given.items())])
     for each in budgets:
-        found = budget.fit(each, plain.name, knob, make, count)
+        found = budget.fit(each, what, None if plain.knob in given else plain.knob, make, count)
         yield found.method, found.note
 
 
-def _presets(document: Document, path: Key, cls: type[Method], listed: Any) -> list[Mapping[str, Any]]:
-    """The settings that `preset` names; nothing where there is none."""
+def _presets(document: Document, path: Key, cls: type[Method], listed: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    """Each preset that is asked for with its settings; none and nothing where there is none."""
     if listed is None:
-        return [{}]
+        return [("", {})]
     found = []
     for value, place in _values(document, (*path, "preset"), listed):
-        if value not in cls.presets:
+        if not isinstance(value, str) or value not in cls.presets:
             known = ", ".join(cls.presets) or "none"
             raise UserError(f"{place}: {cls.name}: unknown preset {show(value)} (allowed: {known})")
-        found.append(cls.presets[value])
+        found.append((value, cls.presets[value]))
     return found
 
 

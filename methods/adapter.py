@@ -18,8 +18,9 @@ class Adapter(Method):
     """`A(m) = m + Up(GELU(Down m))` on a sublayer's output m, before the residual addition.
 
     As published: behind attention and behind the MLP of every block, with the blocks' LayerNorms trained along
-    (`layer_norms`). `preset: table` is what the published table's 165,248 on ViT-B-32 stands for: one module a tower,
-    behind the MLP of all its blocks. Up starts at zero where the paper has a near-identity of small random weights.
+    (`layer_norms`; the paper trains those outside of the blocks too). `preset: table` is what the published table's
+    165,248 on ViT-B-32 stands for: one module a tower, behind the MLP of all its blocks. Up starts at zero where the
+    paper has a near-identity of small random weights.
     """
 
     name = "adapter"

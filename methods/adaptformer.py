@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class AdaptFormer(Method):
     """`x <- r + MLP(LN r) + s Up(dropout(ReLU(Down r)))`, on the residual r before its LayerNorm.
 
-    As published (for image towers; here in both): a module in every block, s = 0.1. `preset: table` is what the
-    published table's 165,250 on ViT-B-32 stands for: one module a tower with a learned scale, shared by its blocks.
+    As in the released code for image towers, here in both: a module in every block, s = 0.1, no LayerNorm of its own.
+    `preset: table` is what the published table's 165,250 on ViT-B-32 stands for: one module a tower with a learned
+    scale, shared by its blocks.
     """
 
     name = "adaptformer"

@@ -77,11 +77,12 @@ class Method(Settings):
     needs_slots: ClassVar[tuple[str, ...]] = ()  # the towers ("image", "text") whose blocks it fills
     # Named sets of settings for sweep files (`preset: table`); `table` is what the published Params columns count.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    # The whole-number setting that a parameter budget is solved for, such as the rank; None: the count is fixed.
+    # The whole-number setting that a parameter budget is solved for, such as the rank: the more, the more parameters.
+    # None: the count is fixed. May be a property.
     knob: ClassVar[str | None] = None
-    # Why the output differs from the backbone's before any training; None: it does not.
+    # Why the output differs from the backbone's before any training; None: it does not. May be a property.
     starts_elsewhere: ClassVar[str | None] = None
-    # Whether a caption's embedding is the same with its padding cut off, as CLIP's own is.
+    # Whether a caption's embedding is the same with its padding cut off, as CLIP's own is. May be a property.
     trims_text: ClassVar[bool] = True
     # Settings under which the conformance suite tries it, by a short label; small ones, on towers of 2 and 3 blocks.
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {}}
@@ -95,7 +96,12 @@ class Method(Settings):
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         """Closed form of the number of parameters that `attach` makes trainable; None where none is known."""
-        raise NotImplementedError(f"{type(self).__name__}.trainable_params")
+        return None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        if taken := {"preset", "train", "loss"} & set(cls.model_fields):
+            raise TypeError(f"{cls.__name__}: settings can't be named {', '.join(taken)}: a sweep file uses these")
 
     def check(self, shape: ModelShape) -> None:
         """Raise UserError if this backbone can't take the method; called while a sweep is planned."""

@@ -15,6 +15,7 @@ class FullFinetune(Method):
 
     name = "full_finetune"
     paper = "Radford et al. 2021, arXiv 2103.00020"
+    presets = {"paper": {}, "table": {}}
 
     def attach(self, model: DualEncoder) -> None:
         model.clip.requires_grad_(True)

@@ -22,10 +22,15 @@ class LinearProbe(Method):
 
     name = "linear_probe"
     paper = "Radford et al. 2021, arXiv 2103.00020; sizes of Yuan, Zhan, Xiong 2023, arXiv 2308.12509"
+    presets = {"paper": {}, "table": {}}
     knob = "out_dim"
-    examples = {"": {"out_dim": 64}}
+    examples = {"": {"out_dim": 64}, "default": {"out_dim": 64, "init": "default"}}
     out_dim: int = Field(1024, ge=1)
     init: Literal["orthogonal", "default"] = "orthogonal"
+
+    @property
+    def starts_elsewhere(self) -> str | None:  # type: ignore[override]
+        return None if self.init == "orthogonal" else "random projections keep no cosine"
 
     def attach(self, model: DualEncoder) -> None:
         from torch import nn

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,6 +24,8 @@ class Loss(Settings):
     name: ClassVar[str]
     paper: ClassVar[str]
     params: ClassVar[int] = 0  # parameters of its own that are trained along
+    # Settings under which the conformance suite tries it, by a short label.
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {}}
 
     @property
     def second_view(self) -> float | None:
@@ -50,6 +53,7 @@ class InfoNCE(Loss):
 
     name = "info_nce"
     paper = "Radford et al. 2021, arXiv 2103.00020"
+    examples = {"": {}, "image": {"targets": "image"}}
     targets: Literal["pair", "image"] = "pair"
 
     def __call__(self, features: Features, image_ids: Tensor, model: DualEncoder) -> Tensor:
@@ -68,6 +72,7 @@ class SigLIP(Loss):
 
     name = "siglip"
     paper = "Zhai et al. 2023, arXiv 2303.15343"
+    examples = {"": {}, "image": {"targets": "image"}}
     params = 2
     targets: Literal["pair", "image"] = "pair"
 
@@ -93,6 +98,7 @@ class Triplet(Loss):
 
     name = "triplet"
     paper = "Faghri et al. 2018, arXiv 1707.05612 (VSE++: hardest); Kiros et al. 2014, arXiv 1411.2539 (sum)"
+    examples = {"": {}, "sum": {"negatives": "sum"}}
     margin: float = Field(0.2, ge=0)
     negatives: Literal["hardest", "sum"] = "hardest"
 

@@ -25,6 +25,7 @@ class MRSAdapter(Method):
     paper = "Yuan, Zhan, Xiong 2023, arXiv 2308.12509"
     default_loss = "hmmc"
     needs_slots = ("image", "text")
+    presets = {"paper": {}, "table": {}}
     knob = "bottleneck"
     examples = {"": {"bottleneck": 8, "shared_dim": 8}}
     bottleneck: int = Field(64, ge=1)

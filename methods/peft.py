@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 class Peft(Method):
-    """Any tuner of the library that replaces linear layers: LORA (rsLoRA, DoRA and PiSSA are settings of it), ADALORA,
-    IA3, OFT, BOFT, VERA, LOHA, LOKR, ... All other settings are those of the tuner's config in the library.
+    """A tuner of the library that adapts linear layers: LORA (rsLoRA, DoRA and PiSSA are settings of it), ADALORA,
+    IA3, OFT, BOFT, VERA, LOHA, LOKR, ... All other settings are those of the tuner's config in the library. Those in
+    `examples` are held by the conformance suite; others are what the library makes of them.
 
     `targets` are layers in CLIP's terms, in every block of `towers`. Where attention is targeted, its packed
     projection is split into q, k, v and out first (equal to 1e-7). Tuners have no closed forms here: parameters are
@@ -30,10 +31,11 @@ class Peft(Method):
     name = "peft"
     paper = "the peft library, github.com/huggingface/peft, and each tuner's own paper"
     needs_slots = ("image", "text")
-    knob = "r"
     examples = {
         "lora": {"type": "LORA", "r": 2, "use_rslora": True},
         "dora": {"type": "LORA", "r": 2, "use_dora": True, "targets": ("attn.q", "mlp.c_fc")},
+        "hra": {"type": "HRA", "r": 2},
+        "fourierft": {"type": "FOURIERFT", "n_frequency": 20},
         "pissa": {"type": "LORA", "r": 2, "init_lora_weights": "pissa"},
         "adalora": {"type": "ADALORA", "init_r": 3, "target_r": 2, "tinit": 1, "tfinal": 1},
         "ia3": {"type": "IA3", "targets": ("attn.k", "mlp.c_proj"), "feedforward_modules": ["mlp.c_proj"]},
@@ -47,6 +49,15 @@ class Peft(Method):
     targets: tuple[Target, ...] = Field(("attn.q", "attn.v"), min_length=1)
     towers: Literal["both", "image", "text"] = "both"
 
+    @property
+    def knob(self) -> str | None:  # type: ignore[override]
+        fields = self._fields()
+        return next((key for key in ("init_r", "r") if key in fields), None)
+
+    @property
+    def starts_elsewhere(self) -> str | None:  # type: ignore[override]
+        return "the library starts this tuner at random" if self.type in RANDOM_STARTS else None
+
     @classmethod
     def extra_depth(cls, key: str) -> int | None:
         """The library's lists of layers are lists; a list anywhere else is an axis of the grid."""
@@ -54,28 +65,28 @@ class Peft(Method):
 
     def config(self) -> Any:
         """The library's config; UserError for a type or a setting that it does not have."""
-        from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig
-        from peft.tuners.tuners_utils import BaseTuner
-
-        tuners = {
-            kind.value: PEFT_TYPE_TO_CONFIG_MAPPING[kind]
-            for kind, cls in PEFT_TYPE_TO_TUNER_MAPPING.items()
-            if issubclass(cls, BaseTuner)
-        }
-        if self.type not in tuners:
-            raise UserError(_unknown("peft", "type", self.type, sorted(tuners)))
-        ours = {field.name for field in dataclasses.fields(PeftConfig)} | {"target_modules", "modules_to_save"}
-        allowed = {field.name for field in dataclasses.fields(tuners[self.type])} - ours
+        allowed = self._fields()
         given = {**(self.model_extra or {})}
         for key in given:
             if key not in allowed:
                 raise UserError(_unknown(f"peft {self.type}", "key", key, sorted(allowed)))
+        if given.get("init_lora_weights") in NEED_DATA:
+            raise UserError(f"peft {self.type}: init_lora_weights {given['init_lora_weights']} needs a step with data")
         if "total_step" in allowed:
             given.setdefault("total_step", 2**31)  # the tuner is told at the first step
         try:
-            return tuners[self.type](**given)
-        except (TypeError, ValueError) as error:
+            return _tuners()[self.type](**given)
+        except Exception as error:  # whatever the library says of settings that it does not take
             raise UserError(f"peft {self.type}: {error}") from error
+
+    def _fields(self) -> set[str]:
+        """The settings of the tuner's config in the library, but for those that are the harness's to give."""
+        from peft import PeftConfig
+
+        if self.type not in _tuners():
+            raise UserError(_unknown("peft", "type", self.type, sorted(_tuners())))
+        ours = {field.name for field in dataclasses.fields(PeftConfig)} | {"target_modules", "modules_to_save"}
+        return {field.name for field in dataclasses.fields(_tuners()[self.type])} - ours
 
     def check(self, shape: ModelShape) -> None:
         check_slots(self.name, shape, ("image", "text") if self.towers == "both" else (self.towers,))
@@ -99,6 +110,24 @@ class Peft(Method):
         merge(model)
 
 
+# Starts of the library's that no setting here can make the backbone's, and those that look at data first.
+RANDOM_STARTS = ("C3A", "FOURIERFT", "UNILORA", "VBLORA")
+NEED_DATA = ("corda", "eva", "loftq")
+
+
+@cache
+def _tuners() -> dict[str, Any]:
+    """The configs of all tuners by type, without those that learn prompts."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.tuners.tuners_utils import BaseTuner
+
+    return {
+        kind.value: PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+        for kind, cls in PEFT_TYPE_TO_TUNER_MAPPING.items()
+        if issubclass(cls, BaseTuner)
+    }
+
+
 def _unknown(owner: str, what: str, word: str, allowed: list[str]) -> str:
     close = difflib.get_close_matches(word, allowed, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
@@ -111,4 +140,7 @@ def _count(settings: str, shape: ModelShape) -> int:
     from methods.layers.tuners import count
 
     method = Peft.model_validate_json(settings)
-    return count(method.config(), shape, method.towers, method.targets)
+    found = count(method.config(), shape, method.towers, method.targets)
+    if not found:
+        raise UserError(f"peft {method.type}: trains nothing on these targets")
+    return found

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +28,7 @@ PLUGINS = "PETL_BENCH_PLUGINS"
 
 @dataclass(frozen=True, eq=False)
 class Registry(Generic[T]):
-    """A table of `name -> "module:Class"`, extended by entry points and by the classes of plug-in files."""
+    """A table of `name -> "module:Class"`, extended by entry points and by the classes of plug-ins."""
 
     kind: str
     base: type[T]
@@ -36,11 +36,18 @@ class Registry(Generic[T]):
     built_in: Mapping[str, str]
 
     @cache  # noqa: B019 - registries live as long as the process
-    def _installed(self) -> dict[str, str]:
-        return {point.name: point.value for point in entry_points(group=self.entry_points)}
+    def _installed(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self.entry_points)}
 
     def _plugged(self) -> dict[str, type[T]]:
-        return {cls.name: cls for path in plugins() for cls in self.classes(load_file(path))}  # type: ignore[attr-defined]
+        found: dict[str, type[T]] = {}
+        for module in [*map(load_file, plugins()), *_MODULES]:
+            for cls in self.classes(module):
+                name: str = cls.name  # type: ignore[attr-defined]
+                if name in self.built_in or name in self._installed() or found.get(name, cls) is not cls:
+                    raise UserError(f"{module.__file__}: the {self.kind} '{name}' exists already; choose another name")
+                found[name] = cls
+        return found
 
     def classes(self, module: ModuleType) -> list[type[T]]:
         """The methods or losses that a module defines itself, in its order; those it imports don't count."""
@@ -52,27 +59,48 @@ class Registry(Generic[T]):
         return list(dict.fromkeys([*self.built_in, *self._installed(), *self._plugged()]))
 
     def get(self, name: str) -> type[T]:
-        """The class registered under a name; UserError with the nearest name if there is none."""
-        if name not in self.built_in and name in (plugged := self._plugged()):
+        """The class registered under a name; UserError with the nearest name if there is none, or it is not right."""
+        if name in self.built_in:
+            return self._load(name, self.built_in[name])
+        if name in self._installed():
+            return self._load(name, self._installed()[name].value)
+        if name in (plugged := self._plugged()):
             return plugged[name]
-        target = self.built_in.get(name) or self._installed().get(name)
-        if target is None:
-            close = difflib.get_close_matches(name, self.names(), n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            raise UserError(
-                f"unknown {self.kind} '{name}'{hint} (known: {', '.join(self.names())}; "
-                "those in a file of yours need --plugin FILE)"
-            )
+        close = difflib.get_close_matches(name, self.names(), n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise UserError(
+            f"unknown {self.kind} '{name}'{hint} (known: {', '.join(self.names())}; "
+            "those in a file of yours need --plugin FILE)"
+        )
+
+    def _load(self, name: str, target: str) -> type[T]:
         module, _, attribute = target.partition(":")
         try:
-            found: type[T] = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"the {self.kind} '{name}' is registered as {target}, but: {error}") from error
+            found = getattr(import_module(module), attribute)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"the {self.kind} '{name}' is registered as {target}, but: {reason}") from error
+        if not (isinstance(found, type) and issubclass(found, self.base)):
+            raise UserError(f"the {self.kind} '{name}' is registered as {target}, which is no {self.base.__name__}")
+        if found.name != name:  # type: ignore[attr-defined]
+            raise UserError(f"the {self.kind} '{name}' is registered as {target}, whose name is '{found.name}'")  # type: ignore[attr-defined]
         return found
+
+
+_MODULES: list[ModuleType] = []  # known in this process alone: those that `bench.check` was asked about
+_HASHES: dict[str, str] = {}  # of plug-in files, as they were imported
+
+
+def add_module(module: ModuleType) -> None:
+    """Make the methods and losses of an imported module known here."""
+    if module not in _MODULES:
+        _MODULES.append(module)
 
 
 def add_plugin(path: Path) -> None:
     """Make the methods and losses of a file known here and in every process started from here."""
+    if os.pathsep in str(path.absolute()):
+        raise UserError(f"--plugin {path}: a path with '{os.pathsep}' can't be handed to other processes; rename it")
     load_file(path)
     known = [*map(str, plugins()), str(path.absolute())]
     os.environ[PLUGINS] = os.pathsep.join(dict.fromkeys(known))
@@ -92,10 +120,13 @@ def _module(path: Path) -> ModuleType:
     module = module_from_spec(spec)
     sys.modules[name] = module
     try:
+        _HASHES[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise UserError(f"--plugin {path}: cannot be imported: {type(error).__name__}: {error}") from error
+        hint = " (a plug-in is one file; what it shares with others has to be installed)"
+        reason = f"{type(error).__name__}: {error}{hint if isinstance(error, ModuleNotFoundError) else ''}"
+        raise UserError(f"--plugin {path}: cannot be imported: {reason}") from error
     return module
 
 
@@ -118,6 +149,16 @@ def load_file(path: Path) -> ModuleType:
 
 
 def sources(*classes: type) -> dict[str, str]:
-    """The plug-in files that classes come from, with the sha256 of each: what a result's provenance names."""
-    paths = {path for path in plugins() for cls in classes if cls.__module__ == _module(path.absolute()).__name__}
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
+    """Where classes from outside come from, for a result's provenance: file -> sha256, or package -> version."""
+    import methods
+    from methods import losses
+
+    found = {}
+    for cls in classes:
+        if cls.__module__ in _HASHES:
+            found[str(sys.modules[cls.__module__].__file__)] = _HASHES[cls.__module__]
+        for registry in (methods.METHODS, losses.LOSSES):
+            point = registry._installed().get(cls.name)  # type: ignore[attr-defined]
+            if point is not None and point.value.partition(":")[0] == cls.__module__ and point.dist is not None:
+                found[point.dist.name] = point.dist.version
+    return found

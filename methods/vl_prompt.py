@@ -24,6 +24,7 @@ class VLPrompt(Method):
     name = "vl_prompt"
     paper = "baseline of Yuan, Zhan, Xiong 2023, arXiv 2308.12509"
     needs_slots = ("image", "text")
+    presets = {"paper": {}, "table": {}}
     knob = "image_n_ctx"
     starts_elsewhere = "the prompts take part in attention"
     examples = {"": {"image_n_ctx": 3, "text_n_ctx": 4}, "deep": {"image_n_ctx": 2, "text_n_ctx": 2, "text_depth": 2}}

@@ -22,6 +22,7 @@ class VPT(Method):
     name = "vpt"
     paper = "Jia et al. 2022, arXiv 2203.12119"
     needs_slots = ("image",)
+    presets = {"paper": {}, "table": {}}
     knob = "n_ctx"
     starts_elsewhere = "the prompts take part in attention"
     examples = {"deep": {"n_ctx": 3}, "shallow": {"n_ctx": 3, "prompt_depth": 1}}

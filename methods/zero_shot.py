@@ -15,6 +15,7 @@ class ZeroShot(Method):
 
     name = "zero_shot"
     paper = "Radford et al. 2021, arXiv 2103.00020"
+    presets = {"paper": {}, "table": {}}
     trains = False
 
     def attach(self, model: DualEncoder) -> None:

@@ -20,13 +20,13 @@ def cases():
     for table, subjects in (
         (
             METHOD_CHECKS,
-            [(name, each) for name in methods.names() for each in checks.method_subjects(methods.get(name))],
+            [each for name in methods.names() for each in checks.method_subjects(methods.get(name))],
         ),
-        (LOSS_CHECKS, [(name, each) for name in losses.names() for each in checks.loss_subjects(losses.get(name))]),
+        (LOSS_CHECKS, [each for name in losses.names() for each in checks.loss_subjects(losses.get(name))]),
     ):
-        for name, subject in subjects:
+        for subject in subjects:
             for check in table:
-                reason = checks.excuse_for(subject.label, name, check, EXCUSES)
+                reason = checks.excuse_for(subject, check, EXCUSES)
                 marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
                 label = subject.label.replace(" ", "-") + ("" if table is LOSS_CHECKS else f"-{subject.kind}")
                 yield pytest.param(check, subject, marks=marks, id=f"{label}-{check}")

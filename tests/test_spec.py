@@ -401,7 +401,7 @@ def test_a_preset_is_settings_by_name(plan):
     ("entry", "message"),
     [
         ("coop: {preset: tabel}", "x.yaml:8: coop: unknown preset 'tabel' (allowed: paper, table)"),
-        ("vpt: {preset: table}", "x.yaml:8: vpt: unknown preset 'table' (allowed: none)"),
+        ("maple: {preset: table}", "x.yaml:8: maple: unknown preset 'table' (allowed: none)"),
         ("coop: {presett: table}", "unknown key 'presett'; did you mean 'preset'?"),
         ("peft: {r: 4}", "peft: 'type' is missing"),
         ("peft: {type: LORA, rank: 4}", "x.yaml:8: peft LORA: unknown key 'rank'"),
@@ -445,9 +445,9 @@ def test_a_budget_is_solved_from_below(plan):
     ]
     assert sweep.runs[0].trainable_params() == 20_480
     assert sweep.notes == (
-        "budget 5,000: lora rank=1 trains 5,120 (102%): left out, it can't be smaller",
-        "budget 20,480: lora rank=4 trains 20,480 (100%)",
-        "budget 20,900: lora rank=4 trains 20,480 (98%)",
+        "budget 5,000: lora rank=1 trains 5,120 (102.4%): left out, it can't be smaller",
+        "budget 20,480: lora rank=4 trains 20,480 (100.0%)",
+        "budget 20,900: lora rank=4 trains 20,480 (98.0%)",
         "1 of 3 combinations are the same run as another",
     )
 
@@ -472,8 +472,8 @@ def test_a_budget_keeps_what_the_sweep_fixes(plan):
         ("convpass", 10_160),
         ("convpass", 41_543),
     ]
-    assert "budget 42,000: lora trains 10,240 (24%): left out, it comes no closer from below" in sweep.notes
-    assert "budget 42,000: bitfit trains 14,464 (34%): left out, it comes no closer from below" in sweep.notes
+    assert "budget 42,000: lora rank=2 trains 10,240 (24.4%): left out, it comes no closer from below" in sweep.notes
+    assert "budget 42,000: bitfit trains 14,464 (34.4%): left out, it comes no closer from below" in sweep.notes
 
 
 def test_a_knob_that_ceases_to_matter_ends_the_search(plan):
@@ -487,3 +487,21 @@ def test_a_knob_that_ceases_to_matter_ends_the_search(plan):
 def test_a_budget_must_be_a_number_of_parameters(plan, value):
     with pytest.raises(UserError, match=r"x.yaml:\d+: .*budget"):
         plan({"  method:": f"  budget: {value}\n  method:"})
+
+
+def test_a_budget_says_why_a_method_is_left_out(plan):
+    with pytest.raises(UserError, match="shared_dim 200 must be below the towers' width 128"):
+        plan(methods_of("    - mrs_adapter: {shared_dim: 200}\n") | {"  method:": "  budget: 10k\n  method:"})
+    sweep = plan(
+        methods_of("    - peft: {type: OFT}\n    - peft: {type: IA3, targets: [attn.k], feedforward_modules: []}\n")
+        | {"  method:": "  budget: 10k\n  method:"}
+    )
+    assert len(set(sweep.notes)) == 2
+    assert all("type=" in note and "left out" in note for note in sweep.notes)
+
+
+def test_adaloras_knob_is_its_first_rank(plan):
+    sweep = plan(methods_of("    - peft: {type: ADALORA, target_r: 1}\n") | {"  method:": "  budget: 42k\n  method:"})
+    [run] = sweep.runs
+    assert run.method.model_extra["init_r"] > 1
+    assert 37_800 <= run.trainable_params() <= 42_000

@@ -122,6 +122,9 @@ def _counted(config: Any, shape: ModelShape, towers: str, targets: Sequence[str]
         model = DualEncoder(CLIP(shape.embed_dim, vision_cfg, text_cfg))
         try:
             inject(model, config, towers, targets)
-        except (ValueError, ImportError, AttributeError) as error:
+            model(torch.zeros(1, 3, edge, edge), torch.zeros(1, text.tokens, dtype=torch.long))
+        except Exception as error:
+            if device == "meta" and isinstance(error, RuntimeError | NotImplementedError):
+                raise  # it looked at numbers
             raise UserError(f"peft {config.peft_type.value}: {error}") from error
     return model.trainable_params()
