@@ -152,12 +152,15 @@ class Facts:
 
     @classmethod
     def read(cls, run_dir: Path) -> Facts:
-        """What matters, read in an order in which a run that ends meanwhile is never seen as neither."""
-        claimed = store.is_claimed(run_dir)
-        progress = store.read_progress(run_dir) or {}
-        attempts = tuple(store.read_attempts(run_dir))
-        result = store.read_result(run_dir)
-        written = (run_dir / store.RESULT).stat().st_mtime if result else 0.0
+        """What matters, the result last: a run that ends meanwhile is seen at work or ended, never as neither."""
+        try:
+            claimed = store.is_claimed(run_dir)
+            progress = store.read_progress(run_dir) or {}
+            attempts = tuple(store.read_attempts(run_dir))
+            result = store.read_result(run_dir)
+            written = (run_dir / store.RESULT).stat().st_mtime if result else 0.0
+        except OSError as error:
+            raise UserError(f"{run_dir} can't be read: {error.strerror}") from error
         return cls(result, written, progress, attempts, claimed)
 
     @property

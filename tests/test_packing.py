@@ -104,6 +104,14 @@ def test_what_another_process_holds_is_passed_over(tmp_path, monkeypatch):
     assert run_many([tmp_path / "x"]) == {"x": "locked"}
 
 
+def test_a_folder_that_is_gone_fails_alone(root, tmp_path, capfd):
+    run_dir = packed(root, tmp_path)[0]
+    run_dir.with_name("gone").mkdir()
+    (run_dir.with_name("gone") / LOG).mkdir()
+    assert run_many([tmp_path / "gone", run_dir], should_stop=lambda: False)["0"] == "finished"
+    assert "gone: failed" in capfd.readouterr().out.splitlines()
+
+
 def test_threads_of_a_resumed_run_are_its_own(root, tmp_path):
     """A run goes on with the threads that it started with; the next run has the process's."""
     threads = torch.get_num_threads()
