@@ -1,6 +1,6 @@
 """In front of a job's PYTHONPATH this makes its runs slow, or light: they write what runs write, and compute nothing.
 
-SLOW: seconds that a real run rests whenever it writes its progress, some two or three times an epoch. For light ones
+SLOW: seconds that a real run rests whenever it writes its progress, at most at every step. For light ones
 LIGHT_STEPS, LIGHT_SECONDS: so many steps of so long each. LIGHT_FAULT: "memory" takes more and more of it, "hang" never
 ends its first step. Each finish of a light run adds a line to its `computed`: the job, and its GPU.
 """
@@ -44,7 +44,7 @@ def execute(run_dir: Path, should_stop: Callable[[], bool], **_: Any) -> dict[st
             "spec": RunSpec.load(run_dir / store.RUN).to_dict(),
             "metrics": {"best_epoch": 1, "val": {"mean_recall": 50.0}, "test": six | {"mean_recall": 50.0}},
             "cost": {"trainable_params": 1, "total_params": 1},
-            "provenance": {"python": sys.version},
+            "provenance": {"code": str(Path(store.__file__).parents[1])},
         }
         with (run_dir / "computed").open("a") as file:
             file.write(f"{os.environ['SLURM_JOB_ID']} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
