@@ -432,6 +432,7 @@ def retry(status: Status, picture: Picture, states: Iterable[str], reports: Path
     else:
         with follow(new):
             launcher.launch(new)
+        print(f"report: python -m bench.report {shlex.quote(str(folder))}")
     return len(new)
 
 
@@ -446,9 +447,9 @@ def summary(picture: Picture) -> list[str]:
     total = picture.total
     what = "GPU-hours" if total.gpu_hours else "hours"
     used, left = (total.gpu_hours, total.gpu_hours_left) if total.gpu_hours else (total.hours, total.hours_left)
-    rest = "what is left is not known yet" if left is None else f"about {left:.1f} left"
+    rest = "what is left is not known yet" if left is None else f"about {_short(left)} left"
     if used or left:
-        lines.append(f"{used:.1f} {what} used, {rest}")
+        lines.append(f"{_short(used)} {what} used, {rest}")
     if not picture.queue_known:
         lines.append("Slurm did not answer: what is in its queue is not known")
     if picture.strangers:
@@ -456,6 +457,10 @@ def summary(picture: Picture) -> list[str]:
     if picture.note:
         lines.append(f"note: {picture.note}")
     return lines
+
+
+def _short(hours: float) -> str:
+    return f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"
 
 
 def plain(picture: Picture, everything: bool) -> str:
