@@ -1,8 +1,8 @@
 """In front of a job's PYTHONPATH this makes its runs slow, or light: they write what runs write, and compute nothing.
 
-SLOW: seconds that a real run rests whenever it writes its progress, at most at every step. For light ones
-LIGHT_STEPS, LIGHT_SECONDS: so many steps of so long each. LIGHT_FAULT: "memory" takes more and more of it, "hang" never
-ends its first step. Each finish of a light run adds a line to its `computed`: the job, and its GPU.
+SLOW: seconds that a real run rests whenever it writes its progress, at most at every step, until its job is requeued.
+For light ones LIGHT_STEPS, LIGHT_SECONDS: so many steps of so long each. LIGHT_FAULT: "memory" takes more and more of
+it, "hang" never ends its first step. Each finish of a light run adds a line to its `computed`: the job, and its GPU.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def slow_down(seconds: float) -> None:
     write = store.write_json
 
     def rest_and_write(path: Path, content: Any) -> None:
-        if path.name == store.PROGRESS:
+        if path.name == store.PROGRESS and "SLURM_RESTART_COUNT" not in os.environ:
             time.sleep(seconds)
         write(path, content)
 
