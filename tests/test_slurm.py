@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -195,7 +196,7 @@ def test_ctrl_c_leaves_the_jobs_running(folders, command, tmp_path, monkeypatch)
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(slurm.time, "sleep", interrupted)
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=interrupted, monotonic=time.monotonic))
     launcher = array(run.parent)
     launcher.detached = False
     with pytest.raises(KeyboardInterrupt, match="no longer following; the jobs go on"):
