@@ -146,7 +146,7 @@ class Subject:
                 model,
                 self.loss,
                 self.loss.second_view,
-                lambda epoch, skip: [batch(3 * epoch + i) for i in range(3)][skip:],
+                lambda epoch, skip: (batch(3 * epoch + i) for i in range(skip, 3)),
                 3,
                 eval_set(),
                 settings,

@@ -152,12 +152,15 @@ class Facts:
 
     @classmethod
     def read(cls, run_dir: Path) -> Facts:
-        """What matters, read in an order in which a run that ends meanwhile is never seen as neither."""
-        claimed = store.is_claimed(run_dir)
-        progress = store.read_progress(run_dir) or {}
-        attempts = tuple(store.read_attempts(run_dir))
-        result = store.read_result(run_dir)
-        written = (run_dir / store.RESULT).stat().st_mtime if result else 0.0
+        """What matters, the result last: a run that ends meanwhile is seen at work or ended, never as neither."""
+        try:
+            claimed = store.is_claimed(run_dir)
+            progress = store.read_progress(run_dir) or {}
+            attempts = tuple(store.read_attempts(run_dir))
+            result = store.read_result(run_dir)
+            written = (run_dir / store.RESULT).stat().st_mtime if result else 0.0
+        except OSError as error:
+            raise UserError(f"{run_dir} can't be read: {error.strerror}") from error
         return cls(result, written, progress, attempts, claimed)
 
     @property
@@ -429,6 +432,7 @@ def retry(status: Status, picture: Picture, states: Iterable[str], reports: Path
     else:
         with follow(new):
             launcher.launch(new)
+        print(f"report: python -m bench.report {shlex.quote(str(folder))}")
     return len(new)
 
 
@@ -443,9 +447,9 @@ def summary(picture: Picture) -> list[str]:
     total = picture.total
     what = "GPU-hours" if total.gpu_hours else "hours"
     used, left = (total.gpu_hours, total.gpu_hours_left) if total.gpu_hours else (total.hours, total.hours_left)
-    rest = "what is left is not known yet" if left is None else f"about {left:.1f} left"
+    rest = "what is left is not known yet" if left is None else f"about {_short(left)} left"
     if used or left:
-        lines.append(f"{used:.1f} {what} used, {rest}")
+        lines.append(f"{_short(used)} {what} used, {rest}")
     if not picture.queue_known:
         lines.append("Slurm did not answer: what is in its queue is not known")
     if picture.strangers:
@@ -453,6 +457,10 @@ def summary(picture: Picture) -> list[str]:
     if picture.note:
         lines.append(f"note: {picture.note}")
     return lines
+
+
+def _short(hours: float) -> str:
+    return f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"
 
 
 def plain(picture: Picture, everything: bool) -> str:

@@ -59,8 +59,8 @@ class Cluster:
     gpus: int = 4
     max_array: int = 1001
     accounting: bool = True
-    grace_seconds: int = 20  # between a preempted job's warning and its end
-    settings: str = ""  # further lines of slurm.conf
+    warns: bool = True  # whether preempted jobs get the signal they asked for; else SIGTERM
+    grace_seconds: int = 20  # between that and their end
     _daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, init=False)
     _ports: dict[str, int] = field(default_factory=dict, init=False)
 
@@ -267,7 +267,7 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides
-SlurmctldParameters=preempt_send_user_signal
+{"SlurmctldParameters=preempt_send_user_signal" if self.warns else ""}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
@@ -293,7 +293,6 @@ GresTypes=gpu
 {accounting}
 {nodes}PartitionName=debug Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={self.grace_seconds}
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
-{self.settings}
 """)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,8 @@ METHODS: list[dict] = [MRS, {"name": "full_finetune"}, {"name": "lora", "rank": 
 
 
 def packed(root: Path, folder: Path, **train) -> list[Path]:
-    return [make_run(root, folder / str(i), method, seed=i, epochs=2, **train) for i, method in enumerate(METHODS)]
+    settings = {"epochs": 2} | train
+    return [make_run(root, folder / str(i), method, seed=i, **settings) for i, method in enumerate(METHODS)]
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +68,31 @@ def test_a_stop_saves_the_run_at_work_and_starts_no_other(root, alone, tmp_path)
     assert [numbers(run_dir) for run_dir in runs] == alone
 
 
-def test_a_stop_reaches_runs_side_by_side(root, alone, tmp_path):
-    """Each worker saves the step it was at, also where loaders serve it; what was not started stays so."""
-    runs = packed(root, tmp_path, workers=1)
-    begun = [run_dir / store.PROGRESS for run_dir in runs[:2]]
+def test_a_stop_reaches_runs_side_by_side(root, tmp_path):
+    """Each worker saves the step it was at, also where loaders serve it, told to stop or by Ctrl-C."""
+    runs = packed(root, tmp_path, workers=1, epochs=200)
+    started = time.time()
 
     def training() -> bool:
-        texts = [path.read_text() for path in begun if path.exists()]
-        return len(texts) == 2 and all(json.loads(text)["phase"] in ("train", "validate", "stopped") for text in texts)
+        """Whether the first two have come into an epoch since."""
+        looks = [store.read_progress(run_dir) or {} for run_dir in runs[:2]]
+        return all(look.get("phase") in ("train", "validate") and look["updated"] > started for look in looks)
 
-    outcomes = LocalPool(2).compute(runs, training)
-    assert outcomes == {"0": "stopped", "1": "stopped"}
-    assert all(store.read_attempts(run_dir)[-1].outcome == "stopped" for run_dir in runs[:2])
+    def interrupt() -> bool:
+        if training():
+            raise KeyboardInterrupt
+        return False
+
+    assert LocalPool(2).compute(runs, training) == {"0": "stopped", "1": "stopped"}
+    started = time.time()
+    with pytest.raises(KeyboardInterrupt):
+        LocalPool(2).compute(runs, interrupt)
+    for run_dir in runs[:2]:
+        first, second = store.read_attempts(run_dir)
+        assert (first.outcome, second.outcome) == ("stopped", "stopped")
+        assert (0, 0) < first.reached < second.reached
     assert not any((run_dir / store.RESULT).exists() for run_dir in runs)
-    run_many(runs)
-    assert [numbers(run_dir) for run_dir in runs] == alone
+    assert store.read_attempts(runs[2]) == []
 
 
 def test_after_running_out_of_memory_the_next_run_starts_clean(root, alone, tmp_path, monkeypatch):
@@ -102,6 +113,14 @@ def test_what_another_process_holds_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "execute", lambda *_, **__: (_ for _ in ()).throw(store.RunLocked("x")))
     (tmp_path / "x").mkdir()
     assert run_many([tmp_path / "x"]) == {"x": "locked"}
+
+
+def test_a_folder_that_is_gone_fails_alone(root, tmp_path, capfd):
+    run_dir = packed(root, tmp_path)[0]
+    run_dir.with_name("gone").mkdir()
+    (run_dir.with_name("gone") / LOG).mkdir()
+    assert run_many([tmp_path / "gone", run_dir], should_stop=lambda: False)["0"] == "finished"
+    assert "gone: failed" in capfd.readouterr().out.splitlines()
 
 
 def test_threads_of_a_resumed_run_are_its_own(root, tmp_path):

@@ -22,7 +22,7 @@ import bench
 from bench import store
 from bench.core import cost
 from bench.core.inputs import Inputs
-from bench.run import execute, main, preflight
+from bench.run import _gpus, execute, main, preflight
 from bench.spec import RunSpec
 
 
@@ -197,6 +197,21 @@ def test_a_torn_note_of_an_attempt_is_passed_over(tmp_path, monkeypatch):
     assert [attempt.job for attempt in attempts] == [None, "7", "12_3"]
     assert attempts[0].ended == attempts[0].started  # nothing was heard of it
     assert attempts[1].reached == attempts[2].at == (3, 0)
+
+
+def test_gpus_that_a_run_keeps(monkeypatch):
+    """All of its job's, divided among runs side by side; without a job the one that it computes on."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    for name in ("SLURM_JOB_ID", store.SHARED_BY):
+        monkeypatch.delenv(name, raising=False)
+    assert _gpus() == 1
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert _gpus() == 4
+    monkeypatch.setenv(store.SHARED_BY, "8")
+    assert _gpus() == 0.5
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert _gpus() == 0
 
 
 def test_load_scores_the_same_to_the_last_digit(finished, root):

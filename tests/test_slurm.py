@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -84,6 +85,11 @@ def test_packets(tmp_path):
         array(tmp_path, parallel_runs=4)
 
 
+def test_a_warning_that_comes_too_early_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"slurm.signal_seconds \(120\) is more than half of slurm.timeout_min \(3\)"):
+        array(tmp_path, timeout_min=3)
+
+
 def test_settings_reach_the_script(tmp_path):
     launcher = array(
         tmp_path,
@@ -93,7 +99,7 @@ def test_settings_reach_the_script(tmp_path):
         constraint="a100",
         gres="gpu:1",
         mem_gb=1.5,
-        timeout_min=7,
+        timeout_min=70,
         signal_seconds=33,
         cpus_per_task=3,
         setup=("module load x",),
@@ -108,7 +114,7 @@ def test_settings_reach_the_script(tmp_path):
         "constraint=a100",
         "gres=gpu:1",
         "mem=1536M",
-        "time=7",
+        "time=70",
         "signal=USR2@33",
         "cpus-per-task=3",
         "nice=3",
@@ -178,6 +184,24 @@ def test_a_killed_submission_is_made_up_for(folders, command, capsys):
     assert manifest.tasks == {"a": "7_0", "b": "7_1"}
     left = {path.name for path in (runs[0].parent / "slurm" / "jobs").glob("*/*")}
     assert left == {"7_0_submitted.pkl", "7_1_submitted.pkl", "7_submission.sh"}
+
+
+def test_ctrl_c_leaves_the_jobs_running(folders, command, tmp_path, monkeypatch):
+    [run] = folders("a")
+    (run.parent / "slurm").mkdir()
+    manifest = {"submitted": "2026-01-01T00:00:00+00:00", "token": "t", "tasks": {"a": "1"}}
+    store.write_json(run.parent / "slurm" / "1.json", manifest)
+    command("squeue", "echo '1|RUNNING|None|1:00|t'")
+
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=interrupted, monotonic=time.monotonic))
+    launcher = array(run.parent)
+    launcher.detached = False
+    with pytest.raises(KeyboardInterrupt, match="no longer following; the jobs go on"):
+        launcher.launch([run])
+    assert {line.split()[0] for line in asked(tmp_path)} == {"squeue"}
 
 
 # --- the code --------------------------------------------------------------------------------------------------------
@@ -255,7 +279,7 @@ def test_time_outs_that_get_on_go_on_so_many_times(job, tmp_path):
     assert requeues(tmp_path) == 2
     result = store.read_result(run) or {}
     assert result["error"]["message"] == (
-        "timed out after 60 min at epoch 3, for the 3th time; the same command goes on from there, "
+        "timed out after 60 min at epoch 3, 3 times by now; the same command goes on from there, "
         "or raise slurm.max_timeouts"
     )
 

@@ -57,17 +57,19 @@ class User:
     def __init__(self, folder: Path, root: Path) -> None:
         self.folder, self.root = folder, root
 
-    def write(self, seeds: int = 1, job: str = "SLOW=0.4", slurm: str = "", workers: int = 0) -> None:
+    def write(self, seeds: int = 1, job: str = "SLOW=0.1", slurm: str = "", workers: int = 0) -> None:
         """A sweep file; `job`: variables for tests/slurm_light, whose code goes before the jobs' own."""
         setup = f"setup: ['export PYTHONPATH={LIGHT} {job}']"
         listed = ", ".join(map(str, range(seeds)))
         memory = "mem_gb: 6" if job.startswith("SLOW") else "mem_gb: 0.5"
         settings = ", ".join(filter(None, [memory, setup, slurm]))
         text = FILE.format(root=self.root, workers=workers, seeds=listed, slurm=settings)
+        self.folder.mkdir(exist_ok=True)
         (self.folder / "s.yaml").write_text(text)
 
     def sweep(self, *arguments: str) -> int:
-        return sweep.main(["s.yaml", "--executor", "slurm", *arguments])
+        places = ["--results", str(self.folder / "results"), "--reports", str(self.folder / "reports")]
+        return sweep.main([str(self.folder / "s.yaml"), "--executor", "slurm", *places, *arguments])
 
     @property
     def dir(self) -> Path:
@@ -85,7 +87,7 @@ class User:
     def results(self) -> list[dict]:
         return [store.read_result(run) or {} for run in self.runs]
 
-    def wait_for_results(self, seconds: float = 90) -> None:
+    def wait_for_results(self, seconds: float = 200) -> None:
         until(lambda: all(self.results()), "results", seconds)
 
     def wait_until_under_way(self, steps: int = 1) -> tuple[Path, str]:
@@ -96,7 +98,7 @@ class User:
             now = store.read_progress(run) or {}
             return now.get("phase") == "train" and (now.get("epoch", 0) > 2 or now.get("step", 0) >= steps)
 
-        until(under_way, "a run under way", 60)
+        until(under_way, "a run under way", 150)
         return run, self.tasks[run.name]
 
     def outcomes(self) -> list[str | None]:
@@ -107,7 +109,6 @@ class User:
 def user(cluster, root, tmp_path, monkeypatch) -> Iterator[User]:
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
     yield User(tmp_path, root)
     cluster.run("scancel", "--user=root", check=False)
     cluster.wait_until_empty()
@@ -157,7 +158,9 @@ def test_sixty_runs_in_arrays_of_twenty_and_nothing_twice(cluster, user, capsys)
     assert len(queue.read_manifests(user.dir)) == 1
     cluster.wait_until_empty(240)
     assert max(most) <= 7
-    assert [result["status"] for result in user.results()] == ["finished"] * 60
+    results = user.results()
+    assert [result["status"] for result in results] == ["finished"] * 60
+    assert {result["provenance"]["code"] for result in results} == {first.content["snapshot"]}
     done = [(run / "computed").read_text().split("\n") for run in user.runs]
     assert all(len(lines) == 2 for lines in done)
     assert {line.split()[1] for [line, _] in done} <= {"0", "1", "2", "3"}
@@ -200,7 +203,7 @@ def test_at_a_submit_limit_the_rest_follows_later(cluster, user, capsys, monkeyp
         assert user.sweep("--follow") == 0
     finally:
         cluster.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
-    assert "9/9 finished" in capsys.readouterr().out
+    assert "submitted: " in capsys.readouterr().out
     assert [(run / "computed").read_text().count("\n") for run in user.runs] == [1] * 9
 
 
@@ -223,7 +226,7 @@ def test_a_new_report_job_takes_the_place_of_the_old(cluster, user):
     until(lambda: first not in [line[0] for line in cluster.queue()], "the old report job's end")
     assert second in [line[0] for line in cluster.queue()]
     cluster.wait_until_empty()
-    assert "2 of 2" in (user.folder / "reports" / "s" / "table.md").read_text()
+    assert "Seeds: 0, 1" in (user.folder / "reports" / "s" / "table.md").read_text()
 
 
 # --- ten faults ------------------------------------------------------------------------------------------------------
@@ -240,39 +243,41 @@ def test_requeue(cluster, user, undisturbed):
     assert {attempt.job for attempt in store.read_attempts(run)} == {job}
 
 
+def preempt(cluster: Cluster) -> None:
+    """A job of a higher partition takes both nodes for two seconds."""
+    cluster.run("sbatch", "-p", "high", "--exclusive", "-N2", "-o", "/dev/null", "--wrap", "sleep 2")
+
+
 def test_preemption(cluster, user, undisturbed):
     user.write()
     user.sweep()
     run, job = user.wait_until_under_way()
-    cluster.run("sbatch", "-p", "high", "--exclusive", "-N2", "-o", "/dev/null", "--wrap", "sleep 2")
+    preempt(cluster)
     user.wait_for_results()
     assert digits(run) == undisturbed
     assert user.outcomes() == ["stopped", "finished"]
     assert {attempt.job for attempt in store.read_attempts(run)} == {job}
 
 
-def test_time_out_with_progress(cluster, user, undisturbed):
-    user.write(job="SLOW=2", slurm="timeout_min: 1, signal_seconds: 40")
+def test_time_outs_with_and_without_progress(cluster, user, undisturbed):
+    hanging = User(user.folder / "hanging", user.root)
+    user.write(job="SLOW=1", slurm="timeout_min: 1, signal_seconds: 10")
+    hanging.write(job="LIGHT_FAULT=hang", slurm="timeout_min: 1, signal_seconds: 10")
     user.sweep()
-    user.wait_for_results(150)
+    hanging.sweep()
+    hanging.wait_for_results()
+    user.wait_for_results()
     assert digits(user.runs[0]) == undisturbed
     *before, last = user.outcomes()
     assert before
     assert set(before) == {"stopped"}
     assert last == "finished"
-
-
-def test_time_out_without_progress(cluster, user):
-    user.write(job="LIGHT_FAULT=hang", slurm="timeout_min: 1, signal_seconds: 55")
-    user.sweep()
-    user.wait_for_results()
-    [result] = user.results()
+    [result] = hanging.results()
     assert (result["status"], result["error"]["type"]) == ("failed", "TimedOut")
     assert result["error"]["message"] == (
         "timed out after 1 min at epoch 1 without finishing a step since it last started; raise slurm.timeout_min"
     )
-    cluster.wait_until_empty()
-    assert len(store.read_attempts(user.runs[0])) == 1
+    assert hanging.outcomes() == [None]
 
 
 def test_kill(cluster, user, undisturbed):
@@ -346,22 +351,23 @@ def test_scancel(cluster, user):
     assert user.outcomes() == ["stopped", "finished"]
 
 
-def test_without_accounting(tmp_path, root, monkeypatch, undisturbed):
+def test_without_accounting_and_preempted_without_a_warning(tmp_path, root, monkeypatch, undisturbed):
     folder = tmp_path / "slurm"
     folder.mkdir()
-    with Cluster(folder, accounting=False) as cluster:
+    with Cluster(folder, accounting=False, warns=False) as cluster:
         for name, value in cluster.environment.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.chdir(tmp_path)
         user = User(tmp_path, root)
         user.write()
         user.sweep()
         run, job = user.wait_until_under_way()
-        cluster.run("scontrol", "requeue", job)
+        preempt(cluster)
         assert "accounting storage is disabled" in cluster.run("sh", "-c", "sacct 2>&1", check=False)
         assert user.sweep() == 0
         user.wait_for_results()
         assert digits(run) == undisturbed
+        assert user.outcomes() == ["stopped", "finished"]
+        assert {attempt.job for attempt in store.read_attempts(run)} == {job}
         cluster.wait_until_empty()
         assert len(queue.read_manifests(user.dir)) == 1
         assert (tmp_path / "reports" / "s" / "index.html").is_file()

@@ -85,7 +85,16 @@ def test_a_resumed_run_has_the_threads_it_started_with(tmp_path):
         split = EvalSet(list, list, torch.arange(4), torch.arange(4))
         settings = TrainSettings(epochs=2, lr=1e-2, warmup=0, schedule="constant", clip_grad_norm=None)
         done = fit(
-            model, lambda *_: None, None, lambda *_: [], 1, split, settings, 0, tmp_path / "run", lambda *_: None
+            model,
+            lambda *_: None,
+            None,
+            lambda *_: (_ for _ in ()),
+            1,
+            split,
+            settings,
+            0,
+            tmp_path / "run",
+            lambda *_: None,
         )
         assert torch.get_num_threads() == 1
         assert len(done.history) == 2
@@ -103,7 +112,7 @@ def test_batch_norms_of_a_frozen_backbone_do_not_drift(tmp_path):
     loss = registry.get("info_nce")()
     settings = TrainSettings(epochs=2, lr=1e-2)
     one = Batch(images, tokens, torch.arange(3))
-    fit(model, loss, None, lambda *_: iter([one]), 1, split, settings, 0, tmp_path, lambda *_, **__: None)
+    fit(model, loss, None, lambda *_: (each for each in [one]), 1, split, settings, 0, tmp_path, lambda *_, **__: None)
     assert before
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 

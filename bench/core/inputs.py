@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,7 +98,7 @@ class Inputs:
 
         return EvalSet(images, batches, caption_text, torch.arange(len(items)).repeat_interleave(counts))
 
-    def train_batches(self, seed: int) -> tuple[Callable[[int, int], Iterator[Batch]], int]:
+    def train_batches(self, seed: int) -> tuple[Callable[[int, int], Generator[Batch, None, None]], int]:
         """A function from the epoch (from 1) and a number of batches to skip to the others, and how many there are.
 
         Order and augmentation follow from (seed, epoch) alone. The last batch is dropped if it is not full.
@@ -110,7 +110,7 @@ class Inputs:
         if settings.batch_size > count:
             raise UserError(f"train.batch_size {settings.batch_size} exceeds the {count} training pairs of an epoch")
 
-        def batches(epoch: int, skip: int = 0) -> Iterator[Batch]:
+        def batches(epoch: int, skip: int) -> Generator[Batch, None, None]:
             pairs = epoch_pairs(items, settings.captions_per_epoch, seed, epoch)
             loader: DataLoader = DataLoader(
                 TrainPairs(pixels, pairs, settings.augment, self.size, seed, epoch),

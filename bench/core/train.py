@@ -6,7 +6,7 @@ import hashlib
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,7 +127,7 @@ def fit(
     model: DualEncoder,
     loss_fn: LossFunction,
     second_view: float | None,
-    batches: Callable[[int, int], Iterable[Batch]],
+    batches: Callable[[int, int], Generator[Batch, None, None]],
     batches_per_epoch: int,
     validation: EvalSet,
     settings: TrainSettings,
@@ -159,7 +159,8 @@ def fit(
         _train_mode(model)
         cost.reset_peak_memory(device)
         loss_sum = part.loss_sum.to(device)
-        for index, batch in enumerate(batches(epoch, part.batches), part.batches):
+        feed = batches(epoch, part.batches)
+        for index, batch in enumerate(feed, part.batches):
             if part.random is not None:  # only now: a data loader draws from it when it starts
                 _set_random_state(part.random, device)
                 part.random = None
@@ -191,6 +192,7 @@ def fit(
                 part = Part(loss_sum, index + 1, part.pairs, seconds, _random_state(device))
                 fit.note_peak(device)
                 _save(folder, epoch - 1, fit, model, optimizer, part)
+                feed.close()  # ends the data loaders now, not when the last has forgotten the exception
                 raise store.Stopped
         train_loss = float(loss_sum) / batches_per_epoch
         if not math.isfinite(train_loss):

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import ceil
@@ -56,6 +56,11 @@ class SlurmArray:
                 f"slurm.parallel_runs ({self.settings.parallel_runs}) is more than slurm.runs_per_job "
                 f"({self.settings.runs_per_job}): a job can't run more side by side than it has"
             )
+        if self.settings.signal_seconds > 30 * self.settings.timeout_min:
+            raise UserError(
+                f"slurm.signal_seconds ({self.settings.signal_seconds}) is more than half of slurm.timeout_min "
+                f"({self.settings.timeout_min}): jobs would be told to stop before they got anywhere"
+            )
 
     @property
     def folder(self) -> Path:
@@ -96,30 +101,30 @@ class SlurmArray:
         misses, retry = 0, time.monotonic() + RETRY_SECONDS
         while misses < 2 and not all(map(store.is_finished, runs)):
             time.sleep(POLL_SECONDS)
+            alive = queue.look(queue.read_manifests(self.sweep_dir))
+            if not alive.known:
+                continue
+            on_the_way = len(_idle(runs, alive)) < sum(not store.is_finished(run) for run in runs)
+            misses = 0 if on_the_way or self.held_back else misses + 1
             if self.held_back and time.monotonic() >= retry:
                 self._submit(self.held_back)
                 retry = time.monotonic() + RETRY_SECONDS
-            alive = queue.look(queue.read_manifests(self.sweep_dir))
-            if alive.known:
-                on_the_way = len(_idle(runs, alive)) < sum(not store.is_finished(run) for run in runs)
-                misses = 0 if on_the_way or self.held_back else misses + 1
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """One submits at a time, so that who comes second sees what the first has submitted."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "submit.lock").open("a") as file:
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((self.folder / "submit.lock").open("a"))
                 try:
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     print("someone is submitting this sweep just now; waiting for them", flush=True)
                     fcntl.lockf(file, fcntl.LOCK_EX)
-                yield
-        except OSError as error:
-            if error.filename not in (None, str(self.folder), str(self.folder / "submit.lock")):
-                raise
-            raise UserError(f"cannot lock {self.folder}: {error.strerror}; may you write there?") from error
+            except OSError as error:
+                raise UserError(f"cannot lock {self.folder}: {error.strerror}; may you write there?") from error
+            yield
 
 
 @dataclass
@@ -137,7 +142,7 @@ class Submission:
     def __init__(self, launcher: SlurmArray, alive: Queue) -> None:
         now = datetime.now(UTC)
         stamp = f"{now:%Y%m%dT%H%M%S%f}"
-        self.launcher, self.settings, self.alive, self.now = launcher, launcher.settings, alive, now
+        self.launcher, self.settings, self.now = launcher, launcher.settings, now
         self.sweep = launcher.sweep_dir.name
         self.token = f"petl-bench:{self.sweep}:{stamp}"
         self.jobs, self.logs = launcher.folder / "jobs" / stamp, launcher.folder / "logs"
@@ -314,7 +319,8 @@ class Submission:
             return
         self.manifest["report_job"] = job
         store.write_json(self.manifest_file, self.manifest)
-        queue.cancel(self.old_reports)
+        with suppress(UserError):  # one report too many does no harm
+            queue.cancel(self.old_reports)
 
     def _through_submitit(self, function: Any, *arguments: Sequence[Any], **parameters: Any) -> list[str]:
         """Job ids; LimitReached or UserError with Slurm's words."""

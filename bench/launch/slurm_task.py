@@ -183,7 +183,7 @@ def _time_out(orders: Orders) -> None:
             words = f"{where} without finishing a step since it last started; raise slurm.timeout_min"
             record_failure(run_dir, "TimedOut", words, _tail(run_dir))
         elif count > orders.max_timeouts:
-            words = f"{where}, for the {count}th time; the same command goes on from there, or raise slurm.max_timeouts"
+            words = f"{where}, {count} times by now; the same command goes on from there, or raise slurm.max_timeouts"
             record_failure(run_dir, "TimedOut", words, _tail(run_dir))
     if count > orders.max_timeouts:
         print(f"timed out {count} times, which is more than slurm.max_timeouts", flush=True)

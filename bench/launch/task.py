@@ -62,8 +62,12 @@ def run_many(
     for run_dir in runs:
         if should_stop():
             break
-        with output_to(run_dir / LOG):
-            outcomes[run_dir.name] = run_one(run_dir, should_stop)
+        try:
+            with output_to(run_dir / LOG):
+                outcomes[run_dir.name] = run_one(run_dir, should_stop)
+        except OSError as error:  # its folder is gone, or full: no reason to leave out the others
+            outcomes[run_dir.name] = "failed"
+            print(error, flush=True)
         print(f"{run_dir.name}: {outcomes[run_dir.name]}", flush=True)
     return outcomes
 

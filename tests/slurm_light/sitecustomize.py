@@ -1,8 +1,8 @@
 """In front of a job's PYTHONPATH this makes its runs slow, or light: they write what runs write, and compute nothing.
 
-SLOW: seconds that a real run rests whenever it writes its progress, some two or three times an epoch. For light ones
-LIGHT_STEPS, LIGHT_SECONDS: so many steps of so long each. LIGHT_FAULT: "memory" takes more and more of it, "hang" never
-ends its first step. Each finish of a light run adds a line to its `computed`: the job, and its GPU.
+SLOW: seconds that a real run rests whenever it writes its progress, at most at every step, until its job is requeued.
+For light ones LIGHT_STEPS, LIGHT_SECONDS: so many steps of so long each. LIGHT_FAULT: "memory" takes more and more of
+it, "hang" never ends its first step. Each finish of a light run adds a line to its `computed`: the job, and its GPU.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def execute(run_dir: Path, should_stop: Callable[[], bool], **_: Any) -> dict[st
             "spec": RunSpec.load(run_dir / store.RUN).to_dict(),
             "metrics": {"best_epoch": 1, "val": {"mean_recall": 50.0}, "test": six | {"mean_recall": 50.0}},
             "cost": {"trainable_params": 1, "total_params": 1},
-            "provenance": {"python": sys.version},
+            "provenance": {"code": str(Path(store.__file__).parents[1])},
         }
         with (run_dir / "computed").open("a") as file:
             file.write(f"{os.environ['SLURM_JOB_ID']} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
@@ -59,7 +59,7 @@ def slow_down(seconds: float) -> None:
     write = store.write_json
 
     def rest_and_write(path: Path, content: Any) -> None:
-        if path.name == store.PROGRESS:
+        if path.name == store.PROGRESS and "SLURM_RESTART_COUNT" not in os.environ:
             time.sleep(seconds)
         write(path, content)
 
