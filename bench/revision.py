@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from methods.registry import plugins
+
 ROOT = Path(__file__).parents[1]
 CODE = ("bench", "methods")
 COPY = "REVISION.json"  # in a copy's root: what git said where it was made
@@ -53,8 +55,8 @@ def is_dirty() -> bool | None:
 def digest() -> str:
     """A name for this code: its content, commit and state."""
     content = hashlib.sha256(_about().encode())
-    for path in _files():
-        data = (ROOT / path).read_bytes()
+    for path, source in _files().items():
+        data = source.read_bytes()
         content.update(f"{path} {len(data)}\n".encode() + data)
     return content.hexdigest()[:12]
 
@@ -64,9 +66,9 @@ def snapshot(folder: Path) -> Path:
     copy = folder / digest()
     if not copy.exists():
         part = folder / f".{copy.name}.{secrets.token_hex(4)}.part"
-        for path in _files():
+        for path, source in _files().items():
             (part / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / path, part / path)
+            shutil.copyfile(source, part / path)
         (part / COPY).write_text(_about(), encoding="utf-8")
         try:
             part.rename(copy)
@@ -79,7 +81,13 @@ def _about() -> str:
     return json.dumps({"commit": commit(), "dirty": is_dirty()}) + "\n"
 
 
-def _files() -> list[Path]:
-    """The code's files, relative to its root."""
+def plugins_in(copy: Path) -> list[Path]:
+    """Where a copy has this process's plug-in files."""
+    return [copy / "plugins" / str(number) / path.name for number, path in enumerate(plugins())]
+
+
+def _files() -> dict[Path, Path]:
+    """The files of a copy, relative to its root, and where they are now: the code's, and the plug-ins'."""
     found = [path.relative_to(ROOT) for name in CODE for path in (ROOT / name).rglob("*") if path.is_file()]
-    return sorted(path for path in found if "__pycache__" not in path.parts)
+    code = {path: ROOT / path for path in sorted(found) if "__pycache__" not in path.parts}
+    return code | dict(zip(plugins_in(Path()), plugins(), strict=True))

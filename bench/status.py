@@ -26,6 +26,7 @@ from bench.launch import queue
 from bench.launch.queue import Job, Manifest, Queue
 from bench.progress import Look, clock, last_line
 from bench.sweep import PLAN
+from methods.registry import add_plugin
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -550,6 +551,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: told, or done what was asked; 2: the user has something to fix; 130: Ctrl-C."""
     arguments = _arguments(argv)
     try:
+        for path in arguments.plugin:
+            add_plugin(path)
         status = find(arguments.target, arguments.results)
         if arguments.cancel:
             print(cancel(status.folder))
@@ -582,6 +585,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="for programs; with --watch a line a look")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--plugin", type=Path, action="append", default=[], metavar="FILE", help="the sweep's plug-in, for --retry"
+    )
     act = parser.add_mutually_exclusive_group()
     act.add_argument(
         "--retry", action="append", choices=("failed", "lost"), help="start these runs again; may be given twice"

@@ -115,7 +115,7 @@ def execute(
     """
     folder = results / sweep.name
     todo = {folder / run.run_id: run for run in sweep.runs if not store.is_finished(folder / run.run_id)}
-    _say(sweep, len(todo))
+    _say(sweep, len(todo), _stale(sweep, folder))
     _write_plan(sweep, folder)
     if todo:
         launcher = launch.make(executor, workers, folder, sweep.slurm, reports / sweep.name, stay)
@@ -160,7 +160,7 @@ def print_plan(sweep: Sweep, folder: Path) -> None:
         ]
         print("  ".join(cells).rstrip())
     print()
-    _say(sweep, sum(row[-1] != "finished" for row in rows[1:]))
+    _say(sweep, sum(row[-1] != "finished" for row in rows[1:]), _stale(sweep, folder))
 
 
 def print_scripts(sweep: Sweep, folder: Path, reports: Path) -> None:
@@ -173,9 +173,25 @@ def print_scripts(sweep: Sweep, folder: Path, reports: Path) -> None:
             print(f"\n{script}")
 
 
-def _say(sweep: Sweep, todo: int) -> None:
+def _stale(sweep: Sweep, folder: Path) -> list[str]:
+    """A note on finished runs that were made by another version of a plug-in file than the one at hand."""
+    from methods.registry import plugins, sources
+
+    if not plugins():
+        return []
+    old = []
+    for run in sweep.runs:
+        made_by = ((store.read_result(folder / run.run_id) or {}).get("provenance") or {}).get("plugins") or {}
+        now = sources(type(run.method), type(run.loss))
+        if store.is_finished(folder / run.run_id) and sorted(made_by.values()) != sorted(now.values()):
+            old.append(run.run_id)
+    hint = f"delete their folders in {folder} to run them again: {', '.join(old[:3])}{', ...' if len(old) > 3 else ''}"
+    return [f"{len(old)} finished runs were made by another version of the plug-in; {hint}"] if old else []
+
+
+def _say(sweep: Sweep, todo: int, stale: Sequence[str] = ()) -> None:
     print(f"{sweep.name}: {len(sweep.runs)} runs, {len(sweep.runs) - todo} finished, {todo} to run")
-    for note in sweep.notes:
+    for note in (*sweep.notes, *stale):
         print(f"note: {note}")
     sys.stdout.flush()
 

@@ -23,6 +23,7 @@ from bench.errors import UserError
 from bench.launch import queue, slurm_task
 from bench.launch.queue import Queue, array_of
 from bench.spec import SlurmSettings
+from methods.registry import PLUGINS
 
 MAX_ARRAY_SIZE = 1001  # Slurm's default, where it can't be asked
 POLL_SECONDS, RETRY_SECONDS = 10.0, 60.0
@@ -206,13 +207,15 @@ class Submission:
         """What the report's job has too. The snapshot comes before all other code, the current folder's as well."""
         log = str(self.logs / ("%x-%A_%a.log" if is_array else "%x-%j.log"))
         path = f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(self.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
+        copies = revision.plugins_in(self.code)
+        plugged = [f"export {PLUGINS}={shlex.quote(os.pathsep.join(map(str, copies)))}"] if copies else []
         threads = [f"export OMP_NUM_THREADS={self.settings.cpus_per_task}"] if self.settings.cpus_per_task else []
         return {
             "job_name": name,
             "comment": self.token,
             "wckey": None,
             "stderr_to_stdout": True,
-            "setup": [*self.settings.setup, path, *threads],
+            "setup": [*self.settings.setup, path, *plugged, *threads],
             "dependency": f"afterany:{':'.join(after)}" if after else None,
             "srun_args": [f"--output={log}", "--open-mode=append"],
             "additional_parameters": {"output": log, "requeue": True},
