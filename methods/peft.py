@@ -51,7 +51,7 @@ class Peft(Method):
 
     @property
     def knob(self) -> str | None:  # type: ignore[override]
-        fields = self._fields()
+        fields = self._fields() if self.type not in INVERSE_RANK else ()
         return next((key for key in ("init_r", "r") if key in fields), None)
 
     @property
@@ -112,6 +112,7 @@ class Peft(Method):
 
 # Starts of the library's that no setting here can make the backbone's, and those that look at data first.
 RANDOM_STARTS = ("C3A", "FOURIERFT", "UNILORA", "VBLORA")
+INVERSE_RANK = ("OFT",)  # its r is a number of blocks: the more, the fewer parameters
 NEED_DATA = ("corda", "eva", "loftq")
 
 

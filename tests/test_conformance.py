@@ -10,7 +10,7 @@ import methods
 from bench import check as cli
 from bench import checks
 from bench.checks import LOSS_CHECKS, METHOD_CHECKS, Subject
-from methods import losses
+from methods import losses, registry
 from methods.base import Method, ModelShape
 from methods.excuses import EXCUSES
 from methods.losses import Loss
@@ -127,6 +127,36 @@ class Global(Sound):
         return count // shape.image.layers
 
 
+class MixesInTraining(Sound):
+    """Batch statistics that evaluation does not use."""
+
+    def branch(self, width: int) -> nn.Module:
+        class Mixing(Branch):
+            def forward(self, m):
+                return super().forward(m - m.mean(0) if self.training else m)
+
+        return Mixing(width)
+
+
+class IdleMerge(Sound):
+    @property
+    def mergeable(self) -> bool:
+        return True
+
+    def merge(self, model) -> None:
+        pass
+
+
+class Shrinks(Sound):
+    """A knob that is a divisor."""
+
+    knob = "reduction"
+    reduction: int = 1
+
+    def trainable_params(self, shape: ModelShape) -> int | None:
+        return 1000 // self.reduction
+
+
 class Leaks(Sound):
     def attach(self, model) -> None:
         super().attach(model)
@@ -140,6 +170,9 @@ FAULTS = {
     DropoutLeftOff: "evaluation_restores_train_and_eval_mode",
     Global: "two_instances_share_no_storage",
     Leaks: "state_dict_holds_backbone_and_trainable_only",
+    MixesInTraining: "an_item_is_independent_of_its_batch",
+    IdleMerge: "merged_equals_unmerged",
+    Shrinks: "the_count_grows_with_the_knob",
 }
 
 
@@ -174,6 +207,12 @@ def test_an_excuse_must_be_needed():
     assert (outcome.check, outcome.state) == ("starts_at_the_backbone", "failed")
 
 
+@pytest.fixture(autouse=True)
+def no_plugins_left(monkeypatch):
+    monkeypatch.setattr(registry, "_MODULES", [])
+    monkeypatch.setenv(registry.PLUGINS, "")
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -181,7 +220,7 @@ def test_the_command_prints_a_table(capsys):
     assert cli.main(["bitfit"]) == 0
     shown = capsys.readouterr().out
     assert "frozen weights bit identical after training" in shown
-    assert "44 checks: 40 passed, 4 skipped, 0 excused, 0 failed" in shown
+    assert "46 checks: 39 passed, 7 skipped, 0 excused, 0 failed" in shown
 
 
 def test_the_command_tells_a_failure(tmp_path, capsys):
@@ -195,6 +234,38 @@ def test_the_command_tells_a_failure(tmp_path, capsys):
     assert cli.main([str(path)]) == 1
     shown = capsys.readouterr().out
     assert "odd: counts equal the closed form: trains 1 on widths 96/80; the closed form says 2" in shown
+
+
+def test_a_module_may_excuse_itself_but_not_for_nothing(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from methods.bitfit import BitFit\n\n\nclass Mine(BitFit):\n    name = 'mine'\n\n"
+        "    def trainable_params(self, shape):\n        return 1\n\n\n"
+        "EXCUSES = {('mine', 'counts_equal_the_closed_form'): 'counts in dozens',\n"
+        "           ('mine', 'evaluation_is_deterministic'): 'none'}\n"
+    )
+    assert cli.main([str(path)]) == 1
+    shown = capsys.readouterr().out
+    assert "excused: mine: counts equal the closed form: counts in dozens" in shown
+    assert "failed: mine: evaluation is deterministic: passes, so this excuse is out of date" in shown
+
+
+def test_a_method_and_its_own_loss_in_one_file(tmp_path, capsys):
+    path = tmp_path / "both.py"
+    path.write_text(
+        "from methods.bitfit import BitFit\nfrom methods.losses import Triplet\n\n\n"
+        "class Wide(Triplet):\n    name = 'wide'\n    margin: float\n    examples = {'': {'margin': 0.5}}\n\n\n"
+        "class Mine(BitFit):\n    name = 'mine_too'\n    default_loss = 'triplet'\n"
+    )
+    assert cli.main([str(path)]) == 0
+    assert " 0 failed" in capsys.readouterr().out
+
+
+def test_examples_must_suffice(tmp_path, capsys):
+    path = tmp_path / "needy.py"
+    path.write_text("from methods.bitfit import BitFit\n\n\nclass Needy(BitFit):\n    name = 'needy'\n    rank: int\n")
+    assert cli.main([str(path)]) == 2
+    assert "needy: `examples` must give settings that work: rank" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", ["nosuch", "json", "/nosuch.py"])

@@ -27,6 +27,7 @@ CONFIG = {
 HEADS = {"image": 2, "text": 3}
 IMAGE_IDS = [0, 1, 1]
 TOLERANCE = 1e-5
+DROPPED = torch.tensor([2.0, 0.0, 2.0, 2.0, 0.0, 2.0])  # one mask of the adapter's dropout at rate 0.5
 
 # --- CLIP, token by token ---------------------------------------------------------------------------------------------
 
@@ -148,7 +149,7 @@ def mrs_block(x: list[Tensor], w: dict, name: str, side: str) -> list[Tensor]:
     out = []
     for token in r:
         z = affine(token, w[f"{a}.down.{side}.weight"], w[f"{a}.down.{side}.bias"])
-        z = torch.stack([value if value > 0 else value * 0 for value in z])
+        z = torch.stack([value if value > 0 else value * 0 for value in z]) * DROPPED
         own = affine(z, w[f"{a}.up.{side}.weight"], w[f"{a}.up.{side}.bias"])
         both = affine(z, w[f"{a}.up_shared.weight"], w[f"{a}.up_shared.bias"])
         out.append(token + mlp(token, w, name) + torch.cat([own, both]))
@@ -246,9 +247,17 @@ def test_harma(shared):
     agree(model, (features.image, features.text, value), (torch.stack(image), torch.stack(text), by_hand))
 
 
+class Masked(torch.nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return z * DROPPED
+
+
 def test_mrs_adapter(monkeypatch):
-    """The second view's dropout is a mask that both sides know: rate 0.2, what is kept is divided by 0.8."""
-    model = adapted("mrs_adapter", bottleneck=6, shared_dim=5, dropout=0.0)
+    """Both dropouts are masks that both sides know; the second view's has rate 0.2, what is kept is divided by 0.8."""
+    model = adapted("mrs_adapter", bottleneck=6, shared_dim=5)
+    module = model.image_blocks.list[0].beside_mlp.module
+    assert module.dropout.p == 0.5
+    module.dropout = Masked()
     loss = losses.get("hmmc")()
     torch.manual_seed(2)
     masks = {16: (torch.rand(3, 5, 16) >= 0.2) / 0.8, 24: (torch.rand(3, 7, 24) >= 0.2) / 0.8}

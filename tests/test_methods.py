@@ -56,7 +56,17 @@ def attached(name: str, seed: int = 0, **settings):
         ("lit", {}, 63_428_097),
         ("lora", {"rank": 4, "targets": ("mlp.c_fc", "mlp.c_proj")}, 614_400),
         ("lora", {"rank": 4, "targets": ("attn.q", "attn.k", "attn.v", "attn.out")}, 491_520),
+        ("lora", "table", 491_520),
+        ("lora", "table_mlp", 614_400),
         ("peft", {"type": "LORA", "r": 4, "targets": ("mlp.c_fc", "mlp.c_proj")}, 614_400),
+        # out for k, in for c_proj, whose input is scaled
+        ("peft", {"type": "IA3", "targets": ("attn.k", "mlp.c_proj"), "feedforward_modules": ["mlp.c_proj"]}, 76_800),
+        # q and v of 12 + 12 blocks: r + out
+        ("peft", {"type": "VERA", "r": 64}, 24 * (64 + 768) + 24 * (64 + 512)),
+        # two products of two factors
+        ("peft", {"type": "LOHA", "r": 4}, 24 * 4 * 4 * 768 + 24 * 4 * 4 * 512),
+        # width / 32 rotations of 32 * 31 / 2 angles
+        ("peft", {"type": "OFT", "oft_block_size": 32}, 24 * 24 * 496 + 24 * 16 * 496),
     ],
 )
 def test_counts_on_vit_b_32(name, settings, count):
@@ -189,3 +199,24 @@ def test_adalora_needs_steps_to_allocate_in(tmp_path):
     subject = replace(subject, method=method)
     with pytest.raises(UserError, match="tinit 4 \\+ tfinal 4 leave none of the 6 steps"):
         subject.train(subject.attached(), tmp_path, epochs=2)
+
+
+def test_the_published_constants():
+    """Numbers that neither counts nor the start of the output would show."""
+    model, _ = attached("harma", bottleneck=16, heads=4)
+    adapter = model.text_blocks.list[0].after_mlp
+    assert [float(gate) for gate in (adapter.gate, adapter.inner_gate, adapter.shared.gate)] == pytest.approx([0.6] * 3)
+    losses.get("harma")().attach(model)
+    assert float(model.extras["temperature"]) == pytest.approx(0.07)
+    assert losses.get("harma")().margin == losses.get("hmmc")().margin == losses.get("hmmc")().view_dropout == 0.2
+    assert (
+        attached("mrs_adapter", bottleneck=8, shared_dim=8)[0].image_blocks.list[0].beside_mlp.module.dropout.p == 0.5
+    )
+    assert methods.get("clip_adapter")().ratio == 0.2
+    assert methods.get("adaptformer")().scale == 0.1
+    conv = attached("convpass", bottleneck=4)[0].image_blocks.list[0].beside_mlp.branch.conv
+    picture = torch.randn(1, 4, 5, 5)
+    assert torch.equal(conv(picture), picture)
+    siglip = tiny()
+    losses.get("siglip")().attach(siglip)
+    assert [float(siglip.extras[name]) for name in ("siglip_scale", "siglip_bias")] == pytest.approx([2.302585, -10])

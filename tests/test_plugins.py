@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ import methods
 from bench import check, store, sweep
 from bench import methods as listing
 from bench.errors import UserError
+from bench.spec import expand
 from methods import registry
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +26,7 @@ PAGE = (ROOT / "docs" / "new-method.md").read_text(encoding="utf-8")
 
 @pytest.fixture(autouse=True)
 def no_plugins_left(monkeypatch):
-    monkeypatch.delenv(registry.PLUGINS, raising=False)
+    monkeypatch.setenv(registry.PLUGINS, "")  # restored afterwards, whatever a test adds
 
 
 def block(language: str, number: int = 0) -> str:
@@ -91,6 +93,51 @@ def test_a_bad_plugin_is_one_error(text, message, tmp_path, capsys):
         path.write_text(text)
     assert sweep.main([str(ROOT / "sweeps" / "demo.yaml"), "--dry-run", "--plugin", str(path)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_edited_plugin_is_told(plugin, capsys):
+    """Finished runs stay as they are; the plan says which were made by another version."""
+    Path("side.yaml").write_text(block("yaml"))
+    arguments = ["side.yaml", "--plugin", "side_adapter.py", "--dry-run"]
+    registry.add_plugin(plugin)
+    run = next(run for run in expand(Path("side.yaml")).runs if run.method.name == "side_adapter")
+    folder = Path("results/side") / run.run_id
+    folder.mkdir(parents=True)
+    sha256 = registry.sources(type(run.method))[str(plugin)]
+    for made_by, told in (({str(plugin): sha256}, False), ({str(plugin): "older"}, True)):
+        store.write_json(folder / "result.json", {"status": "finished", "provenance": {"plugins": made_by}})
+        assert sweep.main(arguments) == 0
+        assert ("1 finished runs were made by another version of the plug-in" in capsys.readouterr().out) == told
+
+
+def test_two_plugins_with_one_name(plugin, tmp_path, capsys):
+    other = tmp_path / "other.py"
+    other.write_text(plugin.read_text())
+    assert listing.main(["--plugin", str(plugin), "--plugin", str(other)]) == 2
+    assert "the method 'side_adapter' exists already" in capsys.readouterr().err
+
+
+def test_a_broken_package_leaves_the_others_alone(monkeypatch, capsys):
+    points = {
+        name: SimpleNamespace(name=name, value=value, dist=None)
+        for name, value in {"gone": "nosuch.module:X", "odd": "json:loads", "named": "methods.lora:LoRA"}.items()
+    }
+    monkeypatch.setattr(registry.Registry, "_installed", lambda self: points if self.kind == "method" else {})
+    assert listing.main(["--json"]) == 0
+    shown = capsys.readouterr()
+    assert {"lora", "harma"} <= {row["name"] for row in json.loads(shown.out)}
+    for words in ("No module named 'nosuch'", "which is no Method", "whose name is 'lora'"):
+        assert words in shown.err
+
+
+def test_the_readmes_peft_entries_can_be_planned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^    - peft: .*$", readme, re.MULTILINE)
+    assert len(entries) >= 4
+    head = "name: x\ndataset: {name: demo}\nbackbone: {model: tiny-clip, weights: random}\ngrid:\n  method:\n"
+    Path("x.yaml").write_text(head + "\n".join(entries) + "\n")
+    assert len(expand(Path("x.yaml")).runs) == 9
 
 
 def test_an_installed_package_is_found_by_its_entry_point(plugin, tmp_path):
