@@ -336,7 +336,7 @@ def test_node_down(cluster, user, undisturbed):
 
 
 def test_controller_killed_and_restarted(cluster, user):
-    user.write(seeds=12, job="LIGHT_STEPS=80 LIGHT_SECONDS=0.1", slurm="array_parallelism: 6")
+    user.write(seeds=8, job="LIGHT_STEPS=150 LIGHT_SECONDS=0.1", slurm="array_parallelism: 6")
     user.sweep()
     until(lambda: len(list(user.dir.glob(f"*/{store.PROGRESS}"))) == 6, "six runs under way")
     now = time.time()  # what Slurm has not written down yet is lost to it with a kill, and it saves every few seconds
@@ -345,9 +345,9 @@ def test_controller_killed_and_restarted(cluster, user):
     assert user.sweep() == 2
     until(lambda: any(user.results()), "a run that ends meanwhile")
     cluster.start_slurmctld()
-    cluster.wait_until_empty(120)
-    assert [result["status"] for result in user.results()] == ["finished"] * 12
-    assert [(run / "computed").read_text().count("\n") for run in user.runs] == [1] * 12
+    user.wait_for_results()
+    assert [result["status"] for result in user.results()] == ["finished"] * 8
+    assert [(run / "computed").read_text().count("\n") for run in user.runs] == [1] * 8
 
 
 def test_scancel(cluster, user):
