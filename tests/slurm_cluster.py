@@ -99,12 +99,7 @@ class Cluster:
         For simplicity the jobs of all nodes are.
         """
         self.kill(f"slurmd-{node}")
-        daemons = {daemon.pid for daemon in self._daemons.values()} | {os.getpid()}
-        own = f"SLURM_CONF={self.folder / 'slurm.conf'}".encode()
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if int(process.name) not in daemons and own in (process / "environ").read_bytes().split(b"\0"):
-                    os.kill(int(process.name), signal.SIGKILL)
+        self._kill_jobs()
         self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
 
     def restore_node(self, node: str) -> None:
@@ -149,6 +144,7 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        self._kill_jobs()
 
     def __enter__(self) -> Cluster:
         with ExitStack() as stack:
@@ -161,6 +157,15 @@ class Cluster:
         self.stop()
 
     # --- its parts ---
+
+    def _kill_jobs(self) -> None:
+        """Kill what the cluster's daemons started: it has this cluster's own settings in its environment."""
+        spared = {daemon.pid for daemon in self._daemons.values()} | {os.getpid()}
+        own = f"SLURM_CONF={self.folder / 'slurm.conf'}".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if int(process.name) not in spared and own in (process / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(process.name), signal.SIGKILL)
 
     def _spawn(self, name: str, *command: str) -> None:
         """Start a daemon in the foreground mode, as a child that dies with this process."""
