@@ -186,6 +186,29 @@ def test_a_killed_submission_is_made_up_for(folders, command, capsys):
     assert left == {"7_0_submitted.pkl", "7_1_submitted.pkl", "7_submission.sh"}
 
 
+@pytest.mark.parametrize(("refusals", "taken"), [(2, True), (3, False)])
+def test_no_is_asked_again_before_it_is_believed(refusals, taken, folders, command, tmp_path, monkeypatch):
+    """For some seconds after its start a controller says that no node could run anything."""
+    [run] = folders("a")
+    monkeypatch.setattr(slurm, "FIT_PAUSES", (0.0, 0.0, 0.0))
+    command("squeue", "")
+    command("srun", "")
+    command("scontrol", "")
+    no = "echo Requested node configuration is not available >&2; exit 1"
+    command(
+        "sbatch",
+        f'case "$*" in *test-only*) echo x >>"$0.no"; [ $(wc -l <"$0.no") -le {refusals} ] && {{ {no}; }};; '
+        "*) echo Submitted batch job 7;; esac; exit 0",
+    )
+    if taken:
+        array(run.parent).launch([run])
+        assert queue.read_manifests(run.parent)[-1].tasks == {"a": "7"}
+    else:
+        with pytest.raises(UserError, match="no node could run such a job"):
+            array(run.parent).launch([run])
+        assert queue.read_manifests(run.parent) == []
+
+
 def test_ctrl_c_leaves_the_jobs_running(folders, command, tmp_path, monkeypatch):
     [run] = folders("a")
     (run.parent / "slurm").mkdir()

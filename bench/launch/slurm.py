@@ -31,6 +31,7 @@ REPORT_MINUTES, REPORT_GB = 30, 4
 # In its first seconds a task knows no signals yet, and must not die of a warning; shells hand "ignore" down.
 PYTHON = f'sh -c \'trap "" USR2; exec "$0" "$@"\' {shlex.quote(sys.executable)}'
 AT_A_LIMIT = re.compile(r"submit ?(job)? ?limit|MaxSubmit|temporarily", re.IGNORECASE)
+FIT_PAUSES = (0.0, 5.0, 10.0)
 FITS_NOWHERE = "node configuration is not available"
 WHERE = ("partition", "account", "qos", "constraint")
 Packet = tuple[Path, ...]  # the runs of one job
@@ -267,17 +268,23 @@ class Submission:
 
     def _check_fit(self, array: _Array) -> None:
         """UserError if no node could ever run a job: Slurm would let it wait for ever."""
+        refused = None
         with tempfile.NamedTemporaryFile("w", suffix=".sh") as file, _outside_of_jobs():
             file.write(self._script(array, []))
             file.flush()
-            try:
-                queue.ask("sbatch", "--test-only", file.name)
-            except queue.NoAnswer as error:
-                if FITS_NOWHERE in str(error):
-                    raise UserError(
-                        f"no node could run such a job: {error}; lower what `slurm:` asks for (cpus_per_task, mem_gb, "
-                        "gpus_per_node, gres, constraint) or name another partition"
-                    ) from error
+            for seconds in FIT_PAUSES:  # a controller that has just started says it of every job
+                time.sleep(seconds)
+                try:
+                    queue.ask("sbatch", "--test-only", file.name)
+                    return
+                except queue.NoAnswer as error:
+                    if FITS_NOWHERE not in str(error):
+                        return
+                    refused = error
+        raise UserError(
+            f"no node could run such a job: {refused}; lower what `slurm:` asks for (cpus_per_task, mem_gb, "
+            "gpus_per_node, gres, constraint) or name another partition"
+        ) from refused
 
     def _sbatch(self, array: _Array, after: Sequence[str]) -> str:
         """Submit an array and note it in the manifest; gives back its id."""
