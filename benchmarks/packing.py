@@ -4,7 +4,7 @@
 
 It prints the fixed cost of a run for both: the process's wall time without training and evaluation, that is the start,
 the imports, the backbone, the data and what is written, divided by its runs. Both take turns, so that a busy machine
-is busy for both. Expected time: 10 minutes on 2 CPU cores.
+is busy for both. Expected time: 12 minutes on 2 CPU cores.
 """
 
 from __future__ import annotations

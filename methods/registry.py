@@ -44,7 +44,10 @@ class Registry(Generic[T]):
         for module in [*map(load_file, plugins()), *_MODULES]:
             for cls in self.classes(module):
                 name: str = cls.name  # type: ignore[attr-defined]
-                if name in self.built_in or name in self._installed() or found.get(name, cls) is not cls:
+                target = self._target(name)
+                if target == f"{cls.__module__}:{cls.__name__}":
+                    continue  # a module that is registered already
+                if target is not None or found.get(name, cls) is not cls:
                     raise UserError(f"{module.__file__}: the {self.kind} '{name}' exists already; choose another name")
                 found[name] = cls
         return found
@@ -60,10 +63,8 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> type[T]:
         """The class registered under a name; UserError with the nearest name if there is none, or it is not right."""
-        if name in self.built_in:
-            return self._load(name, self.built_in[name])
-        if name in self._installed():
-            return self._load(name, self._installed()[name].value)
+        if (target := self._target(name)) is not None:
+            return self._load(name, target)
         if name in (plugged := self._plugged()):
             return plugged[name]
         close = difflib.get_close_matches(name, self.names(), n=1)
@@ -72,6 +73,11 @@ class Registry(Generic[T]):
             f"unknown {self.kind} '{name}'{hint} (known: {', '.join(self.names())}; "
             "those in a file of yours need --plugin FILE)"
         )
+
+    def _target(self, name: str) -> str | None:
+        """Where a built-in or installed one is, as "module:Class"."""
+        installed = self._installed().get(name)
+        return self.built_in.get(name) or (installed.value if installed else None)
 
     def _load(self, name: str, target: str) -> type[T]:
         module, _, attribute = target.partition(":")

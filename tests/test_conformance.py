@@ -261,6 +261,12 @@ def test_a_method_and_its_own_loss_in_one_file(tmp_path, capsys):
     assert " 0 failed" in capsys.readouterr().out
 
 
+def test_a_module_that_is_registered_already(capsys):
+    assert [cls.name for cls in cli.resolve("methods.losses")] == losses.names()
+    assert cli.main(["methods.losses", "triplet"]) == 0
+    assert " 0 failed" in capsys.readouterr().out
+
+
 def test_examples_must_suffice(tmp_path, capsys):
     path = tmp_path / "needy.py"
     path.write_text("from methods.bitfit import BitFit\n\n\nclass Needy(BitFit):\n    name = 'needy'\n    rank: int\n")
