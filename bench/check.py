@@ -1,7 +1,7 @@
 """Check methods and losses against the conformance suite: `python -m bench.check my_package.my_method`.
 
 A target is a registered name, a module, or a Python file; without one, all that is registered is checked. Exit code 1
-if a check fails. What each check means stands in its docstring and message in bench/checks.py. A module may excuse
+if a check fails. What each check means stands in its docstring and message in bench/conformance/. A module may excuse
 itself: `EXCUSES = {(name, check): reason}`, as methods/excuses.py does; an excuse that is not needed is a failure.
 """
 
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import methods
-from bench.errors import UserError
+from bench.config.errors import UserError
+from bench.config.terminal import command
 from methods import losses
 from methods.base import Method
 from methods.excuses import EXCUSES
@@ -24,25 +25,24 @@ from methods.losses import Loss
 from methods.registry import add_module, add_plugin, load_file
 
 if TYPE_CHECKING:
-    from bench.checks import Outcome
+    from bench.conformance.suite import Outcome
 
 Target = type[Method] | type[Loss]
 SIGNS = {"passed": "[green]passed[/]", "failed": "[bold red]FAILED[/]", "excused": "[yellow]excused[/]", "skipped": "–"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """0: every check passed or is excused; 1: a check failed; 2: the user has something to fix."""
     parser = argparse.ArgumentParser(prog="python -m bench.check", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="a registered name, a module, or a Python file")
     parser.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help="more methods, losses")
-    arguments = parser.parse_args(argv)
-    try:
-        for path in arguments.plugin:
-            add_plugin(path)
-        found = [each for target in arguments.targets for each in resolve(target)] or _everything()
-        return report(found)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command(_run, parser.parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    for path in arguments.plugin:
+        add_plugin(path)
+    return report([each for target in arguments.targets for each in resolve(target)] or _everything())
 
 
 def _everything() -> list[Target]:
@@ -75,13 +75,13 @@ def report(targets: Sequence[Target]) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from bench import checks
+    from bench.conformance import suite
 
     todo = []
     for cls in targets:
         method = issubclass(cls, Method)
-        subjects = checks.method_subjects(cls) if issubclass(cls, Method) else checks.loss_subjects(cls)
-        table = checks.METHOD_CHECKS if method else checks.LOSS_CHECKS
+        subjects = suite.method_subjects(cls) if issubclass(cls, Method) else suite.loss_subjects(cls)
+        table = suite.METHOD_CHECKS if method else suite.LOSS_CHECKS
         todo += [(subject, name) for subject in subjects for name in table]
     excuses = dict(EXCUSES)
     for cls in targets:
@@ -93,8 +93,8 @@ def report(targets: Sequence[Target]) -> int:
         task = bar.add_task("", total=len(todo))
         for subject, check in todo:
             bar.update(task, description=f"{subject.label}: {check}")
-            excuse = checks.excuse_for(subject, check, excuses)
-            outcomes.append(checks.run_check(check, subject, excuse))
+            excuse = suite.excuse_for(subject, check, excuses)
+            outcomes.append(suite.run_check(check, subject, excuse))
             bar.advance(task)
     _print(console, targets, outcomes)
     return 1 if any(outcome.state == "failed" for outcome in outcomes) else 0

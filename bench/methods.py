@@ -9,71 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import methods
-from bench.errors import UserError
-from bench.weights import model_shape
+from bench.config.terminal import command
+from bench.plan.catalogue import listing
 from methods import losses
-from methods.base import Method
 from methods.registry import add_plugin
-
-
-def listing(backbone: str) -> list[dict[str, Any]]:
-    """One entry a method with its settings' defaults (None where one must be given) and its presets' counts.
-
-    `trainable_params` is None where the backbone can't take the method, or where it depends on what must be given.
-    """
-    shape = model_shape(backbone)
-    return [
-        {
-            "name": name,
-            "paper": cls.paper,
-            "settings": _defaults(cls),
-            "knob": cls.knob if isinstance(cls.knob, str) else None,  # peft's depends on the type
-            "default_loss": cls.default_loss if cls.trains else None,
-            **_count(cls, {}, backbone),
-            "presets": {preset: _count(cls, values, backbone) for preset, values in cls.presets.items()},
-            "total_params": shape.total_params,
-        }
-        for name, cls in _found()
-    ]
-
-
-def _found() -> Iterator[tuple[str, type[Method]]]:
-    """All methods; an installed package's that can't be had is told, and leaves the others alone."""
-    for name in methods.names():
-        try:
-            yield name, methods.get(name)
-        except UserError as error:
-            print(f"note: {error}", file=sys.stderr)
-
-
-def _defaults(cls: type[Method]) -> dict[str, Any]:
-    fields = cls.model_fields.items()
-    values = {
-        key: None if field.is_required() else field.get_default(call_default_factory=True) for key, field in fields
-    }
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-
-def _count(cls: type[Method], settings: Any, backbone: str) -> dict[str, Any]:
-    """Trainable parameters with the default loss, or why there is no such number."""
-    needed = [key for key, field in cls.model_fields.items() if field.is_required()]
-    if needed:
-        return {"trainable_params": None, "note": f"{cls.name}: the count depends on {', '.join(needed)}"}
-    shape = model_shape(backbone)
-    method = cls(**settings)
-    try:
-        method.check(shape)
-        count = method.trainable_params(shape)
-    except UserError as error:
-        return {"trainable_params": None, "note": str(error)}
-    if count is not None and method.trains:
-        count += losses.get(method.default_loss).params
-    return {"trainable_params": count, "note": None}
 
 
 def print_table(rows: Sequence[dict[str, Any]], backbone: str) -> None:
@@ -121,18 +64,18 @@ def _short(value: Any) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """0: printed; 2: the user has something to fix."""
     parser = argparse.ArgumentParser(prog="python -m bench.methods", description=__doc__)
     parser.add_argument("--backbone", default="ViT-B-32", help="an open_clip model name (default: %(default)s)")
     parser.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help="more methods, losses")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args(argv)
-    try:
-        for path in arguments.plugin:
-            add_plugin(path)
-        rows = listing(arguments.backbone)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command(_run, parser.parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    for path in arguments.plugin:
+        add_plugin(path)
+    rows = listing(arguments.backbone)
     if arguments.json:
         print(json.dumps(rows, indent=2))
     else:

@@ -4,83 +4,26 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from bench.errors import UserError
+from bench.config.terminal import command
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was written, and the table for a terminal. `unfinished` counts the runs that are not in the table."""
-
-    out_dir: Path
-    paths: tuple[Path, ...]
-    text: str
-    runs: int
-    unfinished: int
-
-    @property
-    def index(self) -> Path:
-        return self.out_dir / "index.html"
-
-    def print_table(self) -> None:
-        """Print the table and the first runs missing from it."""
-        encoding = sys.stdout.encoding or "utf-8"
-        print(self.text.encode(encoding, "replace").decode(encoding))
-
-
-def build(results_dir: Path, out_dir: Path | None = None) -> Report:
-    """Write the report of `results/<sweep>`, by default to `reports/<sweep>`; UserError if there are no runs.
-
-    Files: table.csv, table.md, table.tex, recall_vs_params.png and .pdf, index.html. Each replaces its predecessor
-    in one step. The same results give the same bytes.
-    """
-    from bench.reporting import figures, html, tables
-    from bench.reporting.collect import collect
-    from bench.store import write_bytes
-
-    runs = collect(results_dir)
-    rows = tables.summarise(runs)
-    parts = tables.blocks(runs, rows)
-    figure = figures.recall_vs_params(parts)
-    files = {
-        "table.csv": tables.csv(rows).encode(),
-        "table.md": tables.markdown(runs, parts).encode(),
-        "table.tex": tables.tex(runs, parts).encode(),
-        "recall_vs_params.png": figures.save(figure, "png"),
-        "recall_vs_params.pdf": figures.save(figure, "pdf"),
-        "index.html": html.page(runs, parts).encode(),
-    }
-    out_dir = Path("reports", results_dir.resolve().name) if out_dir is None else out_dir
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_bytes(out_dir / name, content)
-    except OSError as error:
-        raise UserError(f"cannot write the report to '{out_dir}': {error.strerror}") from error
-    return Report(
-        out_dir=out_dir,
-        paths=tuple(out_dir / name for name in files),
-        text=tables.terminal(runs, parts),
-        runs=len(runs.frame),
-        unfinished=len(runs.unfinished),
-    )
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line; 0 when the report is written (missing runs and all), 2 for a mistake in what was given."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 when the report is written (missing runs and all), 2 for a mistake in what was given."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.report", description="Write tables, the figure and a page from the results of a sweep."
     )
     parser.add_argument("results", type=Path, help="the folder of the sweep's results, such as results/demo")
     parser.add_argument("--out", type=Path, help="where to write (default: reports/<name of the results folder>)")
-    args = parser.parse_args(argv)
-    try:
-        report = build(args.results, args.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command(_run, parser.parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from bench.reporting.build import build
+
+    report = build(arguments.results, arguments.out)
     report.print_table()
     print(f"\nreport: {report.index}")
     return 0

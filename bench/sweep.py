@@ -3,53 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import launch, store
-from bench.errors import UserError
+from bench.config.terminal import command
 
 if TYPE_CHECKING:
-    from bench.spec import RunSpec, Sweep
-
-PLAN = "plan.json"
-INTERRUPTED = 130
+    from bench.plan.grid import Sweep
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: all finished (or submitted); 1: a run failed; 2: the user has something to fix; 130: stopped."""
-    arguments = _arguments(argv)
-    from bench.spec import expand
-    from methods.registry import add_plugin
-
-    try:
-        for path in arguments.plugin:
-            add_plugin(path)
-        sweep = expand(arguments.file, arguments.overrides)
-        if arguments.dry_run:
-            print_plan(sweep, arguments.results / sweep.name)
-            if launch.is_slurm(arguments.executor):
-                print_scripts(sweep, arguments.results / sweep.name, arguments.reports / sweep.name)
-            return 0
-        return execute(
-            sweep, arguments.results, arguments.reports, arguments.executor, arguments.workers, arguments.follow
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as interrupt:
-        words = str(interrupt) or "stopped; the same command goes on"
-        print(f"\n{words}", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
+    return command(_run, _arguments(argv))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    from bench.launch.schedulers import EXECUTORS
+
     parser = argparse.ArgumentParser(
         prog="python -m bench.sweep",
         description=__doc__,
@@ -60,7 +32,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a sweep file, such as sweeps/demo.yaml")
     parser.add_argument(
         "--executor",
-        choices=launch.EXECUTORS,
+        choices=EXECUTORS,
         default="auto",
         help="where: in this process, in local workers, or as Slurm arrays; auto is Slurm where sbatch exists",
     )
@@ -101,46 +73,68 @@ def _positive(text: str) -> int:
     return number
 
 
+def _run(arguments: argparse.Namespace) -> int:
+    from bench.plan.grid import expand
+    from methods.registry import add_plugin
+
+    for path in arguments.plugin:
+        add_plugin(path)
+    sweep = expand(arguments.file, arguments.overrides)
+    folder, reports = arguments.results / sweep.name, arguments.reports / sweep.name
+    if arguments.dry_run:
+        print_plan(sweep, folder)
+        print_scripts(sweep, folder, reports, arguments.executor)
+        return 0
+    return execute(
+        sweep,
+        arguments.results,
+        arguments.reports,
+        executor=arguments.executor,
+        workers=arguments.workers,
+        stay=arguments.follow,
+    )
+
+
 def execute(
     sweep: Sweep,
     results: Path,
     reports: Path,
+    *,
     executor: str = "auto",
     workers: int | None = None,
     stay: bool = False,
 ) -> int:
     """Run what is not finished and write the report; gives back the exit code.
 
-    Slurm is left to it, the report included, unless this is to `stay`.
+    A cluster scheduler is left to it, the report included, unless this is to `stay`.
     """
-    folder = results / sweep.name
-    todo = {folder / run.run_id: run for run in sweep.runs if not store.is_finished(folder / run.run_id)}
-    _say(sweep, len(todo), _stale(sweep, folder))
-    _write_plan(sweep, folder)
-    if todo:
-        launcher = launch.make(executor, workers, folder, sweep.slurm, reports / sweep.name, stay)
-        new = launcher.missing(list(todo))
-        for run_dir in new:
-            run_dir.mkdir(exist_ok=True)
-            store.write_bytes(run_dir / store.RUN, todo[run_dir].dump().encode())
-        if new:
-            _preflight([todo[run_dir] for run_dir in new])
-        if launcher.detached:
-            if new:
-                launcher.launch(new)
-            return 0
-        from bench.progress import follow
+    from bench.config.terminal import progress_counter
+    from bench.launch.start import start
 
-        with follow(list(todo)):
-            launcher.launch(list(todo))
-    return _report(sweep, folder, reports)
+    folder, out_dir = results / sweep.name, reports / sweep.name
+    _say(sweep, folder)
+    try:
+        over = start(
+            sweep,
+            folder=folder,
+            reports=out_dir,
+            executor=executor,
+            workers=workers,
+            stay=stay,
+            on_pixels=progress_counter("preparing images"),
+        )
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(str(interrupt) or "stopped; the same command continues") from None
+    return _report(sweep, folder, out_dir) if over else 0
 
 
 def print_plan(sweep: Sweep, folder: Path) -> None:
     """The runs of a sweep: what is new, what is finished, how many parameters each trains."""
+    from bench.store import record
+
     rows = [("run", "loss", "lr", "epochs", "trainable", "state")]
     for run in sweep.runs:
-        result = store.read_result(folder / run.run_id)
+        result = record.read(folder / run.run_id)
         count = run.trainable_params()
         rows.append(
             (
@@ -149,7 +143,7 @@ def print_plan(sweep: Sweep, folder: Path) -> None:
                 f"{run.train.lr:g}" if run.method.trains else "-",
                 str(run.train.epochs) if run.method.trains else "-",
                 "-" if count is None else f"{count:,}",
-                "to run" if result is None else "failed, to run again" if result["status"] == "failed" else "finished",
+                "to run" if result is None else "finished" if result.finished else "failed, to run again",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -160,82 +154,49 @@ def print_plan(sweep: Sweep, folder: Path) -> None:
         ]
         print("  ".join(cells).rstrip())
     print()
-    _say(sweep, sum(row[-1] != "finished" for row in rows[1:]), _stale(sweep, folder))
+    _say(sweep, folder)
 
 
-def print_scripts(sweep: Sweep, folder: Path, reports: Path) -> None:
-    """What sbatch would be given for the runs that are not finished."""
-    from bench.launch.slurm import SlurmArray
+def print_scripts(sweep: Sweep, folder: Path, reports: Path, executor: str) -> None:
+    """What a scheduler would be given for the runs that are not finished; nothing where none is used."""
+    from bench import launch
+    from bench.launch.start import unfinished
 
-    todo = [folder / run.run_id for run in sweep.runs if not store.is_finished(folder / run.run_id)]
-    if todo:
-        for script in SlurmArray(folder, sweep.slurm, reports).scripts(todo):
+    todo, name = unfinished(sweep, folder), launch.scheduler_for(executor)
+    if todo and name:
+        for script in launch.scheduler(name).scripts(folder, sweep.schedulers[name], reports, list(todo)):
             print(f"\n{script}")
 
 
-def _stale(sweep: Sweep, folder: Path) -> list[str]:
-    """A note on finished runs that were made by another version of a plug-in file than the one at hand."""
-    from methods.registry import plugins, sources
+def _say(sweep: Sweep, folder: Path) -> None:
+    """How many runs there are and what is to do, with the plan's notes."""
+    from bench.launch.start import stale, unfinished
 
-    if not plugins():
-        return []
-    old = []
-    for run in sweep.runs:
-        made_by = ((store.read_result(folder / run.run_id) or {}).get("provenance") or {}).get("plugins") or {}
-        now = sources(type(run.method), type(run.loss))
-        if store.is_finished(folder / run.run_id) and sorted(made_by.values()) != sorted(now.values()):
-            old.append(run.run_id)
-    hint = f"delete their folders in {folder} to run them again: {', '.join(old[:3])}{', ...' if len(old) > 3 else ''}"
-    return [f"{len(old)} finished runs were made by another version of the plug-in; {hint}"] if old else []
-
-
-def _say(sweep: Sweep, todo: int, stale: Sequence[str] = ()) -> None:
+    todo = len(unfinished(sweep, folder))
     print(f"{sweep.name}: {len(sweep.runs)} runs, {len(sweep.runs) - todo} finished, {todo} to run")
-    for note in (*sweep.notes, *stale):
+    for note in (*sweep.notes, *stale(sweep, folder)):
         print(f"note: {note}")
     sys.stdout.flush()
 
 
-def _write_plan(sweep: Sweep, folder: Path) -> None:
-    """plan.json: the runs that the report is about."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write results to {folder}: {error.strerror}; choose another --results") from error
-    runs = [{"run_id": run.run_id, "spec": run.to_dict()} for run in sweep.runs]
-    store.write_json(folder / PLAN, {"sweep": sweep.name, "file": str(sweep.file), "runs": runs})
-
-
-def _preflight(runs: list[RunSpec]) -> None:
-    """Find missing images and weights now, not in every run; fill the pixel caches."""
-    from bench.run import preflight  # torch
-
-    preflight(runs, _pixel_counter() if sys.stdout.isatty() else None)
-
-
-def _pixel_counter() -> Callable[[int, int], None]:
-    def show(done: int, total: int) -> None:
-        print(f"\rpreparing images: {done}/{total}", end="\n" if done >= total else "", flush=True)
-
-    return show
-
-
 def _report(sweep: Sweep, folder: Path, reports: Path) -> int:
     """Write and print the report; 1 if a run of the sweep has no finished result."""
-    from bench import report
-    from bench.progress import last_line
+    from bench.reporting.build import build
+    from bench.store import record
+    from bench.store.folder import RESULT
+    from bench.store.standing import last_line
 
-    written = report.build(folder, reports / sweep.name)
+    written = build(folder, reports)
     written.print_table()
     print(f"\nreport: {written.index}", flush=True)
-    failed = [run.run_id for run in sweep.runs if not store.is_finished(folder / run.run_id)]
+    failed = [run.run_id for run in sweep.runs if not record.is_finished(folder / run.run_id)]
     for run_id in failed:
-        result = store.read_result(folder / run_id)
+        result = record.read(folder / run_id)
         if result is None:  # its job was cancelled or died
             print(f"lost:   {run_id}: no result and no job; the same command submits it again", file=sys.stderr)
             continue
         print(f"failed: {run_id}: {last_line(result)}", file=sys.stderr)
-        print(f"        {folder / run_id / store.RESULT} holds the traceback", file=sys.stderr)
+        print(f"        {folder / run_id / RESULT} holds the traceback", file=sys.stderr)
     return 1 if failed else 0
 
 

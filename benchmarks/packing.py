@@ -19,8 +19,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import store
-from bench.spec import expand
+from bench.config import files
+from bench.plan.spec import expand
+from bench.store import folder, record
 
 SWEEP = """
 name: packing
@@ -57,7 +58,7 @@ def compute(out: Path, run_dirs: Sequence[str]) -> None:
     run.fit, run.evaluate = timed(run.fit), timed(run.evaluate)
     outcomes = run_many(run_dirs)
     assert set(outcomes.values()) == {"finished"}, outcomes
-    store.write_json(out, spent)
+    files.write_json(out, spent)
 
 
 def fixed_seconds(folder: Path, run_dirs: Sequence[Path]) -> float:
@@ -65,7 +66,7 @@ def fixed_seconds(folder: Path, run_dirs: Sequence[Path]) -> float:
     out = folder / "spent.json"
     started = time.perf_counter()
     subprocess.run([sys.executable, __file__, "--compute", str(out), *map(str, run_dirs)], check=True)
-    return time.perf_counter() - started - float(store.read_json(out) or 0)
+    return time.perf_counter() - started - float(files.read_json(out) or 0)
 
 
 def prepare(folder: Path, count: int) -> list[Path]:
@@ -77,7 +78,7 @@ def prepare(folder: Path, count: int) -> list[Path]:
     for spec in expand(file).runs[:count]:
         run_dir = folder / spec.run_id
         run_dir.mkdir()
-        store.write_bytes(run_dir / store.RUN, spec.dump().encode())
+        files.write_bytes(run_dir / folder.RUN, spec.dump().encode())
         found.append(run_dir)
     return found
 
@@ -107,7 +108,7 @@ def main() -> None:
 
 
 def _numbers(run_dir: Path) -> tuple[Any, ...]:
-    return (store.read_result(run_dir) or {})["metrics"], (run_dir / store.ADAPTER).read_bytes()
+    return (record.read(run_dir) or {})["metrics"], (run_dir / folder.ADAPTER).read_bytes()
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import store
+from bench.config import files
 from bench.launch import queue
-from bench.spec import expand
+from bench.plan.spec import expand
+from bench.store import attempts, folder
 from bench.sweep import PLAN
 
 SWEEP = """
@@ -68,25 +69,25 @@ def build(folder: Path, finished: int, running: int) -> list[Path]:
     sweep = folder / "big"
     sweep.mkdir()
     runs = [{"run_id": run_id, "spec": spec} for run_id, spec in specs.items()]
-    store.write_json(sweep / PLAN, {"sweep": "big", "file": str(file), "runs": runs})
+    files.write_json(sweep / PLAN, {"sweep": "big", "file": str(file), "runs": runs})
     manifest = {"submitted": datetime.now(UTC).isoformat(), "token": TOKEN, "report_job": None}
     tasks = {run_id: f"12_{i}" for i, run_id in enumerate(specs)}
     (sweep / queue.FOLDER).mkdir()
-    store.write_json(sweep / queue.FOLDER / "1.json", manifest | {"tasks": tasks})
+    files.write_json(sweep / queue.FOLDER / "1.json", manifest | {"tasks": tasks})
     at_work = []
     for index, (run_id, spec) in enumerate(specs.items()):
         run_dir = sweep / run_id
         run_dir.mkdir()
-        (run_dir / store.LOCK).touch()
-        (run_dir / store.RUN).write_text(json.dumps(spec))
-        store.start_attempt(run_dir, 1, (0, 0))
+        (run_dir / folder.LOCK).touch()
+        (run_dir / folder.RUN).write_text(json.dumps(spec))
+        attempts.start_attempt(run_dir, 1, (0, 0))
         if index < finished:
-            store.end_attempt(run_dir, "finished", (20, 0), time.time() + 3600)
-            store.write_json(run_dir / store.RESULT, result(run_id, spec))
+            attempts.end_attempt(run_dir, "finished", (20, 0), time.time() + 3600)
+            files.write_json(run_dir / folder.RESULT, result(run_id, spec))
         else:
             progress = {"phase": "train", "epoch": 7, "epochs": 20, "step": 130, "steps": 400, "loss": 1.25}
             progress |= {"val_mean_recall": 31.5, "eta_seconds": 1234.5, "updated": time.time()}
-            store.write_json(run_dir / store.PROGRESS, progress)
+            files.write_json(run_dir / folder.PROGRESS, progress)
             at_work.append(run_dir)
     rows = [f"{tasks[run_dir.name]}|RUNNING|None|1:00:00|{TOKEN}" for run_dir in at_work]
     (folder / "rows").write_text("\n".join(rows) + "\n")
@@ -103,7 +104,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ExitStack() as held:
         for run_dir in build(Path(name), given.finished, given.running):
-            held.enter_context(store.claim(run_dir))
+            held.enter_context(folder.claim(run_dir))
         environment = os.environ | {"PATH": f"{name}{os.pathsep}{os.environ['PATH']}"}
         for target in (Path(name) / "big", Path(name) / "big.yaml"):
             command = [sys.executable, "-m", "bench.status", str(target), "--results", name, "--json"]

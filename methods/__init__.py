@@ -5,8 +5,11 @@ Looking a method up imports its file alone, and none of these files imports torc
 
 from __future__ import annotations
 
+from methods import losses
 from methods.base import Method
 from methods.registry import Registry
+
+__all__ = ["METHODS", "get", "losses", "names"]
 
 METHODS: Registry[Method] = Registry(
     kind="method",

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from methods.base import Method, ModelShape, TowerShape
+from methods.lazy import F, bottlenecks
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 Place = Literal["after_attn", "after_mlp"]
 
@@ -38,14 +39,10 @@ class Adapter(Method):
     layer_norms: bool = True
 
     def attach(self, model: DualEncoder) -> None:
-        import torch.nn.functional as F
-
-        from methods.layers.adapters import Bottleneck
-
         for blocks in (model.image_blocks, model.text_blocks):
 
-            def new(width: int = blocks.width) -> Bottleneck:
-                return Bottleneck(width, self.bottleneck, F.gelu, serial=True)
+            def new(width: int = blocks.width) -> bottlenecks.Bottleneck:
+                return bottlenecks.Bottleneck(width, self.bottleneck, F.gelu, serial=True)
 
             one = new() if self.shared else None
             for block in blocks.slotted():

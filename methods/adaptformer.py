@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from methods.base import Method, ModelShape, TowerShape
+from methods.lazy import F, bottlenecks
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 
 class AdaptFormer(Method):
@@ -33,14 +34,10 @@ class AdaptFormer(Method):
     shared: bool = False
 
     def attach(self, model: DualEncoder) -> None:
-        import torch.nn.functional as F
-
-        from methods.layers.adapters import Bottleneck
-
         for blocks in (model.image_blocks, model.text_blocks):
 
-            def new(width: int = blocks.width) -> Bottleneck:
-                return Bottleneck(
+            def new(width: int = blocks.width) -> bottlenecks.Bottleneck:
+                return bottlenecks.Bottleneck(
                     width,
                     self.bottleneck,
                     F.relu,

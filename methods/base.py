@@ -3,61 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from bench.errors import UserError
-from bench.settings import Settings
+from bench.config.errors import UserError
+from bench.config.settings import Settings
+from bench.config.shapes import ModelShape, TowerShape
+
+__all__ = ["Method", "ModelShape", "Target", "TowerShape"]
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 # The linear layers of a block, for methods that adapt layers by name.
 Target = Literal["attn.q", "attn.k", "attn.v", "attn.out", "mlp.c_fc", "mlp.c_proj"]
-
-
-@dataclass(frozen=True)
-class TowerShape:
-    """One tower's size. `slots` is None where its blocks take adapters and prompts, else the reason why not.
-
-    `params` counts all of its weights; None where its anatomy is not CLIP's own, for which no closed form is known.
-    """
-
-    kind: str
-    width: int
-    layers: int
-    tokens: int  # image: patches + class token; text: context length
-    mlp_width: int
-    slots: str | None = None
-    params: int | None = None
-
-    @property
-    def block_params(self) -> int:
-        """The weights of one of open_clip's own blocks: attention, MLP, two LayerNorms."""
-        attention, norms = 4 * self.width * (self.width + 1), 4 * self.width
-        return attention + norms + 2 * self.width * self.mlp_width + self.mlp_width + self.width
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What closed forms need to know of a backbone, read from open_clip's own model config without torch."""
-
-    model: str
-    image: TowerShape
-    text: TowerShape
-    embed_dim: int
-    patch: int
-
-    @property
-    def towers(self) -> tuple[TowerShape, TowerShape]:
-        return self.image, self.text
-
-    @property
-    def total_params(self) -> int | None:
-        """All weights, the temperature included; None where no closed form is known."""
-        if self.image.params is None or self.text.params is None:
-            return None
-        return self.image.params + self.text.params + 1
 
 
 class Method(Settings):

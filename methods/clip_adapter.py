@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from methods.base import Method, ModelShape
+from methods.lazy import bottlenecks
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 
 class CLIPAdapter(Method):
@@ -30,12 +31,10 @@ class CLIPAdapter(Method):
     towers: Literal["image", "text", "both"] = "image"
 
     def attach(self, model: DualEncoder) -> None:
-        from methods.layers.adapters import EmbeddingAdapter
-
         if self.towers != "text":
-            model.image_head = EmbeddingAdapter(model.embed_dim, self.bottleneck, self.ratio)
+            model.image_head = bottlenecks.EmbeddingAdapter(model.embed_dim, self.bottleneck, self.ratio)
         if self.towers != "image":
-            model.text_head = EmbeddingAdapter(model.embed_dim, self.bottleneck, self.ratio)
+            model.text_head = bottlenecks.EmbeddingAdapter(model.embed_dim, self.bottleneck, self.ratio)
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         return (2 if self.towers == "both" else 1) * 2 * shape.embed_dim * self.bottleneck

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from methods.base import Method, ModelShape
+from methods.lazy import bottlenecks
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 Place = Literal["beside_attn", "beside_mlp"]
 
 
 class Convpass(Method):
     """`x <- x + Attn(LN x) + s C(LN x)`, `x <- x + MLP(LN x) + s C(LN x)`, with C a bottleneck around a 3x3 convolution
-    over the patches' grid: see `methods.layers.adapters.ConvBottleneck`. The text tower stays as it is.
+    over the patches' grid: see `methods.layers.bottlenecks.ConvBottleneck`. The text tower stays as it is.
 
     As published: bottleneck 8, a module of its own at every place; the paper tunes s for each task. `preset: table` is
     what the published table's 136,064 on ViT-B-32 stands for: one module of 64 beside the MLP of all blocks.
@@ -35,17 +36,17 @@ class Convpass(Method):
     shared: bool = False
 
     def attach(self, model: DualEncoder) -> None:
-        from methods.layers.adapters import ConvBottleneck, Normed
-
         blocks = model.image_blocks
 
-        def new() -> ConvBottleneck:
-            return ConvBottleneck(blocks.width, self.bottleneck, self.scale, self.dropout)
+        def new() -> bottlenecks.ConvBottleneck:
+            return bottlenecks.ConvBottleneck(blocks.width, self.bottleneck, self.scale, self.dropout)
 
         one = new() if self.shared else None
         for block in blocks.slotted():
             norms = {"beside_attn": block.ln_1, "beside_mlp": block.ln_2}
-            block.fill(**{place: Normed(norms[place], one or new()) for place in dict.fromkeys(self.places)})
+            block.fill(
+                **{place: bottlenecks.Normed(norms[place], one or new()) for place in dict.fromkeys(self.places)}
+            )
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         width, hidden = shape.image.width, self.bottleneck

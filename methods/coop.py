@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from methods.base import Method, ModelShape, check_context, check_depth
+from methods.lazy import prompts
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 
 class CoOp(Method):
@@ -36,11 +37,11 @@ class CoOp(Method):
         check_context(self.name, self.n_ctx, shape)
 
     def attach(self, model: DualEncoder) -> None:
-        from methods.layers.prompts import prompt_text, prompts
-
         blocks = model.text_blocks
         depth = check_depth(self.name, self.prompt_depth, len(blocks.list))
-        prompt_text(model, self.name, [prompts(self.n_ctx, blocks.width, self.init_std) for _ in range(depth)])
+        prompts.prompt_text(
+            model, self.name, [prompts.normal_prompts(self.n_ctx, blocks.width, self.init_std) for _ in range(depth)]
+        )
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         return check_depth(self.name, self.prompt_depth, shape.text.layers) * self.n_ctx * shape.text.width

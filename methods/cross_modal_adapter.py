@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from bench.errors import UserError
+from bench.config.errors import UserError
 from methods.base import Method, ModelShape, sides_by_depth
+from methods.lazy import bottlenecks
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 Place = Literal["after_attn", "after_mlp"]
 
@@ -46,20 +47,18 @@ class CrossModalAdapter(Method):
             raise UserError(f"{self.name}: shared_dim {self.shared_dim} must be below the towers' width {narrow}")
 
     def attach(self, model: DualEncoder) -> None:
-        from methods.layers.adapters import Door, TwoTowerBottleneck, quick_gelu
-
         towers = {"image": model.image_blocks, "text": model.text_blocks}
 
-        def new(sides: Iterable[str]) -> TwoTowerBottleneck:
+        def new(sides: Iterable[str]) -> bottlenecks.TwoTowerBottleneck:
             widths = {side: towers[side].width for side in sides}
-            return TwoTowerBottleneck(widths, self.bottleneck, self.shared_dim, quick_gelu)
+            return bottlenecks.TwoTowerBottleneck(widths, self.bottleneck, self.shared_dim, bottlenecks.quick_gelu)
 
         one = new(towers) if self.shared else None
         for place in dict.fromkeys(self.places):
             for depth, sides in enumerate(sides_by_depth(*(len(blocks.list) for blocks in towers.values()))):
                 module = one or new(sides)
                 for side in sides:
-                    towers[side].slotted()[depth].fill(**{place: Door(module, side, serial=True)})
+                    towers[side].slotted()[depth].fill(**{place: bottlenecks.Door(module, side, serial=True)})
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         def module(sides: Iterable[str]) -> int:

@@ -1,4 +1,4 @@
-"""Where a method here is known not to pass a check of `bench.checks`, and why: (label or name, check) -> reason.
+"""Where a method here is known not to pass a check of `bench.conformance`, and why: (label or name, check) -> reason.
 
 The test suite holds each as a strict xfail: an excuse that is no longer needed is an error.
 """

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from methods.base import Method, ModelShape
+from methods.lazy import harma
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 
 class HarMA(Method):
@@ -43,15 +44,13 @@ class HarMA(Method):
         return 2 * self.heads
 
     def attach(self, model: DualEncoder) -> None:
-        from methods.layers.harma import HarmaAdapter, HarmaShared
-
         image, text = model.image_blocks, model.text_blocks
-        shared = [HarmaShared(self.bottleneck, self.heads) for _ in text.slotted()]
+        shared = [harma.HarmaShared(self.bottleneck, self.heads) for _ in text.slotted()]
         for index, block in enumerate(text.slotted()):
-            block.fill(after_mlp=HarmaAdapter(text.width, self.bottleneck, self.heads, shared[index]))
+            block.fill(after_mlp=harma.HarmaAdapter(text.width, self.bottleneck, self.heads, shared[index]))
         for index, block in enumerate(image.slotted()):
             partner = shared[index] if self.shared == "both" and index < len(shared) else None
-            block.fill(after_mlp=HarmaAdapter(image.width, self.bottleneck, self.heads, partner))
+            block.fill(after_mlp=harma.HarmaAdapter(image.width, self.bottleneck, self.heads, partner))
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         hidden, half = self.bottleneck, self.bottleneck // 2

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from bench.errors import UserError
+from bench.config.errors import UserError
 from methods.base import Method, ModelShape
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 HEADS = ("visual.ln_post.", "visual.proj", "ln_final.", "text_projection")
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from methods.base import Method, ModelShape
+from methods.lazy import nn
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 
 class LinearProbe(Method):
@@ -33,8 +34,6 @@ class LinearProbe(Method):
         return None if self.init == "orthogonal" else "random projections keep no cosine"
 
     def attach(self, model: DualEncoder) -> None:
-        from torch import nn
-
         image_head = nn.Linear(model.embed_dim, self.out_dim, bias=False)
         text_head = nn.Linear(model.embed_dim, self.out_dim, bias=False)
         if self.init == "orthogonal":

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from methods.base import Method, ModelShape
+from methods.lazy import nn
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 
 class LNTuning(Method):
@@ -17,8 +18,6 @@ class LNTuning(Method):
     paper = "Zhao et al. 2024, arXiv 2312.11420"
 
     def attach(self, model: DualEncoder) -> None:
-        from torch import nn
-
         for module in model.clip.modules():
             if isinstance(module, nn.LayerNorm):
                 module.requires_grad_(True)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from methods.base import Method, ModelShape, Target, TowerShape, check_slots
+from methods.lazy import tuners
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 
 class LoRA(Method):
@@ -51,10 +52,8 @@ class LoRA(Method):
     def attach(self, model: DualEncoder) -> None:
         from peft import LoraConfig
 
-        from methods.layers.tuners import inject
-
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout)  # type: ignore[arg-type]
-        inject(model, config, self.towers, self.targets)
+        tuners.inject(model, config, self.towers, self.targets)
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         def sizes(tower: TowerShape, target: str) -> int:
@@ -68,6 +67,4 @@ class LoRA(Method):
         return True
 
     def merge(self, model: DualEncoder) -> None:
-        from methods.layers.tuners import merge
-
-        merge(model)
+        tuners.merge(model)

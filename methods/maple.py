@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from methods.base import Method, ModelShape, check_context, check_depth
+from methods.lazy import prompts
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 
 class MaPLe(Method):
@@ -37,13 +38,11 @@ class MaPLe(Method):
         check_context(self.name, self.n_ctx, shape)
 
     def attach(self, model: DualEncoder) -> None:
-        from methods.layers.prompts import Coupled, prompt_image, prompt_text, prompts
-
         image, text = model.image_blocks, model.text_blocks
         depth = self._depth(len(image.list), len(text.list))
-        by_block = [prompts(self.n_ctx, text.width, self.init_std) for _ in range(depth)]
-        prompt_text(model, self.name, by_block)
-        prompt_image(model, [Coupled(tokens, image.width) for tokens in by_block])
+        by_block = [prompts.normal_prompts(self.n_ctx, text.width, self.init_std) for _ in range(depth)]
+        prompts.prompt_text(model, self.name, by_block)
+        prompts.prompt_image(model, [prompts.Coupled(tokens, image.width) for tokens in by_block])
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         image, text = shape.towers

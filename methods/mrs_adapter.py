@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from bench.errors import UserError
+from bench.config.errors import UserError
 from methods.base import Method, ModelShape
+from methods.lazy import F, bottlenecks
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 
 class MRSAdapter(Method):
@@ -33,16 +34,12 @@ class MRSAdapter(Method):
     dropout: float = Field(0.5, ge=0, lt=1)
 
     def attach(self, model: DualEncoder) -> None:
-        import torch.nn.functional as F
-
-        from methods.layers.adapters import Door, TwoTowerBottleneck
-
         towers = {"image": model.image_blocks, "text": model.text_blocks}
         widths = {side: blocks.width for side, blocks in towers.items()}
-        module = TwoTowerBottleneck(widths, self.bottleneck, self.shared_dim, F.relu, self.dropout)
+        module = bottlenecks.TwoTowerBottleneck(widths, self.bottleneck, self.shared_dim, F.relu, self.dropout)
         for side, blocks in towers.items():
             for block in blocks.slotted():
-                block.fill(beside_mlp=Door(module, side, serial=False))
+                block.fill(beside_mlp=bottlenecks.Door(module, side, serial=False))
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         def tower(width: int) -> int:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from bench.errors import UserError
+from bench.config.errors import UserError
 from methods.base import Method, ModelShape, Target, check_slots
+from methods.lazy import tuners
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 
 class Peft(Method):
@@ -93,9 +94,7 @@ class Peft(Method):
         self.trainable_params(shape)
 
     def attach(self, model: DualEncoder) -> None:
-        from methods.layers.tuners import attach
-
-        attach(model, self.config(), self.towers, self.targets)
+        tuners.attach(model, self.config(), self.towers, self.targets)
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         return _count(self.model_dump_json(), shape)
@@ -105,9 +104,7 @@ class Peft(Method):
         return True
 
     def merge(self, model: DualEncoder) -> None:
-        from methods.layers.tuners import merge
-
-        merge(model)
+        tuners.merge(model)
 
 
 # Starts of the library's that no setting here can make the backbone's, and those that look at data first.
@@ -138,10 +135,8 @@ def _unknown(owner: str, what: str, word: str, allowed: list[str]) -> str:
 @cache
 def _count(settings: str, shape: ModelShape) -> int:
     """What the tuner trains on a backbone of this shape; UserError if it can't go there."""
-    from methods.layers.tuners import count
-
     method = Peft.model_validate_json(settings)
-    found = count(method.config(), shape, method.towers, method.targets)
+    found = tuners.count(method.config(), shape, method.towers, method.targets)
     if not found:
         raise UserError(f"peft {method.type}: trains nothing on these targets")
     return found

@@ -18,12 +18,15 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from bench.errors import UserError
+from bench.config.errors import UserError
 
 T = TypeVar("T")
 PLUGINS = "PETL_BENCH_PLUGINS"
+
+
+REGISTRIES: list[Registry[Any]] = []  # of methods and of losses, in the order in which they were made
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,9 @@ class Registry(Generic[T]):
     base: type[T]
     entry_points: str
     built_in: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        REGISTRIES.append(self)
 
     @cache  # noqa: B019 - registries live as long as the process
     def _installed(self) -> dict[str, EntryPoint]:
@@ -140,12 +146,8 @@ def load_file(path: Path) -> ModuleType:
     """Import a plug-in file, once; UserError if it is not there, does not import, or takes a built-in's name."""
     if not path.is_file():
         raise UserError(f"--plugin {path}: no such file")
-    import methods
-    from methods import losses
-
     module = _module(path.absolute())
-    registries: tuple[Registry, ...] = (methods.METHODS, losses.LOSSES)
-    found = [(registry, cls) for registry in registries for cls in registry.classes(module)]
+    found = [(registry, cls) for registry in REGISTRIES for cls in registry.classes(module)]
     if not found:
         raise UserError(f"--plugin {path}: defines no method and no loss (a class with a `name` that extends Method)")
     for registry, cls in found:
@@ -156,14 +158,11 @@ def load_file(path: Path) -> ModuleType:
 
 def sources(*classes: type) -> dict[str, str]:
     """Where classes from outside come from, for a result's provenance: file -> sha256, or package -> version."""
-    import methods
-    from methods import losses
-
     found = {}
     for cls in classes:
         if cls.__module__ in _HASHES:
             found[str(sys.modules[cls.__module__].__file__)] = _HASHES[cls.__module__]
-        for registry in (methods.METHODS, losses.LOSSES):
+        for registry in REGISTRIES:
             point = registry._installed().get(cls.name)  # type: ignore[attr-defined]
             if point is not None and point.value.partition(":")[0] == cls.__module__ and point.dist is not None:
                 found[point.dist.name] = point.dist.version

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from methods.base import Method, ModelShape, sides_by_depth
+from methods.lazy import bottlenecks
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 
 class UniAdapter(Method):
@@ -31,13 +32,13 @@ class UniAdapter(Method):
     scale: float = Field(0.1, gt=0)
 
     def attach(self, model: DualEncoder) -> None:
-        from methods.layers.adapters import Door, SharedDownBottleneck
-
         towers = {"image": model.image_blocks, "text": model.text_blocks}
         for depth, sides in enumerate(sides_by_depth(*(len(blocks.list) for blocks in towers.values()))):
-            module = SharedDownBottleneck({side: towers[side].width for side in sides}, self.bottleneck, self.scale)
+            module = bottlenecks.SharedDownBottleneck(
+                {side: towers[side].width for side in sides}, self.bottleneck, self.scale
+            )
             for side in sides:
-                towers[side].slotted()[depth].fill(after_mlp=Door(module, side, serial=True))
+                towers[side].slotted()[depth].fill(after_mlp=bottlenecks.Door(module, side, serial=True))
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         def module(sides: Iterable[str]) -> int:

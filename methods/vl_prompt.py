@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from methods.base import Method, ModelShape, check_context, check_depth
+from methods.lazy import prompts
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 Depth = Annotated[int, Field(ge=1)] | Literal["all"]
 
@@ -39,13 +40,17 @@ class VLPrompt(Method):
         check_context(self.name, self.text_n_ctx, shape)
 
     def attach(self, model: DualEncoder) -> None:
-        from methods.layers.prompts import prompt_image, prompt_text, prompts, uniform_prompts
-
         image, text = model.image_blocks, model.text_blocks
         image_depth = check_depth(self.name, self.image_depth, len(image.list))
         text_depth = check_depth(self.name, self.text_depth, len(text.list))
-        prompt_image(model, [uniform_prompts(self.image_n_ctx, image.width, model.patch) for _ in range(image_depth)])
-        prompt_text(model, self.name, [prompts(self.text_n_ctx, text.width, self.init_std) for _ in range(text_depth)])
+        prompts.prompt_image(
+            model, [prompts.uniform_prompts(self.image_n_ctx, image.width, model.patch) for _ in range(image_depth)]
+        )
+        prompts.prompt_text(
+            model,
+            self.name,
+            [prompts.normal_prompts(self.text_n_ctx, text.width, self.init_std) for _ in range(text_depth)],
+        )
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         image = check_depth(self.name, self.image_depth, shape.image.layers) * self.image_n_ctx * shape.image.width

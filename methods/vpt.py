@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from methods.base import Method, ModelShape, check_depth
+from methods.lazy import prompts
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 
 class VPT(Method):
@@ -30,11 +31,11 @@ class VPT(Method):
     prompt_depth: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
 
     def attach(self, model: DualEncoder) -> None:
-        from methods.layers.prompts import prompt_image, uniform_prompts
-
         blocks = model.image_blocks
         depth = check_depth(self.name, self.prompt_depth, len(blocks.list))
-        prompt_image(model, [uniform_prompts(self.n_ctx, blocks.width, model.patch) for _ in range(depth)])
+        prompts.prompt_image(
+            model, [prompts.uniform_prompts(self.n_ctx, blocks.width, model.patch) for _ in range(depth)]
+        )
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         return check_depth(self.name, self.prompt_depth, shape.image.layers) * self.n_ctx * shape.image.width

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from methods.base import Method, ModelShape
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 
 class ZeroShot(Method):

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bench.config.errors import UserError
 from bench.data import DATASETS
 from bench.data.annotations import FILES, read
-from bench.errors import UserError
 
 
 def render(name: str, size: int = 64) -> Image.Image:

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 import methods
+from bench.config.backbones import model_config, model_shape
+from bench.config.errors import UserError
 from bench.core import backbone as core
-from bench.core.checkpoints import read_state_dict
-from bench.errors import UserError
-from bench.weights import model_config, model_shape
+from bench.core.weights import read_state_dict
 from methods import losses
 
 TINY = {

@@ -9,7 +9,7 @@ from torch import nn
 import methods
 from bench import check as cli
 from bench import checks
-from bench.checks import LOSS_CHECKS, METHOD_CHECKS, Subject
+from bench.conformance.suite import LOSS_CHECKS, METHOD_CHECKS, Subject
 from methods import losses, registry
 from methods.base import Method, ModelShape
 from methods.excuses import EXCUSES

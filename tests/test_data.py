@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 import bench.demo
+from bench.config.errors import UserError
 from bench.data import __main__ as cli
 from bench.data import identity, is_empty, load, locate
 from bench.data.captions import clean
-from bench.errors import UserError
 from tests.standins import render_all
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "annotations"

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torchvision import transforms as v1
 
+from bench.config.errors import UserError
 from bench.data import Item, pixels, transforms
-from bench.errors import UserError
 from tests.standins import render, render_all
 
 NAMES = ["train/a.tif", "b.jpg", "images/c.png"]

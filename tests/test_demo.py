@@ -11,10 +11,10 @@ import open_clip
 import pytest
 import torch
 
-from bench.core.backbone import load_backbone
+from bench.config.backbones import DEMO_WEIGHTS
+from bench.core.model import load_backbone
 from bench.demo import backbone, general, pretrain, world
-from bench.spec import BackboneSettings
-from bench.weights import DEMO_WEIGHTS
+from bench.plan.spec import BackboneSettings
 
 # The shipped weights. After `python -m bench.demo.pretrain` these are the two lines to renew, with VERSION untouched.
 WEIGHTS_SHA256 = "d87c3ccd129cdecd0d8505ae0bae4f74f8e37317812616256d4d8fb6520dc2b2"

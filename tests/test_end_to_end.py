@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import store, sweep
+from bench import sweep
+from bench.store import folder, record
 
 FILE = """\
 name: small
@@ -54,11 +55,11 @@ def test_from_a_grid_to_a_report_and_nothing_twice(file, capsys):
         assert (row["mean_recall_std"] == "") == (row["seeds"] == "1")
     names = {path.name for path in Path("reports/small").iterdir()}
     assert {"table.md", "table.tex", "table.csv", "recall_vs_params.png", "recall_vs_params.pdf", "index.html"} <= names
-    stamps = {path: path.stat().st_mtime_ns for path in Path("results/small").glob(f"*/{store.RESULT}")}
+    stamps = {path: path.stat().st_mtime_ns for path in Path("results/small").glob(f"*/{folder.RESULT}")}
     assert len(stamps) == 9
     assert sweep.main([str(file), "--executor", "inline"]) == 0
     assert "9 runs, 9 finished, 0 to run" in capsys.readouterr().out
-    assert stamps == {path: path.stat().st_mtime_ns for path in Path("results/small").glob(f"*/{store.RESULT}")}
+    assert stamps == {path: path.stat().st_mtime_ns for path in Path("results/small").glob(f"*/{folder.RESULT}")}
 
 
 def test_local_workers_and_a_run_that_fails_alone(file, capsys):
@@ -67,7 +68,7 @@ def test_local_workers_and_a_run_that_fails_alone(file, capsys):
     assert sweep.main([str(file), "--executor", "local", "--workers", "2", "--set", *overrides]) == 1
     told = capsys.readouterr()
     assert re.search(r"failed: full_finetune-lr1e\+12-s0-\w+: FloatingPointError: .*lower train.lr", told.err)
-    states = [store.read_result(path.parent)["status"] for path in Path("results/small").glob(f"*/{store.RESULT}")]
+    states = [record.read(path.parent)["status"] for path in Path("results/small").glob(f"*/{folder.RESULT}")]
     assert sorted(states) == ["failed", "finished", "finished"]
     assert "lower train.lr" in Path("reports/small/table.md").read_text()
 

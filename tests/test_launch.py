@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import launch, store
+from bench import launch
+from bench.config import files
 from bench.launch import inline, local, task
 from bench.launch.inline import Inline
 from bench.launch.local import LocalPool
-from bench.spec import SlurmSettings
+from bench.plan.spec import SlurmSettings
+from bench.store import folder, record
 
 TESTS = Path(__file__).parent
 TARGET = "fake_runs:run"
@@ -45,7 +47,7 @@ def command(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatc
 
 
 def results(runs: Sequence[Path]) -> list[dict]:
-    return [store.read_result(run) or {} for run in runs]
+    return [record.read(run) or {} for run in runs]
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -179,15 +181,15 @@ def test_auto(monkeypatch, tmp_path):
 
 def test_a_failure_never_replaces_a_finished_result(folders):
     [run] = folders("x")
-    store.write_json(run / store.RESULT, {"status": "finished"})
+    files.write_json(run / folder.RESULT, {"status": "finished"})
     task.record_failure(run, "WorkerDied", "gone", "")
-    assert store.is_finished(run)
+    assert record.is_finished(run)
 
 
 def test_an_unreadable_run_is_recorded(folders):
     [run] = folders("x")
-    (run / store.RUN).write_text("a: [")
+    (run / folder.RUN).write_text("a: [")
     task.record_failure(run, "UserError", "cannot be read", "trace")
-    result = store.read_result(run)
+    result = record.read(run)
     assert result is not None
     assert (result["status"], result["spec"], result["provenance"]) == ("failed", {}, None)

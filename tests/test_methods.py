@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import methods
-from bench import checks, store
+from bench import checks
 from bench import methods as listing
+from bench.config import errors
+from bench.config.backbones import model_config, model_shape
+from bench.config.errors import UserError
 from bench.core import backbone as core
-from bench.errors import UserError
-from bench.weights import model_config, model_shape
 from methods import losses
 from methods.layers.prompts import insert_placeholders
 from tests.test_backbone import similarity, tiny
@@ -185,7 +186,7 @@ def test_adalora_allocates_and_goes_on_where_it_stood(tmp_path):
         (tmp_path / folder).mkdir()
     subject.train(whole, tmp_path / "whole")
     steps = iter([False, False, False, True])
-    with pytest.raises(store.Stopped):
+    with pytest.raises(errors.Stopped):
         subject.train(subject.attached(), tmp_path / "part", should_stop=lambda: next(steps))
     subject.train(resumed, tmp_path / "part")
     assert all(torch.equal(p, q) for p, q in zip(whole.trainable().values(), resumed.trainable().values(), strict=True))

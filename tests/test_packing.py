@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import run, store
+from bench import run
 from bench.launch.local import LocalPool
 from bench.launch.task import LOG, run_many
+from bench.store import attempts, folder, record
 from tests.test_run import MRS, make_run, numbers
 
 METHODS: list[dict] = [MRS, {"name": "full_finetune"}, {"name": "lora", "rank": 2}, {"name": "coop", "n_ctx": 4}]
@@ -62,7 +63,7 @@ def test_a_stop_saves_the_run_at_work_and_starts_no_other(root, alone, tmp_path)
     runs = packed(root, tmp_path)
     asked = itertools.count(1)
     assert run_many(runs, should_stop=lambda: next(asked) > 4) == {"0": "stopped"}
-    assert (runs[0] / store.STATE).exists()
+    assert (runs[0] / folder.STATE).exists()
     assert run_many(runs, should_stop=lambda: True) == {}
     run_many(runs)
     assert [numbers(run_dir) for run_dir in runs] == alone
@@ -75,7 +76,7 @@ def test_a_stop_reaches_runs_side_by_side(root, tmp_path):
 
     def training() -> bool:
         """Whether the first two have come into an epoch since."""
-        looks = [store.read_progress(run_dir) or {} for run_dir in runs[:2]]
+        looks = [folder.read_progress(run_dir) or {} for run_dir in runs[:2]]
         return all(look.get("phase") in ("train", "validate") and look["updated"] > started for look in looks)
 
     def interrupt() -> bool:
@@ -88,11 +89,11 @@ def test_a_stop_reaches_runs_side_by_side(root, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         LocalPool(2).compute(runs, interrupt)
     for run_dir in runs[:2]:
-        first, second = store.read_attempts(run_dir)
+        first, second = attempts.read_attempts(run_dir)
         assert (first.outcome, second.outcome) == ("stopped", "stopped")
         assert (0, 0) < first.reached < second.reached
-    assert not any((run_dir / store.RESULT).exists() for run_dir in runs)
-    assert store.read_attempts(runs[2]) == []
+    assert not any((run_dir / folder.RESULT).exists() for run_dir in runs)
+    assert attempts.read_attempts(runs[2]) == []
 
 
 def test_after_running_out_of_memory_the_next_run_starts_clean(root, alone, tmp_path, monkeypatch):
@@ -105,12 +106,12 @@ def test_after_running_out_of_memory_the_next_run_starts_clean(root, alone, tmp_
     monkeypatch.setattr(run, "fit", full)
     runs = packed(root, tmp_path)[:2]
     assert run_many(runs) == {"0": "failed", "1": "finished"}
-    assert "lower train.batch_size" in store.read_result(runs[0])["error"]["message"]
+    assert "lower train.batch_size" in record.read(runs[0])["error"]["message"]
     assert numbers(runs[1]) == alone[1]
 
 
 def test_what_another_process_holds_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "execute", lambda *_, **__: (_ for _ in ()).throw(store.RunLocked("x")))
+    monkeypatch.setattr(run, "execute", lambda *_, **__: (_ for _ in ()).throw(folder.RunLocked("x")))
     (tmp_path / "x").mkdir()
     assert run_many([tmp_path / "x"]) == {"x": "locked"}
 
@@ -135,5 +136,5 @@ def test_threads_of_a_resumed_run_are_its_own(root, tmp_path):
         run_many([first, second])
     finally:
         torch.set_num_threads(threads)
-    used = [store.read_result(run_dir)["provenance"]["threads"] for run_dir in (first, second)]
+    used = [record.read(run_dir)["provenance"]["threads"] for run_dir in (first, second)]
     assert used == [threads + 1, threads]

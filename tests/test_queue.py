@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import store
-from bench.errors import UserError
+from bench.config import files
+from bench.config.errors import UserError
 from bench.launch import queue
-from bench.launch.queue import Job, cancel, ends, look, read_manifests
+from bench.launch.slurm.queue import Job, cancel, ends, look, read_manifests
 
 
 def command(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -33,7 +33,7 @@ def submission(sweep_dir: Path, stamp: str, tasks: dict[str, str], **more) -> No
         "report_job": None,
     }
     (sweep_dir / queue.FOLDER).mkdir(parents=True, exist_ok=True)
-    store.write_json(sweep_dir / queue.FOLDER / f"{stamp}.json", content | more)
+    files.write_json(sweep_dir / queue.FOLDER / f"{stamp}.json", content | more)
 
 
 def rows(*lines: str) -> str:
@@ -106,7 +106,7 @@ def test_manifests_come_in_order_and_broken_ones_not_at_all(tmp_path):
     submission(tmp_path, "2", {"b": "2"})
     submission(tmp_path, "1", {"a": "1_0"}, report_job=7)
     submission(tmp_path, "3", {}, submitted="yesterday")
-    store.write_json(tmp_path / queue.FOLDER / "4.json", ["no manifest"])
+    files.write_json(tmp_path / queue.FOLDER / "4.json", ["no manifest"])
     (tmp_path / queue.FOLDER / "5.json").write_text('{"half":')
     found = read_manifests(tmp_path)
     assert [list(manifest.tasks) for manifest in found] == [["a"], ["b"]]

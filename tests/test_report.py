@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from bench import report
-from bench.errors import UserError
+from bench.config.errors import UserError
 from bench.reporting import figures, html, tables
-from bench.reporting.collect import RECALLS, collect
-from bench.reporting.naming import distinguish
+from bench.store.frame import RECALLS, collect
+from bench.store.naming import distinguish
 
 Entry = tuple[dict[str, Any], Any]  # a spec, and its result: a dict, text as found on disk, or None
 
@@ -328,7 +328,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
 
 
 def test_reporting_imports_no_torch() -> None:
-    check = "import sys, bench.report, bench.reporting.html; sys.exit('torch' in sys.modules)"
+    check = "import sys, bench.report, bench.reporting.page; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
     light = "import sys, bench.report; sys.exit(any(m in sys.modules for m in ('pandas', 'matplotlib', 'numpy')))"
     subprocess.run([sys.executable, "-c", light], check=True)

@@ -19,11 +19,12 @@ import pytest
 from PIL import Image
 
 import bench
-from bench import store
+from bench.config import errors, files
 from bench.core import cost
 from bench.core.inputs import Inputs
+from bench.plan.spec import RunSpec
 from bench.run import _gpus, execute, main, preflight
-from bench.spec import RunSpec
+from bench.store import attempts, folder, record
 
 
 def make_run(root: Path, folder: Path, method: dict, loss: str = "info_nce", seed: int = 0, **train) -> Path:
@@ -40,7 +41,7 @@ def make_run(root: Path, folder: Path, method: dict, loss: str = "info_nce", see
         }
     )
     folder.mkdir(parents=True)
-    store.write_bytes(folder / store.RUN, spec.dump().encode())
+    files.write_bytes(folder / folder.RUN, spec.dump().encode())
     return folder
 
 
@@ -50,19 +51,19 @@ MRS = {"name": "mrs_adapter", "bottleneck": 16, "shared_dim": 16}
 
 def numbers(run_dir: Path) -> dict:
     """Everything about a run that must not depend on how it came about."""
-    with (run_dir / store.HISTORY).open() as file:
+    with (run_dir / folder.HISTORY).open() as file:
         history = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
-    ranks = np.load(run_dir / store.RANKS)
+    ranks = np.load(run_dir / folder.RANKS)
     return {
-        "metrics": store.read_result(run_dir)["metrics"],
+        "metrics": record.read(run_dir)["metrics"],
         "history": history,
-        "adapter": (run_dir / store.ADAPTER).read_bytes(),
+        "adapter": (run_dir / folder.ADAPTER).read_bytes(),
         "ranks": {key: ranks[key].tolist() for key in ranks.files},
     }
 
 
 def epochs_done(run_dir: Path) -> int:
-    path = run_dir / store.HISTORY
+    path = run_dir / folder.HISTORY
     return len(path.read_text().splitlines()) - 1 if path.exists() and path.stat().st_size else 0
 
 
@@ -75,8 +76,16 @@ def finished(root, tmp_path_factory) -> Path:
 
 def test_a_finished_run_holds_what_is_promised(finished):
     names = {path.name for path in finished.iterdir()}
-    assert names == {store.RUN, store.RESULT, store.ADAPTER, store.RANKS, store.HISTORY, store.ATTEMPTS, store.LOCK}
-    result = store.read_result(finished)
+    assert names == {
+        folder.RUN,
+        folder.RESULT,
+        folder.ADAPTER,
+        folder.RANKS,
+        folder.HISTORY,
+        folder.ATTEMPTS,
+        folder.LOCK,
+    }
+    result = record.read(finished)
     assert result["status"] == "finished"
     assert result["cost"]["trainable_params"] == 2 * (128 * 16 + 16 + 17 * 112) + 17 * 16
     assert result["cost"]["adapter_bytes"] < 4 * result["cost"]["trainable_params"] + 4000
@@ -110,7 +119,7 @@ def test_killed_twice_and_resumed_equals_uninterrupted(root, finished, tmp_path)
         time.sleep(random.random() * 0.2)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert not store.is_finished(run_dir)
+    assert not record.is_finished(run_dir)
     assert execute(run_dir)["error"] is None
     assert numbers(run_dir) == numbers(finished)
 
@@ -121,9 +130,9 @@ def in_pieces(run_dir: Path, pieces: Iterator[int]) -> int:
         asked = itertools.count(1)
         try:
             assert execute(run_dir, lambda asked=asked, steps=steps: next(asked) >= steps)["error"] is None
-        except store.Stopped:
-            assert not (run_dir / store.RESULT).exists()
-            assert not store.is_claimed(run_dir)
+        except errors.Stopped:
+            assert not (run_dir / folder.RESULT).exists()
+            assert not folder.is_claimed(run_dir)
         else:
             return stops
     raise AssertionError
@@ -137,7 +146,7 @@ def test_stopped_at_any_step_equals_uninterrupted(root, finished, tmp_path, work
     stops = in_pieces(run_dir, iter(pieces))
     assert stops >= 2
     assert numbers(run_dir) == numbers(finished), pieces[: stops + 1]
-    attempts = store.read_attempts(run_dir)
+    attempts = attempts.read_attempts(run_dir)
     assert [attempt.outcome for attempt in attempts] == ["stopped"] * stops + ["finished"]
     assert all(a.reached == b.at for a, b in itertools.pairwise(attempts))
     assert attempts[0].at == (0, 0)
@@ -152,7 +161,7 @@ def test_stopped_at_every_step_with_accumulation(root, tmp_path):
     pieces = make_run(root, tmp_path / "pieces", MRS, "hmmc", **settings)
     assert in_pieces(pieces, itertools.repeat(1)) == 5
     assert numbers(pieces) == numbers(whole)
-    reached = [attempt.reached for attempt in store.read_attempts(pieces)]
+    reached = [attempt.reached for attempt in attempts.read_attempts(pieces)]
     assert reached == [(0, 4), (0, 6), (1, 0), (1, 4), (1, 6), (2, 0)]
 
 
@@ -166,7 +175,7 @@ def test_killed_right_behind_a_saved_step(root, finished, tmp_path):
     assert subprocess.run([sys.executable, "-c", code, str(run_dir)], check=False).returncode == -signal.SIGKILL
     assert execute(run_dir)["error"] is None
     assert numbers(run_dir) == numbers(finished)
-    killed, last = store.read_attempts(run_dir)
+    killed, last = attempts.read_attempts(run_dir)
     assert (killed.outcome, killed.reached, last.at, last.outcome) == ("killed", (1, 2), (1, 2), "finished")
     assert killed.started <= killed.ended <= last.started
 
@@ -174,25 +183,25 @@ def test_killed_right_behind_a_saved_step(root, finished, tmp_path):
 def test_what_breaks_while_everything_is_ended_is_no_failure(root, tmp_path, monkeypatch):
     run_dir = make_run(root, tmp_path / "ended", MRS)
     monkeypatch.setattr(Inputs, "train_batches", lambda *_: 1 / 0)
-    with pytest.raises(store.Stopped):
+    with pytest.raises(errors.Stopped):
         execute(run_dir, lambda: True)
-    assert not (run_dir / store.RESULT).exists()
-    assert store.read_progress(run_dir)["phase"] == "stopped"
+    assert not (run_dir / folder.RESULT).exists()
+    assert folder.read_progress(run_dir)["phase"] == "stopped"
 
 
 def test_a_torn_note_of_an_attempt_is_passed_over(tmp_path, monkeypatch):
     for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
-    store.start_attempt(tmp_path, 1, (0, 0))
-    with (tmp_path / store.ATTEMPTS).open("a") as file:
+    attempts.start_attempt(tmp_path, 1, (0, 0))
+    with (tmp_path / folder.ATTEMPTS).open("a") as file:
         file.write('{"ended": 17')
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    store.start_attempt(tmp_path, 0.5, (2, 5))
+    attempts.start_attempt(tmp_path, 0.5, (2, 5))
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    store.end_attempt(tmp_path, "stopped", (3, 0))
-    store.start_attempt(tmp_path, 1, (3, 0))
-    attempts = store.read_attempts(tmp_path)
+    attempts.end_attempt(tmp_path, "stopped", (3, 0))
+    attempts.start_attempt(tmp_path, 1, (3, 0))
+    attempts = attempts.read_attempts(tmp_path)
     assert [attempt.outcome for attempt in attempts] == ["killed", "stopped", None]
     assert [attempt.job for attempt in attempts] == [None, "7", "12_3"]
     assert attempts[0].ended == attempts[0].started  # nothing was heard of it
@@ -203,12 +212,12 @@ def test_gpus_that_a_run_keeps(monkeypatch):
     """All of its job's, divided among runs side by side; without a job the one that it computes on."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    for name in ("SLURM_JOB_ID", store.SHARED_BY):
+    for name in ("SLURM_JOB_ID", attempts.SHARED_BY):
         monkeypatch.delenv(name, raising=False)
     assert _gpus() == 1
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     assert _gpus() == 4
-    monkeypatch.setenv(store.SHARED_BY, "8")
+    monkeypatch.setenv(attempts.SHARED_BY, "8")
     assert _gpus() == 0.5
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert _gpus() == 0
@@ -216,7 +225,7 @@ def test_gpus_that_a_run_keeps(monkeypatch):
 
 def test_load_scores_the_same_to_the_last_digit(finished, root):
     adapted = bench.load(finished)
-    assert adapted.score("test") == store.read_result(finished)["metrics"]["test"]
+    assert adapted.score("test") == record.read(finished)["metrics"]["test"]
     with Image.open(root / "0.png") as image:
         assert adapted.preprocess(image).shape == (3, 64, 64)
     assert adapted.tokenizer("a red field").shape == (1, adapted.model.context_length)
@@ -246,7 +255,7 @@ def test_divergence_is_a_failure_with_its_reason(root, tmp_path):
     assert "lower" in result["error"]["message"]
     assert "Traceback" in result["error"]["traceback"]
     assert result["metrics"] is None
-    assert not store.is_finished(run_dir)
+    assert not record.is_finished(run_dir)
 
 
 def test_the_test_set_is_scored_once(root, tmp_path, monkeypatch):
@@ -260,14 +269,14 @@ def test_the_test_set_is_scored_once(root, tmp_path, monkeypatch):
 def test_one_process_at_a_time(root, tmp_path):
     run_dir = make_run(root, tmp_path / "locked", MRS)
     hold = (
-        "import sys, pathlib; from bench import store; lock = store.claim(pathlib.Path(sys.argv[1])); lock.__enter__()"
+        "import sys, pathlib; from bench import store; lock = folder.claim(pathlib.Path(sys.argv[1])); lock.__enter__()"
     )
     command = [sys.executable, "-c", f"{hold}; print('held', flush=True); input()", str(run_dir)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(store.RunLocked):
+        with pytest.raises(folder.RunLocked):
             execute(run_dir)
-        assert store.is_claimed(run_dir)
+        assert folder.is_claimed(run_dir)
         other.kill()
     assert execute(run_dir)["error"] is None  # the claim went with its process
 
@@ -276,14 +285,14 @@ def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):
     def full(*_, **__):
         raise RuntimeError("unexpected pos 704 vs 598")  # torch's words for it
 
-    monkeypatch.setattr("bench.store.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(bench.errors.UserError, match="no space left"), store.disk_errors(tmp_path / "part"):
+    monkeypatch.setattr("bench.store.folder.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(bench.config.errors.UserError, match="no space left"), files.disk_errors(tmp_path / "part"):
         full()
 
 
 def test_command_line(finished, tmp_path, capsys):
-    assert main([str(finished / store.RUN)]) == 0
-    assert json.loads(capsys.readouterr().out) == store.read_result(finished)["metrics"]["test"]
+    assert main([str(finished / folder.RUN)]) == 0
+    assert json.loads(capsys.readouterr().out) == record.read(finished)["metrics"]["test"]
     assert main([str(tmp_path)]) == 2
     assert "no run.yaml" in capsys.readouterr().err
 
@@ -294,14 +303,14 @@ def test_preflight_names_a_corrupt_image(root, tmp_path):
     for path in root.iterdir():
         (broken / path.name).write_bytes(path.read_bytes())
     (broken / "3.png").write_bytes(b"not a picture")
-    spec = RunSpec.load(make_run(broken, tmp_path / "run", MRS) / store.RUN)
-    with pytest.raises(bench.errors.UserError, match=r"3\.png"):
+    spec = RunSpec.load(make_run(broken, tmp_path / "run", MRS) / folder.RUN)
+    with pytest.raises(bench.config.errors.UserError, match=r"3\.png"):
         preflight([spec])
 
 
 def test_a_corrupt_checkpoint_says_what_to_do(root, tmp_path):
     run_dir = make_run(root, tmp_path / "state", MRS)
-    (run_dir / store.STATE).write_bytes(b"half")
+    (run_dir / folder.STATE).write_bytes(b"half")
     result = execute(run_dir)
     assert result["status"] == "failed"
     assert "delete it to start this run afresh" in result["error"]["message"]

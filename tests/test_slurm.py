@@ -13,11 +13,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import revision, store, sweep
-from bench.errors import UserError
+from bench import revision, sweep
+from bench.config import files
+from bench.config.errors import UserError
 from bench.launch import queue, slurm, slurm_task
-from bench.launch.queue import Job, Queue
-from bench.spec import SlurmSettings
+from bench.launch.slurm.queue import Job, Queue
+from bench.plan.spec import SlurmSettings
+from bench.store import attempts, folder, record
 
 NOTHING_ALIVE = Queue(True, (), {})
 
@@ -148,7 +150,7 @@ def test_a_plan_with_scripts_needs_no_slurm(tmp_path):
 
 def test_only_what_is_nowhere_is_missing(folders, monkeypatch):
     queued, finished, held, new = runs = folders("queued", "finished", "held", "new")
-    store.write_json(finished / store.RESULT, {"status": "finished"})
+    files.write_json(finished / folder.RESULT, {"status": "finished"})
     alive = Queue(True, (), {"queued": Job("1_0", "t", "pending", "Priority", None)})
     monkeypatch.setattr(queue, "look", lambda manifests: alive)
     monkeypatch.setattr(store, "is_claimed", lambda run: run == held)
@@ -159,7 +161,7 @@ def test_nothing_is_submitted_while_the_queue_is_unknown(folders, command, tmp_p
     [run] = folders("a")
     (run.parent / "slurm").mkdir()
     manifest = {"submitted": "2026-01-01T00:00:00+00:00", "token": "t", "tasks": {"a": "1"}}
-    store.write_json(run.parent / "slurm" / "1.json", manifest)
+    files.write_json(run.parent / "slurm" / "1.json", manifest)
     command("squeue", "exit 1")
     command("sbatch", "")
     with pytest.raises(UserError, match="squeue gave no answer, so nothing was submitted; try again later"):
@@ -213,7 +215,7 @@ def test_ctrl_c_leaves_the_jobs_running(folders, command, tmp_path, monkeypatch)
     [run] = folders("a")
     (run.parent / "slurm").mkdir()
     manifest = {"submitted": "2026-01-01T00:00:00+00:00", "token": "t", "tasks": {"a": "1"}}
-    store.write_json(run.parent / "slurm" / "1.json", manifest)
+    files.write_json(run.parent / "slurm" / "1.json", manifest)
     command("squeue", "echo '1|RUNNING|None|1:00|t'")
 
     def interrupted(seconds: float) -> None:
@@ -234,7 +236,7 @@ def test_a_snapshot_is_the_code_and_knows_its_commit(tmp_path):
     copy = revision.snapshot(tmp_path / "code")
     assert revision.snapshot(tmp_path / "code") == copy
     assert [path.name for path in (tmp_path / "code").iterdir()] == [revision.digest()]
-    code = "import bench.revision as r, json; print(json.dumps([str(r.ROOT), r.commit(), r.is_dirty()]))"
+    code = "import bench.store.provenance as r, json; print(json.dumps([str(r.ROOT), r.commit(), r.is_dirty()]))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=revision.ROOT,
@@ -286,8 +288,8 @@ def test_who_requeues(job, tmp_path, state, preempted, warned, again):
 
 
 def stop(run: Path, at: tuple[int, int], reached: tuple[int, int]) -> None:
-    store.start_attempt(run, 1.0, at)
-    store.end_attempt(run, "stopped", reached)
+    attempts.start_attempt(run, 1.0, at)
+    attempts.end_attempt(run, "stopped", reached)
 
 
 def test_time_outs_that_get_on_go_on_so_many_times(job, tmp_path):
@@ -296,11 +298,11 @@ def test_time_outs_that_get_on_go_on_so_many_times(job, tmp_path):
     for count in range(2):
         stop(run, (count, 0), (count + 1, 0))
         slurm_task._make_room(orders, True)
-        assert (requeues(tmp_path), store.read_result(run)) == (count + 1, None)
+        assert (requeues(tmp_path), record.read(run)) == (count + 1, None)
     stop(run, (2, 0), (2, 5))
     slurm_task._make_room(orders, True)
     assert requeues(tmp_path) == 2
-    result = store.read_result(run) or {}
+    result = record.read(run) or {}
     assert result["error"]["message"] == (
         "timed out after 60 min at epoch 3, 3 times by now; the same command goes on from there, "
         "or raise slurm.max_timeouts"
@@ -314,7 +316,7 @@ def test_a_failed_run_does_not_take_its_packet_along(job, tmp_path, folders):
     run = Path(orders.run_dirs[0])
     stop(run, (1, 4), (1, 4))
     slurm_task._make_room(orders, True)
-    assert "without finishing a step" in (store.read_result(run) or {})["error"]["message"]
+    assert "without finishing a step" in (record.read(run) or {})["error"]["message"]
     assert orders.unsettled() == [other]
     assert requeues(tmp_path) == 1
 
@@ -322,9 +324,9 @@ def test_a_failed_run_does_not_take_its_packet_along(job, tmp_path, folders):
 def test_failures_from_before_are_tried_again(job):
     orders = job()
     [run] = map(Path, orders.run_dirs)
-    store.write_json(run / store.RESULT, {"status": "failed"})
+    files.write_json(run / folder.RESULT, {"status": "failed"})
     assert orders.unsettled() == []
-    os.utime(run / store.RESULT, (1, 1))
+    os.utime(run / folder.RESULT, (1, 1))
     assert orders.unsettled() == [run]
 
 
@@ -336,16 +338,16 @@ def test_a_dead_process_is_accounted_for(job, tmp_path, folders, left):
     tasks = {"a": "5_1", "b": "5_1"} if left else {"a": "5_1", "b": "5_2"}
     manifest = {"submitted": "2026-01-01T00:00:00+00:00", "token": "t", "tasks": tasks}
     (run.parent / "slurm").mkdir()
-    store.write_json(run.parent / "slurm" / "1.json", manifest)
-    store.start_attempt(run, 1.0, (0, 0))
+    files.write_json(run.parent / "slurm" / "1.json", manifest)
+    attempts.start_attempt(run, 1.0, (0, 0))
     (run / "log.txt").write_text("the last words\n")
     assert slurm_task.main([str(run.parent), "137"]) == 137
-    error = (store.read_result(run) or {})["error"]
+    error = (record.read(run) or {})["error"]
     assert (
         error["message"] == "the process of this run was ended by SIGKILL (kill -9, or more memory than slurm.mem_gb)"
     )
     assert error["traceback"] == "the last words"
-    assert store.read_result(other) is None
+    assert record.read(other) is None
     assert requeues(tmp_path) == left
 
 
@@ -357,7 +359,7 @@ def test_a_job_that_slurm_ends_is_no_failure(job, tmp_path, folders):
 
 LISTEN = """
 import os, sys, time, threading
-from bench.launch.slurm_task import Warnings
+from bench.launch.slurm.job import Warnings
 with Warnings({seconds}, lambda: (print("too late", flush=True), os._exit(7))) as warnings:
     print("ready", flush=True)
     {work}

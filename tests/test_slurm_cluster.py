@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import store, sweep
+from bench import sweep
 from bench.launch import queue, slurm
+from bench.store import attempts, folder, record
 from tests import slurm_cluster
 from tests.slurm_cluster import Cluster, until
 
@@ -77,7 +78,7 @@ class User:
 
     @property
     def runs(self) -> list[Path]:
-        return sorted(path.parent for path in self.dir.glob(f"*/{store.RUN}"))
+        return sorted(path.parent for path in self.dir.glob(f"*/{folder.RUN}"))
 
     @property
     def tasks(self) -> dict[str, str]:
@@ -85,7 +86,7 @@ class User:
         return {run: task for found in queue.read_manifests(self.dir) for run, task in found.tasks.items()}
 
     def results(self) -> list[dict]:
-        return [store.read_result(run) or {} for run in self.runs]
+        return [record.read(run) or {} for run in self.runs]
 
     def wait_for_results(self, seconds: float = 200) -> None:
         until(lambda: all(self.results()), "results", seconds)
@@ -95,14 +96,14 @@ class User:
         run = self.runs[0]
 
         def under_way() -> bool:
-            now = store.read_progress(run) or {}
+            now = folder.read_progress(run) or {}
             return now.get("phase") == "train" and (now.get("epoch", 0) > 2 or now.get("step", 0) >= steps)
 
         until(under_way, "a run under way", 150)
         return run, self.tasks[run.name]
 
     def outcomes(self) -> list[str | None]:
-        return [attempt.outcome for attempt in store.read_attempts(self.runs[0])]
+        return [attempt.outcome for attempt in attempts.read_attempts(self.runs[0])]
 
 
 @pytest.fixture
@@ -116,10 +117,10 @@ def user(cluster, root, tmp_path, monkeypatch) -> Iterator[User]:
 
 def digits(run: Path) -> tuple:
     """What must not depend on interruptions."""
-    result = store.read_result(run) or {}
-    with (run / store.HISTORY).open() as file:
+    result = record.read(run) or {}
+    with (run / folder.HISTORY).open() as file:
         history = [{key: row[key] for key in row if key != "seconds"} for row in csv.DictReader(file)]
-    return result["metrics"], history, (run / store.ADAPTER).read_bytes(), result["cost"]["adapter_bytes"]
+    return result["metrics"], history, (run / folder.ADAPTER).read_bytes(), result["cost"]["adapter_bytes"]
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +241,7 @@ def test_requeue(cluster, user, undisturbed):
     user.wait_for_results()
     assert digits(run) == undisturbed
     assert user.outcomes() == ["stopped", "finished"]
-    assert {attempt.job for attempt in store.read_attempts(run)} == {job}
+    assert {attempt.job for attempt in attempts.read_attempts(run)} == {job}
 
 
 def test_requeue_of_a_packed_job(cluster, user):
@@ -251,7 +252,7 @@ def test_requeue_of_a_packed_job(cluster, user):
     assert set(user.tasks.values()) == {job}
     cluster.run("scontrol", "requeue", job)
     user.wait_for_results()
-    attempts = [store.read_attempts(run) for run in user.runs]
+    attempts = [attempts.read_attempts(run) for run in user.runs]
     assert sorted(len(found) for found in attempts) == [1, 1, 2, 2]
     assert {found[0].outcome for found in attempts if len(found) == 2} == {"stopped"}
     assert {found[-1].outcome for found in attempts} == {"finished"}
@@ -271,7 +272,7 @@ def test_preemption(cluster, user, undisturbed):
     user.wait_for_results()
     assert digits(run) == undisturbed
     assert user.outcomes() == ["stopped", "finished"]
-    assert {attempt.job for attempt in store.read_attempts(run)} == {job}
+    assert {attempt.job for attempt in attempts.read_attempts(run)} == {job}
 
 
 def test_time_outs_with_and_without_progress(cluster, user, undisturbed):
@@ -299,7 +300,7 @@ def test_kill(cluster, user, undisturbed):
     user.write()
     user.sweep()
     run, _ = user.wait_until_under_way()
-    os.kill((store.read_progress(run) or {})["pid"], signal.SIGKILL)
+    os.kill((folder.read_progress(run) or {})["pid"], signal.SIGKILL)
     user.wait_for_results()
     [result] = user.results()
     assert result["error"]["message"].startswith(
@@ -307,7 +308,7 @@ def test_kill(cluster, user, undisturbed):
     )
     cluster.wait_until_empty()
     user.sweep()
-    until(lambda: store.is_finished(run), "a result", 60)
+    until(lambda: record.is_finished(run), "a result", 60)
     assert digits(run) == undisturbed
     assert user.outcomes() == ["killed", "finished"]
 
@@ -332,13 +333,13 @@ def test_node_down(cluster, user, undisturbed):
         cluster.restore_node(node)
     assert digits(run) == undisturbed
     assert user.outcomes() == ["killed", "finished"]
-    assert {attempt.job for attempt in store.read_attempts(run)} == {job}
+    assert {attempt.job for attempt in attempts.read_attempts(run)} == {job}
 
 
 def test_controller_killed_and_restarted(cluster, user):
     user.write(seeds=8, job="LIGHT_STEPS=150 LIGHT_SECONDS=0.1", slurm="array_parallelism: 6")
     user.sweep()
-    until(lambda: len(list(user.dir.glob(f"*/{store.PROGRESS}"))) == 6, "six runs under way")
+    until(lambda: len(list(user.dir.glob(f"*/{folder.PROGRESS}"))) == 6, "six runs under way")
     now = time.time()  # what Slurm has not written down yet is lost to it with a kill, and it saves every few seconds
     until(lambda: (cluster.folder / "state" / "job_state").stat().st_mtime > now, "a saved state")
     cluster.kill("slurmctld")
@@ -357,11 +358,11 @@ def test_scancel(cluster, user):
     cluster.run("scancel", job)
     until(lambda: user.outcomes() == ["stopped"], "a stop")
     until(lambda: job not in [line[0] for line in cluster.queue()], "the end of the job")
-    assert store.read_result(run) is None
+    assert record.read(run) is None
     assert len(cluster.queue()) == 3
     user.write(seeds=3, job="LIGHT_STEPS=1000 LIGHT_SECONDS=0")
     user.sweep()
-    until(lambda: store.is_finished(run), "a result")
+    until(lambda: record.is_finished(run), "a result")
     assert user.tasks[run.name] != job
     assert user.outcomes() == ["stopped", "finished"]
 
@@ -382,7 +383,7 @@ def test_without_accounting_and_preempted_without_a_warning(tmp_path, root, monk
         user.wait_for_results()
         assert digits(run) == undisturbed
         assert user.outcomes() == ["stopped", "finished"]
-        assert {attempt.job for attempt in store.read_attempts(run)} == {job}
+        assert {attempt.job for attempt in attempts.read_attempts(run)} == {job}
         cluster.wait_until_empty()
         assert len(queue.read_manifests(user.dir)) == 1
         assert (tmp_path / "reports" / "s" / "index.html").is_file()

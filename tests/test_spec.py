@@ -6,10 +6,10 @@ from typing import get_args
 
 import pytest
 
-from bench.config import parse_yaml
+from bench.config.document import parse_yaml
+from bench.config.errors import UserError
 from bench.data import DATASETS
-from bench.errors import UserError
-from bench.spec import BackboneSettings, DatasetSettings, RunSpec, Sweep, TrainSettings, expand
+from bench.plan.spec import BackboneSettings, DatasetSettings, RunSpec, Sweep, TrainSettings, expand
 
 SWEEPS = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
 BASE = """name: x

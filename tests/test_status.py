@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench import launch, status, store
-from bench.errors import UserError
+from bench import launch, status
+from bench.config import files
+from bench.config.errors import UserError
 from bench.launch import queue
 from bench.status import Status, main, plain, render, summary
+from bench.store import folder, record
 from bench.sweep import PLAN
 from tests.test_queue import command, rows
 
@@ -38,9 +40,9 @@ class Folder:
     def run(self, run_id: str, method: str = "lora", planned: bool = True) -> Path:
         if planned:
             self.plan.append({"run_id": run_id, "spec": {"method": {"name": method}, "train": {"epochs": 10}}})
-            store.write_json(self.path / PLAN, {"sweep": "demo", "runs": self.plan})
+            files.write_json(self.path / PLAN, {"sweep": "demo", "runs": self.plan})
         (self.path / run_id).mkdir()
-        (self.path / run_id / store.LOCK).touch()
+        (self.path / run_id / folder.LOCK).touch()
         return self.path / run_id
 
     def attempt(self, run: Path, started: float, end: tuple | None = None, job: str | None = None, **more) -> None:
@@ -49,25 +51,25 @@ class Folder:
         if end:
             seconds, outcome, epoch, step = end
             lines.append(json.dumps({"ended": self.now + seconds, "outcome": outcome, "epoch": epoch, "step": step}))
-        with (run / store.ATTEMPTS).open("a") as file:
+        with (run / folder.ATTEMPTS).open("a") as file:
             file.write("\n".join(lines) + "\n")
 
     def progress(self, run: Path, updated: float = 0, **more) -> None:
         state = {"phase": "train", "epoch": 4, "epochs": 10, "step": 50, "steps": 100, "eta_seconds": 100.0}
-        store.write_json(run / store.PROGRESS, state | {"updated": self.now + updated} | more)
+        files.write_json(run / folder.PROGRESS, state | {"updated": self.now + updated} | more)
 
     def result(self, run: Path, ok: bool = True, age: float = 0.0) -> None:
         error = {"type": "ValueError", "message": "first line\nthe reason", "user": False}
         metrics = {"test": {"mean_recall": 33.21}}
         content = {"status": "finished", "metrics": metrics} if ok else {"status": "failed", "error": error}
-        store.write_json(run / store.RESULT, content)
-        os.utime(run / store.RESULT, (self.now - age, self.now - age))
+        files.write_json(run / folder.RESULT, content)
+        os.utime(run / folder.RESULT, (self.now - age, self.now - age))
 
     def submit(self, tasks: dict[str, str], age: float = 1000.0, token: str = TOKEN, **more) -> None:
         submitted = datetime.fromtimestamp(self.now, UTC) - timedelta(seconds=age)
         content = {"submitted": submitted.isoformat(), "token": token, "tasks": tasks, "report_job": None}
         (self.path / queue.FOLDER).mkdir(exist_ok=True)
-        store.write_json(self.path / queue.FOLDER / f"{token[-1]}.json", content | more)
+        files.write_json(self.path / queue.FOLDER / f"{token[-1]}.json", content | more)
 
     def look(self) -> dict[str, tuple[str, str]]:
         return {run.run_id: (run.state, run.words) for run in Status(self.path).look_twice().runs}
@@ -88,7 +90,7 @@ def held() -> Iterator:
     others = []
 
     def hold(run: Path) -> None:
-        code = "import pathlib, sys; from bench import store\nwith store.claim(pathlib.Path(sys.argv[1])): "
+        code = "import pathlib, sys; from bench import store\nwith folder.claim(pathlib.Path(sys.argv[1])): "
         code += "print('held', flush=True); input()"
         command = [sys.executable, "-c", code, str(run)]
         others.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
@@ -357,7 +359,7 @@ def test_retry_takes_the_asked_states_and_the_sweeps_own_settings(folder, monkey
     assert main([str(folder.path), "--retry", "failed", "--retry", "lost"]) == 0
     assert [run.name for run in made[1].launched] == ["bad", "gone"]
     assert capsys.readouterr().out.splitlines() == ["tried again: 1 runs", "tried again: 2 runs"]
-    assert store.read_result(folder.path / "bad")["status"] == "failed"  # nothing is cleared
+    assert record.read(folder.path / "bad")["status"] == "failed"  # nothing is cleared
 
 
 def test_cancel_ends_this_sweeps_jobs_alone(folder, tmp_path, monkeypatch, capsys):

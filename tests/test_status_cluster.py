@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import status, store, sweep
+from bench import status, sweep
 from bench.launch import queue
+from bench.store import attempts
 from tests import slurm_cluster
 from tests.slurm_cluster import Cluster, until
 
@@ -86,4 +87,4 @@ def test_from_submission_to_cancellation(cluster, root, tmp_path, monkeypatch, c
     assert status.main([str(file), "--cancel"]) == 0
     until(lambda: cluster.queue("%i") == [[stranger]], "an end of all jobs but the stranger's", 60)
     assert counts() == {"lost": 4}
-    assert store.read_attempts(tmp_path / "results" / "s" / second["run_id"])[-1].outcome == "stopped"
+    assert attempts.read_attempts(tmp_path / "results" / "s" / second["run_id"])[-1].outcome == "stopped"

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import launch, progress, store, sweep
-from bench.errors import UserError
-from bench.spec import RunSpec
+from bench import launch, progress, sweep
+from bench.config import files
+from bench.config.errors import UserError
+from bench.plan.spec import RunSpec
+from bench.store import folder
 
 FILE = """name: x
 dataset: {name: demo}
@@ -44,7 +46,7 @@ class FakeLauncher:
             if self.error:
                 raise self.error
             failed = any(run.name.startswith(name) for name in self.fails)
-            store.write_json(run / store.RESULT, result("failed" if failed else "finished"))
+            files.write_json(run / folder.RESULT, result("failed" if failed else "finished"))
 
 
 @pytest.fixture
@@ -173,14 +175,16 @@ def watched(tmp_path):
     runs = [tmp_path / name for name in ("old", "new", "gone")]
     for path in runs:
         path.mkdir()
-    store.write_json(runs[0] / store.RESULT, result("failed"))
-    store.write_json(runs[0] / store.PROGRESS, {"phase": "train", "updated": 1.0})
+    files.write_json(runs[0] / folder.RESULT, result("failed"))
+    files.write_json(runs[0] / folder.PROGRESS, {"phase": "train", "updated": 1.0})
     return runs
 
 
 def train(path: Path, epoch: int, step: int) -> None:
     state = {"phase": "train", "epoch": epoch, "epochs": 4, "step": step, "steps": 10, "loss": 1.25}
-    store.write_json(path / store.PROGRESS, state | {"val_mean_recall": 7.0, "eta_seconds": 75, "updated": time.time()})
+    files.write_json(
+        path / folder.PROGRESS, state | {"val_mean_recall": 7.0, "eta_seconds": 75, "updated": time.time()}
+    )
 
 
 def test_what_was_there_before_does_not_count(watched):
@@ -192,8 +196,8 @@ def test_what_was_there_before_does_not_count(watched):
     look = watch.looks[watched[0]]
     assert look.share == pytest.approx(2.5 / 4)
     assert look.doing == "epoch 3/4, loss 1.25, val 7.0, 1:15 left"
-    store.write_json(watched[0] / store.RESULT, result("finished"))
-    store.write_json(watched[1] / store.RESULT, result("failed"))
+    files.write_json(watched[0] / folder.RESULT, result("finished"))
+    files.write_json(watched[1] / folder.RESULT, result("failed"))
     assert watch.update() == watched[:2]
     assert watch.looks[watched[0]].outcome == "mean recall 12.3"
     assert watch.looks[watched[1]].outcome == "ValueError: broke"
@@ -209,8 +213,8 @@ def test_plain_lines(watched, monkeypatch):
         deadline = time.monotonic() + 10
         while "epoch 1/4" not in out.getvalue() and time.monotonic() < deadline:
             time.sleep(0.02)
-        store.write_json(watched[0] / store.RESULT, result("finished"))
-        store.write_json(watched[1] / store.RESULT, result("failed"))
+        files.write_json(watched[0] / folder.RESULT, result("finished"))
+        files.write_json(watched[1] / folder.RESULT, result("failed"))
     text = out.getvalue()
     assert text.isascii()
     for line in ("start old", "done  old  mean recall 12.3", "FAILED new  ValueError: broke", "1/3 finished;"):
@@ -225,7 +229,7 @@ def test_live_view(watched):
     out = Terminal()
     with progress.follow(watched, out):
         train(watched[0], 2, 5)
-        store.write_json(watched[1] / store.RESULT, result("failed"))
+        files.write_json(watched[1] / folder.RESULT, result("failed"))
     text = out.getvalue()
     for words in ("epoch 2/4", "ValueError: broke", "0/3 finished", "1 failed"):
         assert words in text

@@ -11,7 +11,7 @@ import torch
 import methods
 from bench.core import losses
 from bench.core.train import Batch, EvalSet, evaluate, fit, lr_factor, make_optimizer
-from bench.spec import TrainSettings
+from bench.plan.spec import TrainSettings
 from methods import losses as registry
 from tests.test_backbone import batch, tiny
 

@@ -1,12 +1,10 @@
-"""What a run costs: FLOPs, memory, and the machine it ran on."""
+"""What a run costs: FLOPs and memory; and the device that it ran on."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-import socket
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import revision
-from bench.core.backbone import DualEncoder
-
-PACKAGES = ("torch", "torchvision", "open_clip_torch", "peft", "numpy", "pillow", "petl-bench")
+from bench.core.model import DualEncoder
 
 
 def flops_per_pair(model: DualEncoder, images: Tensor, tokens: Tensor) -> int:
@@ -52,26 +47,13 @@ def peak_memory(device: torch.device) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except ModuleNotFoundError:
-        return None
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Code, packages and hardware, as far as they can be told; what can't be told is None."""
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """The device's name, how many of its kind there are, and the threads that torch computes with on the CPU."""
     cuda = device.type == "cuda"
     return {
-        "git_commit": revision.commit(),
-        "git_dirty": revision.is_dirty(),
-        "packages": {package: _version(package) for package in PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if cuda else _cpu_name(),
         "device_count": torch.cuda.device_count() if cuda else (os.cpu_count() or 1),
         "threads": torch.get_num_threads(),
-        "hostname": socket.gethostname(),
     }
 
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Generator, Hashable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bench.core.backbone import Backbone
-from bench.core.train import Batch, EvalSet
+from bench.config.errors import UserError
+from bench.config.settings import TrainSettings
+from bench.core.evaluate import EvalSet
+from bench.core.train import Batch, TrainBatches
+from bench.core.weights import Backbone
 from bench.data import Dataset, Item
 from bench.data.captions import clean
 from bench.data.pixels import prepare
 from bench.data.transforms import PRESETS, TrainPairs, epoch_pairs, normalise
-from bench.errors import UserError
-
-if TYPE_CHECKING:
-    from bench.spec import TrainSettings
 
 SIGTERM_SECONDS = 30  # that a loader lives on when it is told to end
 
@@ -37,6 +36,7 @@ class Inputs:
         backbone: Backbone,
         settings: TrainSettings,
         device: torch.device,
+        *,
         on_pixels: Callable[[int, int], None] | None = None,
         prepared: dict[Hashable, Any] | None = None,
     ) -> None:
@@ -98,8 +98,8 @@ class Inputs:
 
         return EvalSet(images, batches, caption_text, torch.arange(len(items)).repeat_interleave(counts))
 
-    def train_batches(self, seed: int) -> tuple[Callable[[int, int], Generator[Batch, None, None]], int]:
-        """A function from the epoch (from 1) and a number of batches to skip to the others, and how many there are.
+    def train_batches(self, seed: int) -> TrainBatches:
+        """The training batches of every epoch.
 
         Order and augmentation follow from (seed, epoch) alone. The last batch is dropped if it is not full.
         """
@@ -125,7 +125,7 @@ class Inputs:
                 ids = tokens[first[image] + caption]
                 yield Batch(self.to_tensor(pictures), ids.to(self.device), image.to(self.device))
 
-        return batches, count // settings.batch_size
+        return TrainBatches(batches, count // settings.batch_size)
 
 
 def _outlive_sigterm(worker: int) -> None:

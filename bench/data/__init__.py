@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.config.errors import UserError
 from bench.data.annotations import Item, find, read
 from bench.data.images import locate
-from bench.errors import UserError
 
 if TYPE_CHECKING:
-    from bench.spec import DatasetSettings
+    from bench.config.settings import DatasetSettings
 
 __all__ = [
     "DATASETS",
@@ -26,26 +26,37 @@ __all__ = [
     "load",
     "locate",
     "raw_splits",
+    "register",
     "split_of",
 ]
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A dataset the harness knows: its title, the splits it has (the first is the default)."""
+    """A dataset the harness knows: its title, the splits it has (the first is the default).
+
+    A dataset that is generated instead of read from the user's disk says what identifies it (`version`), and `make`
+    gives its folder, in which annotations in the Karpathy layout and images lie.
+    """
 
     title: str
     splits: tuple[str, ...]
+    version: str | None = None
+    make: Callable[[], Path] | None = None
 
 
 DATASETS = {
-    "demo": DatasetInfo("the built-in demo world, drawn on first use", ("demo",)),
     "rsitmd": DatasetInfo("RSITMD (Yuan et al. 2022)", ("pir", "karpathy", "precomp")),
     "rsicd": DatasetInfo("RSICD (Lu et al. 2018)", ("pir", "karpathy", "precomp")),
     "ucm": DatasetInfo("UCM-Captions (Qu et al. 2016)", ("precomp", "karpathy")),
     "sydney": DatasetInfo("Sydney-Captions (Qu et al. 2016)", ("karpathy",)),
     "nwpu": DatasetInfo("NWPU-Captions (Cheng et al. 2022)", ("karpathy",)),
 }
+
+
+def register(name: str, info: DatasetInfo) -> None:
+    """Make a dataset known."""
+    DATASETS[name] = info
 
 
 @dataclass(frozen=True)
@@ -65,15 +76,15 @@ class Dataset:
 
 
 def identity(settings: DatasetSettings) -> str:
-    """Hash (hex) of the annotation files' bytes, the split, and how validation is held out; for the demo its version.
+    """Hash (hex) of the annotation files' bytes, the split, and how validation is held out; a generated
+    dataset's version.
 
     Costs a read of the annotations, no parsing. Images are not in it: the pixel cache hashes those. UserError if the
     root or an annotation file is missing.
     """
-    if split_of(settings) == "demo":
-        from bench.demo import VERSION
-
-        return f"demo-{VERSION}"
+    split_of(settings)
+    if (version := DATASETS[settings.name].version) is not None:
+        return version
     split, _, folder = _source(settings)
     digest = hashlib.sha256(f"{settings.name} {split}".encode())
     if split != "pir":
@@ -110,7 +121,7 @@ def load(settings: DatasetSettings) -> Dataset:
 def raw_splits(settings: DatasetSettings) -> dict[str, tuple[Item, ...]]:
     """Items by split as the annotation files hold them, empty captions and all; there may be no "val"."""
     split, _, folder = _source(settings)
-    return read("karpathy" if split == "demo" else split, settings.name, folder)
+    return read("karpathy" if DATASETS[settings.name].make else split, settings.name, folder)
 
 
 def split_of(settings: DatasetSettings) -> str:
@@ -129,10 +140,10 @@ def is_empty(caption: str) -> bool:
 
 
 def _source(settings: DatasetSettings) -> tuple[str, Path, Path]:
-    """(split, root, folder of the annotations); draws the demo world if that is asked for."""
+    """(split, root, folder of the annotations); makes the dataset first if it is a generated one."""
     split = split_of(settings)
-    if split == "demo":
-        root = _demo_root()
+    if make := DATASETS[settings.name].make:
+        root = make()
         return split, root, root
     if settings.root is None:
         raise UserError(f"dataset.root is not set: give the folder that holds the images of {settings.name}")
@@ -154,16 +165,3 @@ def _hold_out(items: Sequence[Item], fraction: float, seed: int) -> tuple[tuple[
     names = sorted((i.image for i in items), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     held = set(names[: round(fraction * len(names))])
     return tuple(i for i in items if i.image not in held), tuple(i for i in items if i.image in held)
-
-
-def _demo_root() -> Path:
-    """The demo world's folder in the cache, built on first use."""
-    from bench.demo import VERSION
-    from bench.settings import cache_dir  # pydantic's import alone costs 0.2 s
-
-    root = cache_dir() / f"demo-{VERSION}"
-    if not root.is_dir():
-        from bench.demo import world
-
-        world.build(root)  # appears only when complete, also with two builds at once
-    return root

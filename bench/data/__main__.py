@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
+from bench.config.errors import UserError
 from bench.data import DATASETS
 from bench.data.annotations import FILES
-from bench.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,15 +31,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _list() -> int:
-    from bench.data.check import table
+    from bench.data.survey import table
 
     print(table())
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from bench.data.check import check
-    from bench.spec import DatasetSettings
+    from bench.config.settings import DatasetSettings
+    from bench.data.survey import check
 
     keys = ("name", "root", "split", "annotations")
     return 1 if check(DatasetSettings(**{key: getattr(arguments, key) for key in keys})) else 0

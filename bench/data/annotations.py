@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bench.errors import UserError
+from bench.config.errors import UserError
 
 SPLITS = ("train", "val", "test")
 CAPTIONS_PER_IMAGE = 5  # precomp lists file names once for so many captions

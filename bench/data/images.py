@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from bench.errors import UserError
+from bench.config.errors import UserError
 
 _FOLDERS = ("", "images", "imgs")
 _SPLIT_FOLDERS = ("train", "val", "test")

@@ -16,9 +16,9 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from bench.config.errors import UserError
+from bench.config.files import cache_dir
 from bench.data.images import locate
-from bench.errors import UserError
-from bench.settings import cache_dir
 
 VERSION = 1  # raise it when the same file would give other pixels
 RESIZES = ("crop", "squash")

@@ -5,25 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import open_clip
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-MODEL = "tiny-clip"
-CONFIG = Path(__file__).with_name(f"{MODEL}.json")
-WEIGHTS = Path(__file__).with_name(f"{MODEL}.safetensors")
 VOCABULARY = 49408
 EMBEDDING = "token_embedding.weight"
 
 
-def register() -> None:
-    """Make `tiny-clip` known to open_clip, by its own mechanism."""
-    if MODEL not in open_clip.list_models():
-        open_clip.add_model_config(CONFIG)
-
-
-def state_dict(path: Path = WEIGHTS) -> dict[str, Tensor]:
+def state_dict(path: Path) -> dict[str, Tensor]:
     """All weights in float32. The file holds the embeddings of the worlds' own words; all other tokens get zeros."""
     packed = load_file(path)
     state = {name: tensor.float() for name, tensor in packed.items() if name not in ("token_ids", "token_rows")}
@@ -32,7 +22,7 @@ def state_dict(path: Path = WEIGHTS) -> dict[str, Tensor]:
     return state
 
 
-def pack(state: Mapping[str, Tensor], token_ids: Tensor, path: Path = WEIGHTS) -> None:
+def pack(state: Mapping[str, Tensor], token_ids: Tensor, path: Path) -> None:
     """Write weights as float16, with `EMBEDDING` given for `token_ids` (tokens,) alone: what `state_dict` reads."""
     packed = {name: tensor.half().contiguous() for name, tensor in state.items() if name != EMBEDDING}
     packed |= {"token_ids": token_ids.int(), "token_rows": state[EMBEDDING].half().contiguous()}

@@ -23,16 +23,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.core.losses import info_nce
-from bench.core.retrieval import metrics, score
+from bench import demo
+from bench.config.backbones import model_config
+from bench.config.settings import TrainSettings
+from bench.core.evaluate import score
+from bench.core.ranks import metrics
 from bench.core.train import lr_factor
 from bench.demo import backbone, general, world
-from bench.spec import TrainSettings
-from bench.weights import model_config
+from methods.losses.info_nce import info_nce
 
 SEED = 0
 SENTENCES = 4
-CONTEXT: int = model_config(backbone.MODEL)["text_cfg"]["context_length"]
+CONTEXT: int = model_config(demo.MODEL)["text_cfg"]["context_length"]
 # Words that overhead pictures are described with, beyond the demo world's: their tokens are kept, though untrained.
 OVERHEAD = """
 airport baseball basketball beach bridge buildings bushes cars church city coast commercial container court crossing
@@ -80,7 +82,7 @@ def train(scenes: int, steps: int, batch: int, lr: float, device: torch.device) 
     # A table of the kept tokens alone: the other 48,000 rows would cost half of every step. Ids keep their order, so
     # the end token stays the highest, where CLIP pools.
     compact = torch.searchsorted(known, ids)
-    config = copy.deepcopy(model_config(backbone.MODEL))
+    config = copy.deepcopy(model_config(demo.MODEL))
     config["text_cfg"]["vocab_size"] = len(known)
     torch.manual_seed(SEED)
     clip = open_clip.CLIP(**config).to(device)
@@ -96,7 +98,7 @@ def train(scenes: int, steps: int, batch: int, lr: float, device: torch.device) 
         rows, order = torch.from_numpy(order[:batch].copy()), order[batch:]
         said = torch.from_numpy(rng.integers(SENTENCES, size=batch))
         for group in optimizer.param_groups:
-            group["lr"] = lr * lr_factor(step, steps, 1, schedule)
+            group["lr"] = lr * lr_factor(step, total=steps, steps_per_epoch=1, settings=schedule)
         images = normalised(pictures[rows], device)
         image = F.normalize(clip.encode_image(images), dim=-1)
         text = F.normalize(clip.encode_text(compact[rows, said].to(device)), dim=-1)
@@ -117,7 +119,7 @@ def train(scenes: int, steps: int, batch: int, lr: float, device: torch.device) 
 @torch.inference_mode()
 def zero_shot(path: Path, split: str = "test") -> float:
     """Mean recall in percent on a split of the demo world."""
-    clip = open_clip.CLIP(**model_config(backbone.MODEL)).eval()
+    clip = open_clip.CLIP(**model_config(demo.MODEL)).eval()
     clip.load_state_dict(backbone.state_dict(path))
     splits = [name for name, number in world.SPLITS.items() for _ in range(number)]
     scenes = [world.scene(0, index) for index, name in enumerate(splits) if name == split]
@@ -136,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=backbone.WEIGHTS)
+    parser.add_argument("--out", type=Path, default=demo.WEIGHTS)
     arguments = parser.parse_args(argv)
     state, known = train(
         arguments.scenes, arguments.steps, arguments.batch, arguments.lr, torch.device(arguments.device)

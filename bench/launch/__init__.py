@@ -1,46 +1,33 @@
-"""Where runs are computed: in this process, in a pool of local workers, or as Slurm arrays. No torch."""
+"""Where runs are computed: in this process, in a pool of local workers, or as jobs of a cluster scheduler. No torch."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:
-    from bench.spec import SlurmSettings
+from bench.config.settings import SCHEDULERS, Settings
+from bench.launch.schedulers import EXECUTORS, Launcher, current_job, scheduler, scheduler_for, used_by
 
-EXECUTORS = ("auto", "inline", "local", "slurm")
-
-
-class Launcher(Protocol):
-    """Computes runs. What became of them is told by their folders alone."""
-
-    detached: bool  # whether `launch` returns before the runs are done
-
-    def missing(self, runs: Sequence[Path]) -> list[Path]:
-        """Those of the runs that are not on their way already."""
-
-    def launch(self, runs: Sequence[Path]) -> None:
-        """Compute the runs in these folders, each of which holds a run.yaml; a failed run fails alone."""
-
-
-def is_slurm(executor: str) -> bool:
-    """Whether this executor is Slurm: `auto` is where sbatch exists."""
-    return executor == "slurm" or (executor == "auto" and shutil.which("sbatch") is not None)
+__all__ = ["EXECUTORS", "Launcher", "current_job", "make", "scheduler", "scheduler_for", "used_by"]
 
 
 def make(
-    executor: str, workers: int | None, folder: Path, slurm: SlurmSettings, reports: Path, follow: bool = False
+    executor: str,
+    *,
+    folder: Path,
+    reports: Path,
+    blocks: Mapping[str, Settings],
+    workers: int | None = None,
+    follow: bool = False,
 ) -> Launcher:
-    """The launcher of that name for the sweep in `folder`.
+    """The launcher of that name for the sweep in `folder`. `blocks`: the sweep's settings for each scheduler.
 
-    Slurm's writes the report into `reports` with its last job, and only with `follow` stays until the runs are done.
+    A scheduler's launcher writes the report into `reports` with its last job, and stays until the runs are done only
+    with `follow`. `workers`: how many local workers; by default one a GPU, else one a core.
     """
-    if is_slurm(executor):
-        from bench.launch.slurm import SlurmArray
-
-        return SlurmArray(folder, slurm, reports, detached=not follow)
+    if name := scheduler_for(executor):
+        settings = blocks.get(name) or SCHEDULERS[name]()
+        return scheduler(name).launcher(folder, settings, reports, detached=not follow)
     if executor == "inline":
         from bench.launch.inline import Inline
 

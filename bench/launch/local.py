@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import store
-from bench.launch.task import LOG, STOP_SIGNALS, WAIT_SECONDS, Outcome, never, record_failure
+from bench.launch.task import STOP_SIGNALS, WAIT_SECONDS, Outcome, never, record_failure
+from bench.store.attempts import SHARED_BY
+from bench.store.folder import log_tail
 
 MAX_CPU_WORKERS = 8  # each holds a backbone and a batch in memory
 STOP_SECONDS = 5.0
@@ -127,7 +128,7 @@ class LocalPool:
         for name in THREADS:
             environment.setdefault(name, str(max(1, cpu_cores() // slots)))
         if gpus:
-            environment[store.SHARED_BY] = str(math.ceil(slots / len(gpus)))
+            environment[SHARED_BY] = str(math.ceil(slots / len(gpus)))
             environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "bench.launch.worker", self.target]
@@ -161,9 +162,7 @@ def _bury(worker: _Worker, blame: bool) -> None:
         hint = " (kill -9, or the machine ran out of memory)" if code == -signal.SIGKILL else ""
         cause = f"was ended by {signal.Signals(-code).name}{hint}"
     if worker.run and blame:
-        log = worker.run / LOG
-        tail = log.read_text(errors="replace").splitlines()[-40:] if log.exists() else []
-        record_failure(worker.run, "WorkerDied", f"the process of this run {cause}", "\n".join(tail))
+        record_failure(worker.run, "WorkerDied", f"the process of this run {cause}", log_tail(worker.run))
     elif code > 0 and not worker.run:
         raise RuntimeError(f"a worker {cause} before it was given a run")
 

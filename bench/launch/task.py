@@ -11,9 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from bench import store
+from bench.config.errors import Stopped
+from bench.launch.schedulers import current_job
+from bench.plan.spec import RunSpec
+from bench.store import record
+from bench.store.folder import LOG, RUN, RunLocked
 
-LOG = "log.txt"
 WAIT_SECONDS = 2.0  # between two looks at a run that another process holds
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # Slurm sends its own to every process of a job
 Outcome = Literal["finished", "failed", "stopped", "locked"]
@@ -31,13 +34,12 @@ def run_one(run_dir: str | Path, should_stop: Callable[[], bool] = never) -> Out
     """
     run_dir = Path(run_dir)
     try:
-        from bench import run  # torch
+        from bench.compute.execute import execute  # torch
 
-        result = run.execute(run_dir, should_stop, keep=True)
-        return "finished" if result["status"] == "finished" else "failed"
-    except store.RunLocked:
+        return execute(run_dir, should_stop=should_stop, keep=True, job=current_job()).status
+    except RunLocked:
         return "locked"
-    except store.Stopped:
+    except Stopped:
         return "stopped"
     except Exception as error:  # what lies outside the run's own net: its run.yaml, an import, the result's own file
         record_failure(run_dir, type(error).__name__, str(error), traceback.format_exc())
@@ -98,15 +100,8 @@ def redirect(log: Path) -> None:
 
 def record_failure(run_dir: Path, kind: str, message: str, trace: str) -> None:
     """Write a failed result for a run that could not write its own; a finished one is left alone."""
-    from bench.spec import RunSpec
-
-    if store.is_finished(run_dir):
-        return
     try:
-        spec = RunSpec.load(run_dir / store.RUN).to_dict()
+        spec = RunSpec.load(run_dir / RUN).to_dict()
     except Exception:  # the run.yaml itself may be what is broken
         spec = {}
-    error = {"type": kind, "message": message, "traceback": trace, "user": False}
-    result = {"schema": 1, "run_id": run_dir.name, "sweep": run_dir.parent.name, "status": "failed", "error": error}
-    result |= {"spec": spec, "metrics": None, "cost": None, "provenance": None}
-    store.write_json(run_dir / store.RESULT, result)
+    record.write_failure(run_dir, spec, record.Failure(type=kind, message=message, traceback=trace))

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from bench.launch.task import LOG, STOP_SIGNALS, redirect
+from bench.launch.task import STOP_SIGNALS, redirect
+from bench.store.folder import LOG
 
 
 def _read_orders(orders: queue.Queue[str]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from bench.reporting.collect import RECALLS, Runs
-from bench.reporting.naming import distinguish
+from bench.store.frame import RECALLS, Runs
+from bench.store.naming import distinguish
 
 TABLE_COLUMNS = (
     *("dataset", "backbone", "method", "config", "trainable_params", "seeds"),

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.layers.adapters import zeroed
+from methods.layers.bottlenecks import zeroed
 
 GATE_START = 0.6  # before the sigmoid
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from bench.core.backbone import DualEncoder
+    from bench.core.model import DualEncoder
 
 
-def prompts(count: int, width: int, std: float) -> nn.Parameter:
+def normal_prompts(count: int, width: int, std: float) -> nn.Parameter:
     """Learned tokens (count, width), normal with the given standard deviation."""
     return nn.Parameter(torch.randn(count, width) * std)
 

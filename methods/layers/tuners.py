@@ -14,8 +14,8 @@ from peft import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor
 
-from bench.core.backbone import DualEncoder
-from bench.errors import UserError
+from bench.config.errors import UserError
+from bench.core.model import DualEncoder
 from methods.base import ModelShape
 from methods.layers.attention import split_attention
 

@@ -1,0 +1,99 @@
+"""What a run computes with: its device, its data, and its backbone with the method and the loss attached."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from bench import data
+from bench.config import backbones
+from bench.core.inputs import Inputs
+from bench.core.train import seed_for
+from bench.core.weights import Backbone, load_backbone
+from bench.data import Dataset
+from bench.plan.spec import RunSpec
+
+
+def pick_device() -> torch.device:
+    """The first visible GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def make_deterministic() -> None:
+    """The same seed gives the same numbers on the same hardware. cuBLAS reads its setting before its first use."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is to mean it
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A run's dataset and its plain backbone; `prepared` holds what was read of the dataset for this backbone."""
+
+    dataset: Dataset
+    backbone: Backbone
+    prepared: dict[Hashable, Any] = field(default_factory=dict)
+
+
+_kept: dict[str, Loaded] = {}  # the last one, for a process with several runs
+
+
+def load(spec: RunSpec, keep: bool) -> Loaded:
+    """The run's dataset and backbone.
+
+    With `keep` they stay in this process for its next run, and this one gets a copy of the backbone. Images and weights
+    must not change in the meantime.
+    """
+    if not keep:
+        return Loaded(data.load(spec.dataset), load_backbone(spec.backbone))
+    settings = spec.dataset.model_dump_json(), spec.backbone.model_dump_json()
+    key = json.dumps([*settings, data.identity(spec.dataset), backbones.identity(spec.backbone)])
+    if key not in _kept:
+        _kept.clear()
+        _kept[key] = Loaded(data.load(spec.dataset), load_backbone(spec.backbone))
+    kept = _kept[key]
+    return replace(kept, backbone=replace(kept.backbone, model=copy.deepcopy(kept.backbone.model)))
+
+
+def build(spec: RunSpec, device: torch.device, loaded: Backbone | None = None) -> Backbone:
+    """The backbone with the run's method and loss attached, on the device, its start fixed by the run's seed.
+
+    `loaded`: the run's backbone, where it has been loaded already; it is changed. AssertionError if the number of
+    trainable parameters is not what the method's closed form says.
+    """
+    backbone = loaded or load_backbone(spec.backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(spec.seed, "attach"))
+        spec.method.attach(backbone.model)
+        if spec.method.trains:
+            spec.loss.attach(backbone.model)
+    expected, found = spec.trainable_params(), backbone.model.trainable_params()
+    assert expected in (None, found), f"{spec.method.name} trains {found} parameters; its closed form says {expected}"
+    backbone.model.to(device)
+    return backbone
+
+
+def preflight(specs: Sequence[RunSpec], on_pixels: Callable[[int, int], None] | None = None) -> None:
+    """Prepare what runs share, and find what the user has to fix before any run starts.
+
+    Loads each backbone's weights once and fills the pixel caches. UserError for missing or corrupt images and weights.
+    """
+    by_backbone: dict[str, list[RunSpec]] = {}
+    for spec in specs:
+        by_backbone.setdefault(spec.backbone.model_dump_json(), []).append(spec)
+    for group in by_backbone.values():
+        backbone = load_backbone(group[0].backbone)
+        seen = set()
+        for spec in group:
+            key = (spec.dataset.model_dump_json(), spec.train.augment, spec.method.trains)
+            if key not in seen:
+                seen.add(key)
+                inputs = Inputs(data.load(spec.dataset), backbone, spec.train, torch.device("cpu"), on_pixels=on_pixels)
+                inputs.prepare_all(train=spec.method.trains)

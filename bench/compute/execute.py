@@ -1,0 +1,175 @@
+"""One run from its settings to its result: train, choose the epoch by validation, score the test set once."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.compute.build import build, load, make_deterministic, pick_device
+from bench.compute.progress import Progress
+from bench.config.errors import Stopped, UserError
+from bench.config.files import write_bytes, write_json
+from bench.core import cost, ranks
+from bench.core.evaluate import evaluate
+from bench.core.inputs import Inputs
+from bench.core.position import Position
+from bench.core.state import Fit, StateFiles, saved_position
+from bench.core.train import fit
+from bench.plan.spec import RunSpec
+from bench.store import folder, provenance, record
+from bench.store.attempts import SHARED_BY, end_attempt, start_attempt
+from bench.store.record import Cost, Failure, Metrics, Record, Scores
+from methods import registry
+
+
+def execute(
+    run_dir: Path,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    keep: bool = False,
+    job: str | None = None,
+) -> Record:
+    """Compute a run and return its result, which is also written to result.json.
+
+    A finished run is returned as it is. A failure is caught and recorded with its traceback; an interrupt passes
+    through and leaves the checkpoint, from which the next call continues. `keep`: dataset and backbone stay in this
+    process for its next run. `job`: the id of the cluster job that this process belongs to.
+
+    RunLocked if another process computes the run; Stopped once the run has saved its state because `should_stop()`.
+    """
+    with folder.claim(run_dir):
+        done = record.read(run_dir)
+        if done is not None and done.finished:
+            folder.tidy(run_dir)
+            return done
+        started = datetime.now(UTC)
+        gc.collect()  # what earlier runs of this process left counts towards this one's memory
+        torch.cuda.empty_cache()
+        threads = torch.get_num_threads()
+        spec = RunSpec.load(run_dir / folder.RUN)
+        files = StateFiles(run_dir / folder.STATE, folder.BEST)
+        start_attempt(run_dir, gpus=_gpus_held(job), job=job, at=saved_position(files))
+        parts: dict[str, Any]
+        try:
+            parts = {"status": "finished", **_compute(spec, run_dir, files, should_stop, keep)}
+        except Exception as error:
+            # What breaks while a scheduler ends everything around the run proves nothing: the saved state counts.
+            if isinstance(error, Stopped) or should_stop():
+                _note_stop(run_dir, saved_position(files))
+                raise Stopped(run_dir.name) from error
+            parts = {"status": "failed", "error": _describe(error), "provenance": _origin(pick_device())}
+        finally:
+            torch.set_num_threads(threads)  # a resumed run has those that it started with
+        parts["provenance"] |= {
+            "started": started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        result = Record(run_id=run_dir.name, sweep=spec.sweep, spec=spec.to_dict(), **parts)
+        record.write(run_dir, result)
+        reached = Position(spec.train.epochs) if result.finished else saved_position(files)
+        end_attempt(run_dir, result.status, reached=reached)
+        (run_dir / folder.PROGRESS).unlink(missing_ok=True)
+        if result.finished:
+            folder.tidy(run_dir)
+        return result
+
+
+def _note_stop(run_dir: Path, reached: Position) -> None:
+    progress = folder.read_progress(run_dir) or {}
+    write_json(run_dir / folder.PROGRESS, progress | {"phase": "stopped", "updated": time.time()})
+    end_attempt(run_dir, "stopped", reached=reached)
+
+
+def _gpus_held(job: str | None) -> float:
+    """How many GPUs this run keeps from others: all that its job was given, divided among runs side by side."""
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    held = visible if job else min(visible, 1)
+    return held / int(os.environ.get(SHARED_BY, 1))
+
+
+def _origin(device: torch.device) -> dict[str, Any]:
+    return provenance.describe() | cost.device_facts(device)
+
+
+def _compute(
+    spec: RunSpec, run_dir: Path, files: StateFiles, should_stop: Callable[[], bool], keep: bool
+) -> dict[str, Any]:
+    """Everything between the settings and the parts of the record."""
+    device = pick_device()
+    make_deterministic()
+    progress = Progress(run_dir, spec.train.epochs if spec.method.trains else 0)
+    progress("data")
+    loaded = load(spec, keep)
+    backbone = build(spec, device, loaded.backbone)
+    model = backbone.model
+    if spec.train.grad_checkpointing:
+        model.clip.set_grad_checkpointing(True)  # type: ignore[operator]
+    inputs = Inputs(loaded.dataset, backbone, spec.train, device, prepared=loaded.prepared)
+    validation = inputs.eval_set("val")
+    if spec.method.trains:
+        done = fit(
+            model,
+            loss=spec.loss,
+            batches=inputs.train_batches(spec.seed),
+            validation=validation,
+            settings=spec.train,
+            seed=spec.seed,
+            files=files,
+            on_progress=progress,
+            on_history=lambda rows: folder.write_history(run_dir, rows),
+            should_stop=should_stop,
+        )
+        model.load_adapter(files.best_of(done.best_epoch))
+    else:
+        cost.reset_peak_memory(device)
+        done = Fit(best_metrics=ranks.metrics(*evaluate(model, validation)), peak_bytes=cost.peak_memory(device))
+    model.save_adapter(run_dir / folder.ADAPTER)
+    progress("test")
+    test = inputs.eval_set("test")
+    i2t, t2i = evaluate(model, test)
+    write_bytes(run_dir / folder.RANKS, ranks.to_npz(i2t, t2i))
+    images, tokens = next(iter(test.images())), next(iter(test.texts()))
+    return {
+        "metrics": Metrics(
+            best_epoch=done.best_epoch,
+            val=Scores.model_validate(done.best_metrics),
+            test=Scores.model_validate(ranks.metrics(i2t, t2i)),
+        ),
+        "cost": Cost(
+            trainable_params=model.trainable_params(),
+            total_params=model.total_params(),
+            train_seconds=done.seconds if spec.method.trains else None,
+            images_per_second=done.pairs / done.seconds if done.seconds else None,
+            peak_bytes=done.peak_bytes,
+            adapter_bytes=(run_dir / folder.ADAPTER).stat().st_size,
+            flops_per_pair=cost.flops_per_pair(model, images, tokens),
+        ),
+        "provenance": _origin(device)
+        | {
+            "dataset_sha256": loaded.dataset.sha256,
+            "split": loaded.dataset.split,
+            "weights": spec.backbone.weights,
+            "weights_sha256": backbone.sha256,
+            "plugins": registry.sources(type(spec.method), type(spec.loss)),
+        },
+    }
+
+
+def _describe(error: Exception) -> Failure:
+    message = str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        first = message.splitlines()[0]
+        message = (
+            f"out of GPU memory ({first}); lower train.batch_size or train.eval_batch_size, or set "
+            "train.grad_checkpointing: true or train.precision: bf16"
+        )
+    trace = traceback.format_exc()
+    return Failure(type=type(error).__name__, message=message, traceback=trace, user=isinstance(error, UserError))

@@ -1,0 +1,104 @@
+"""The backbones there are: open_clip's model configs, models that ship with the harness, what identifies weights.
+
+No torch: open_clip's configs are read from its folder without importing it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.config.errors import UserError
+from bench.config.files import file_sha256
+from bench.config.shapes import ModelShape, shape_of
+
+if TYPE_CHECKING:
+    from bench.config.settings import BackboneSettings
+
+FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A model that ships with the harness: its config file, its weights by name, and the function that reads them.
+
+    `read(path)` gives a state dict (name -> tensor) that fits the model.
+    """
+
+    config: Path
+    weights: Mapping[str, Path]
+    read: Callable[[Path], Any]
+
+
+BUILT_IN: dict[str, BuiltIn] = {}
+
+
+def register(model: str, built_in: BuiltIn) -> None:
+    """Make a model known under a name that open_clip does not use."""
+    BUILT_IN[model] = built_in
+
+
+def is_file(weights: str) -> bool:
+    """Whether `weights` means a path rather than open_clip's tag, `random` or the name of built-in weights."""
+    return os.sep in weights or weights.lower().endswith(FILE_ENDINGS)
+
+
+@cache
+def _open_clip_configs() -> dict[str, Path]:
+    spec = find_spec("open_clip")  # finds the package without importing it, and so without torch
+    assert spec is not None
+    assert spec.submodule_search_locations
+    folder = Path(spec.submodule_search_locations[0]) / "model_configs"
+    return {path.stem: path for path in sorted(folder.glob("*.json"))}
+
+
+@cache
+def model_config(model: str) -> dict[str, Any]:
+    """open_clip's model config of that name; UserError with the nearest name if there is none."""
+    files = _open_clip_configs() | {name: built_in.config for name, built_in in BUILT_IN.items()}
+    if model not in files:
+        close = difflib.get_close_matches(model, files, n=3)
+        hint = f"; did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
+        raise UserError(f"backbone.model: open_clip has no model '{model}'{hint}")
+    config: dict[str, Any] = json.loads(files[model].read_text(encoding="utf-8"))
+    return config
+
+
+@cache
+def model_shape(model: str) -> ModelShape:
+    """Sizes of a model from its config alone, without building it; UserError if there is no such model."""
+    return shape_of(model, model_config(model))
+
+
+def identity(backbone: BackboneSettings) -> str:
+    """What makes two backbones the same for a run's id: content for files, name for tags, seed for random weights.
+
+    UserError for weights that are not there or that belong to another model.
+    """
+    shape, weights = model_shape(backbone.model), backbone.weights
+    if weights == "random":
+        return f"random:{backbone.seed}"
+    for model, built_in in BUILT_IN.items():
+        if weights in built_in.weights and model != shape.model:
+            raise UserError(f"backbone.weights: '{weights}' belongs to the model '{model}', not to '{shape.model}'")
+    own = BUILT_IN[shape.model].weights if shape.model in BUILT_IN else {}
+    if weights in own:
+        return f"sha256:{file_sha256(own[weights])}"
+    if is_file(weights):
+        path = Path(weights)
+        if not path.is_file():
+            raise UserError(
+                f"backbone.weights: no file {path}; download the checkpoint of '{shape.model}' (open_clip, OpenAI, "
+                "RemoteCLIP or GeoRSCLIP) and put its path there"
+            )
+        return f"sha256:{file_sha256(path)}"
+    if own:
+        raise UserError(f"backbone.weights: '{shape.model}' has no weights '{weights}'; use {', '.join(own)} or random")
+    return f"tag:{weights}"

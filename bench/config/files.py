@@ -1,0 +1,85 @@
+"""Files that are written whole or not at all, hashes of large files, and the cache folder. No torch."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.config.errors import UserError
+
+LARGE_BYTES = 2**25  # the hash of a file beyond this size is remembered
+
+
+def cache_dir() -> Path:
+    """Folder for what can be made again (pixels, the demo world): $PETL_BENCH_CACHE, else ~/.cache/petl-bench."""
+    return Path(os.environ.get("PETL_BENCH_CACHE") or Path.home() / ".cache" / "petl-bench")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically: a reader, or a kill at any moment, finds the old file or the new one, never a part.
+
+    UserError if the disk is full.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    with disk_errors(part):
+        part.write_bytes(data)
+        part.replace(path)
+
+
+@contextmanager
+def disk_errors(part: Path) -> Iterator[None]:
+    """Remove a part that could not be written whole; a full disk becomes a UserError."""
+    try:
+        yield
+    except Exception as error:  # torch and safetensors have exceptions of their own for failed writes
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = full or shutil.disk_usage(part.parent).free < 2**20  # asked before the part's own space is free again
+        part.unlink(missing_ok=True)
+        if full:
+            raise UserError(f"no space left in {part.parent}; free some and run the same command again") from error
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically. ValueError for not-a-number: a missing value is null."""
+    write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any | None:
+    """The file's content; None if the file is absent or not JSON (the harness never leaves half a file)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's bytes. The hash of a large file is remembered by path, size and time of change.
+
+    UserError if the file can't be read.
+    """
+    try:
+        stat = path.stat()
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror})") from error
+    key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+    note = cache_dir() / "hashes" / hashlib.sha256(key.encode()).hexdigest()
+    if stat.st_size > LARGE_BYTES and note.is_file():
+        return note.read_text(encoding="ascii")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if stat.st_size > LARGE_BYTES:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        part = note.with_suffix(f".{os.getpid()}")
+        part.write_text(digest, encoding="ascii")
+        part.replace(note)
+    return digest

@@ -1,0 +1,101 @@
+"""Typed settings from plain data: a mistake is reported with file, line, owner, key and what is allowed. No torch."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from bench.config.document import Document, Key, show
+from bench.config.errors import UserError
+from bench.config.settings import Settings
+
+T = TypeVar("T", bound=Settings)
+
+
+def parse(
+    cls: type[T],
+    data: Any,
+    owner: str,
+    document: Document,
+    path: Key = (),
+    places: Mapping[str, str] | None = None,
+    also: Sequence[str] = (),
+) -> T:
+    """The settings of a mapping, strictly typed; UserError with one line a mistake: place, owner, key, what is allowed.
+
+    `path` is where the mapping stands in the document, `places` where single keys of it come from if elsewhere.
+    `also` names keys that are allowed beside the class's own (they are suggested and listed, but taken out before).
+    """
+    if not isinstance(data, Mapping):
+        raise UserError(f"{document.at(path)}: {owner}: expected settings 'key: value', got {show(data)}")
+    try:
+        return cls.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        found: dict[tuple[Any, ...], list[Any]] = {}
+        for each in error.errors(include_url=False):
+            found.setdefault(_location(each, data), []).append(each)
+    lines = []
+    for loc, group in found.items():
+        place = (places or {}).get(str(loc[0])) if loc else None
+        here = place or document.at((*path, *loc))
+        lines.append(f"{here}: {owner}: {_explain(cls, data, loc, group, also)}")
+    raise UserError("\n".join(lines))
+
+
+def _location(error: Any, data: Any) -> tuple[Any, ...]:
+    """The part of pydantic's location that is in the data: it appends the tried members of a union."""
+    loc: list[Any] = []
+    for part in error["loc"]:
+        inside = isinstance(data, Mapping) and part in data
+        listed = isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if not inside and not listed and not (error["type"] == "missing" and part == error["loc"][-1]):
+            break
+        loc.append(part)
+        data = data[part] if inside or listed else None
+    return tuple(loc)
+
+
+def _explain(cls: type[Settings], data: Any, loc: tuple[Any, ...], errors: list[Any], also: Sequence[str]) -> str:
+    key = ".".join(map(str, loc))
+    first = errors[0]
+    if first["type"] in ("extra_forbidden", "missing"):
+        fields = _fields_at(cls, loc[:-1])
+        allowed = [*fields, *(also if len(loc) == 1 else ())]
+        if first["type"] == "missing":
+            return f"'{key}' is missing"
+        return f"unknown key '{key}'{_suggest(str(loc[-1]), allowed)} (allowed: {', '.join(allowed) or 'none'})"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    for part in loc:
+        data = data[part]
+    wanted: dict[str, None] = {}
+    hint = ""
+    for error in errors:
+        if error["type"] == "literal_error":
+            options = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+            wanted[error["ctx"]["expected"].replace(" or ", ", ")] = None
+            hint = hint or (_suggest(data, options) if isinstance(data, str) else "")
+        else:
+            wanted[error["msg"].removeprefix("Input should be ").removeprefix("a valid ").removeprefix("Input ")] = None
+    if any(error["type"] == "string_pattern_mismatch" for error in errors):
+        wanted = {"letters, digits, '.', '_' and '-', starting with a letter or digit": None}
+    return f"{key}: expected {' or '.join(wanted)}, got {show(data)}{hint}"
+
+
+def _fields_at(cls: type[Settings], loc: Sequence[Any]) -> list[str]:
+    for part in loc:
+        annotation = cls.model_fields[part].annotation if part in cls.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, Settings)):
+            return []
+        cls = annotation
+    return list(cls.model_fields)
+
+
+def _suggest(word: str, options: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""

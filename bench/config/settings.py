@@ -1,0 +1,93 @@
+"""Every typed block of settings, with its defaults and bounds. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys and wrong types are errors, instances never change.
+
+    Validate mappings read from YAML with `bench.config.parse.parse`: it uses pydantic's strict JSON mode, where a list
+    fills a tuple and 1 fills a float, but "12" never fills an int.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @classmethod
+    def extra_depth(cls, key: str) -> int | None:
+        """How many lists deep a setting is that is not a field, in a class that allows such; None in all others."""
+        return None
+
+
+class DatasetSettings(Settings):
+    """Which images and captions. `annotations` is the folder of the annotation files where that is not `root`."""
+
+    name: Literal["demo", "rsitmd", "rsicd", "ucm", "sydney", "nwpu"]
+    root: str | None = None
+    split: Literal["pir", "karpathy", "precomp", "demo"] | None = None
+    annotations: str | None = None
+    val_fraction: float = Field(0.2, gt=0, lt=1)
+    split_seed: int = 0
+
+
+class BackboneSettings(Settings):
+    """An open_clip model; weights are open_clip's tag, a file, `random` (drawn from `seed`) or `demo`."""
+
+    model: str
+    weights: str
+    seed: int = 0
+
+
+class TrainSettings(Settings):
+    """How the trainable part is trained; `workers` (data loading) is the one setting that no run id depends on."""
+
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(128, ge=1)
+    lr: float = Field(1e-4, gt=0)
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    warmup: float = Field(0.1, ge=0, le=1)  # fraction of all steps
+    step_epochs: int = Field(20, ge=1)
+    step_gamma: float = Field(0.7, gt=0)
+    clip_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    accumulate: int = Field(1, ge=1)  # batches an optimizer step
+    precision: Literal["fp32", "bf16"] = "fp32"
+    augment: Literal["none", "clip", "harma"] = "none"
+    captions: Literal["none", "clip", "harma"] = "none"
+    captions_per_epoch: Literal["all", "one"] = "all"
+    grad_checkpointing: bool = False
+    eval_batch_size: int = Field(256, ge=1)
+    workers: int = Field(4, ge=0)
+
+
+class SlurmSettings(Settings):
+    """What a job array asks the cluster for; `extra` goes to sbatch as it is, `setup` runs before each task."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gres: str | None = None
+    gpus_per_node: int | str | None = None
+    cpus_per_task: int | None = Field(None, ge=1)
+    mem_gb: Annotated[float, Field(gt=0)] | None = None
+    timeout_min: int = Field(120, ge=1)
+    array_parallelism: int = Field(64, ge=1)  # jobs at once, over all of a sweep's arrays
+    runs_per_job: int = Field(1, ge=1)
+    parallel_runs: int = Field(1, ge=1)  # of a job's runs, side by side on its GPU
+    signal_seconds: int = Field(120, ge=1)  # how long before its time limit a job is told to save and make room
+    max_timeouts: int = Field(10, ge=0)  # how often a job that got on may go on after its time limit
+    setup: tuple[str, ...] = ()
+    extra: dict[str, str | int | float | bool] = Field(default_factory=dict)
+
+
+# The section of a sweep file that each cluster scheduler reads; `bench.launch` has a folder of the same name for it.
+SCHEDULERS: dict[str, type[Settings]] = {"slurm": SlurmSettings}

@@ -1,0 +1,43 @@
+"""What all commands share: how they end, and what they print when they can't."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+USER_MISTAKE, INTERRUPTED = 2, 130
+
+
+def command(function: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """Call a command's function; give back the exit code of the process.
+
+    A UserError is one message and exit code 2, Ctrl-C is 130. A reader that goes away (`| head`) ends the command
+    without a word.
+    """
+    from bench.config.errors import UserError
+
+    try:
+        return function(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_MISTAKE
+    except KeyboardInterrupt as interrupt:
+        words = str(interrupt)
+        print(f"\n{words}" if words else "", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+def progress_counter(what: str) -> Callable[[int, int], None] | None:
+    """A function (done, total) that shows a count in the terminal; None where the output is not a terminal."""
+    if not sys.stdout.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        print(f"\r{what}: {done}/{total}", end="\n" if done >= total else "", flush=True)
+
+    return show

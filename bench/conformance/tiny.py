@@ -1,0 +1,68 @@
+"""Tiny random CLIPs and a batch for them: what the conformance suite runs methods and losses on."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import open_clip
+import torch
+from torch import nn
+
+from bench.core.evaluate import EvalSet
+from bench.core.model import DualEncoder
+from bench.core.train import Batch
+
+VOCABULARY, CONTEXT = 64, 24
+TINY: dict[str, Any] = {
+    "embed_dim": 48,
+    "vision_cfg": {"image_size": 24, "layers": 3, "width": 96, "head_width": 24, "patch_size": 8},
+    "text_cfg": {"context_length": CONTEXT, "vocab_size": VOCABULARY, "width": 80, "heads": 4, "layers": 2},
+}
+# Other widths, depths and proportions, for closed forms.
+SHAPES: tuple[dict[str, Any], ...] = (
+    TINY,
+    {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 128, "head_width": 32, "patch_size": 16, "mlp_ratio": 3},
+        "text_cfg": {"context_length": 30, "vocab_size": 50, "width": 128, "heads": 2, "layers": 4, "mlp_ratio": 2},
+    },
+    {
+        "embed_dim": 64,
+        "vision_cfg": {"image_size": 16, "layers": 2, "width": 72, "head_width": 36, "patch_size": 8},
+        "text_cfg": {"context_length": 24, "vocab_size": 40, "width": 96, "heads": 3, "layers": 2},
+    },
+)
+RESNET: dict[str, Any] = TINY | {"vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}}
+CLASSES = ("CLIP", "CustomTextCLIP")
+
+
+@cache
+def _clip(kind: str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = copy.deepcopy(RESNET if kind == "ResNet" else TINY)
+        return getattr(open_clip, "CLIP" if kind == "ResNet" else kind)(**config).eval()  # type: ignore[no-any-return]
+
+
+def backbone(kind: str = "CLIP") -> DualEncoder:
+    """A tiny frozen random CLIP: of either open_clip class, or with a "ResNet" image tower. Always the same."""
+    return DualEncoder(copy.deepcopy(_clip(kind)))
+
+
+def batch(seed: int = 1, image_size: int = 24) -> Batch:
+    """Four images with a caption each, of different lengths, the second and third of the same image."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.zeros(4, CONTEXT, dtype=torch.long)
+    for row, words in enumerate((3, 5, 9, 6)):
+        tokens[row, 0] = VOCABULARY - 2
+        tokens[row, 1 : words + 1] = torch.randint(1, VOCABULARY - 2, (words,), generator=generator)
+        tokens[row, words + 1] = VOCABULARY - 1
+    images = torch.randn(4, 3, image_size, image_size, generator=generator)
+    return Batch(images, tokens, torch.tensor([0, 1, 1, 2]))
+
+
+def eval_set() -> EvalSet:
+    held_out = batch(seed=9)
+    return EvalSet(lambda: [held_out.images], lambda: [held_out.tokens], torch.arange(4), torch.arange(4))

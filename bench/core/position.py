@@ -1,0 +1,12 @@
+"""How far a run has come. No torch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Position(NamedTuple):
+    """Finished epochs, and batches done in the next one. Positions compare: the larger one is further on."""
+
+    epochs: int = 0
+    batches: int = 0

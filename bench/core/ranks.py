@@ -1,0 +1,100 @@
+"""From ranks to recall, with ties counted fairly, and the file that holds the ranks. numpy only, no torch.
+
+Tie policy. A query whose correct item scores the same as g' wrong ones has no single rank. We take the *expected*
+recall under a random order of tied items: a collapsed model, which gives every pair the same score, gets exactly
+chance, where a strict `>` count gives it 100. Optimistic and pessimistic recalls (ties won, ties lost) are the bounds.
+Image-to-text takes the best rank among an image's captions, text-to-image the rank of the caption's one image.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.config.errors import UserError
+
+KS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Each query's standing. All arrays are (queries,), int64.
+
+    above: wrong items scored strictly higher than the query's best correct one.
+    tied: wrong items scored exactly like it. own: correct items scored exactly like it (at least 1).
+    """
+
+    above: NDArray[np.int64]
+    tied: NDArray[np.int64]
+    own: NDArray[np.int64]
+
+    @property
+    def expected(self) -> NDArray[np.float64]:
+        """Expected rank (from 1) of the first correct item under a random order of tied items."""
+        return self.above + (self.own + self.tied + 1) / (self.own + 1)
+
+    def hits(self, k: int) -> NDArray[np.float64]:
+        """Probability that a correct item is among the first k under a random order of tied items."""
+        room = np.clip(k - self.above, 0, None)
+        # All `room` places left go to wrong items with probability C(tied, room) / C(tied + own, room).
+        miss = np.ones(len(self.above))
+        for place in range(int(room.max(initial=0))):
+            open_ = place < room
+            left = np.clip(self.tied - place, 0, None)
+            pool = np.clip(self.tied + self.own - place, 1, None)
+            miss = np.where(open_, miss * left / pool, miss)
+        return 1.0 - miss
+
+    def recall(self, k: int) -> float:
+        """R@k in percent, expected over ties."""
+        return float(100 * self.hits(k).mean())
+
+    def bounds(self, k: int) -> tuple[float, float]:
+        """R@k in percent with every tie lost, and with every tie won."""
+        return float(100 * (self.above + self.tied < k).mean()), float(100 * (self.above < k).mean())
+
+
+def metrics(i2t: Ranks, t2i: Ranks) -> dict[str, float | int]:
+    """The six recalls and their mean in percent, its bounds under ties, tie counts and sizes."""
+    recalls = {f"{side}_r{k}": ranks.recall(k) for side, ranks in (("i2t", i2t), ("t2i", t2i)) for k in KS}
+    bounds = np.array([ranks.bounds(k) for ranks in (i2t, t2i) for k in KS])
+    return {
+        **recalls,
+        "mean_recall": float(np.mean(list(recalls.values()))),
+        "mean_recall_pessimistic": float(bounds[:, 0].mean()),
+        "mean_recall_optimistic": float(bounds[:, 1].mean()),
+        "i2t_ties": int((i2t.tied > 0).sum()),
+        "t2i_ties": int((t2i.tied > 0).sum()),
+        "images": len(i2t.above),
+        "captions": len(t2i.above),
+    }
+
+
+def to_npz(i2t: Ranks, t2i: Ranks) -> bytes:
+    """The bytes of ranks.npz: above, tied and own of every query, in the dataset's order, both directions."""
+    arrays = {
+        f"{side}_{field}": getattr(ranks, field)
+        for side, ranks in (("i2t", i2t), ("t2i", t2i))
+        for field in ("above", "tied", "own")
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def from_npz(path: Path) -> tuple[Ranks, Ranks]:
+    """Image-to-text and text-to-image ranks from a file that holds `to_npz`'s bytes; UserError if it does not."""
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            i2t, t2i = (
+                Ranks(*(held[f"{side}_{field}"].astype(np.int64) for field in ("above", "tied", "own")))
+                for side in ("i2t", "t2i")
+            )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} does not hold ranks ({type(error).__name__}); run this run again") from error
+    return i2t, t2i

@@ -1,0 +1,153 @@
+"""The saved state of a training run: where it is, what is in it, and how training continues from it."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.config.errors import UserError
+from bench.config.files import disk_errors
+from bench.core import cost
+from bench.core.model import DualEncoder
+from bench.core.position import Position
+
+UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class StateFiles:
+    """Where training keeps its state: one file, and in the same folder the adapter of the best epoch so far."""
+
+    state: Path
+    best: str = "best-{epoch:04d}.safetensors"
+
+    def best_of(self, epoch: int | None) -> Path:
+        """The file of the adapter as it was after this epoch."""
+        return self.state.with_name(self.best.format(epoch=epoch or 0))
+
+    def remove_best_but(self, epoch: int | None) -> None:
+        """Delete the adapters of all epochs except this one."""
+        pattern = self.best.partition("{")[0] + "*" + self.best.rpartition("}")[2]
+        for old in self.state.parent.glob(pattern):
+            if epoch is None or old != self.best_of(epoch):
+                old.unlink()
+
+
+@dataclass
+class Fit:
+    """What training leaves behind; history has one row an epoch; seconds, pairs and peak are those of training."""
+
+    best_epoch: int | None = None
+    best_metrics: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    pairs: int = 0
+    peak_bytes: int | None = None
+
+    def note_peak(self, device: torch.device) -> None:
+        """Take the device's peak memory since the last reset into account."""
+        self.peak_bytes = max(self.peak_bytes or 0, cost.peak_memory(device) or 0) or None
+
+
+@dataclass
+class Part:
+    """How much of an epoch is done; `random` is the random state (CPU, then CUDA) that its next batch starts from."""
+
+    loss_sum: Tensor
+    batches: int = 0
+    pairs: int = 0
+    seconds: float = 0.0
+    random: list[Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What training continues from: the fit so far, the epoch to continue in, and what is done of that epoch."""
+
+    fit: Fit
+    epoch: int
+    part: Part | None
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """The states of the generators that training draws from: the CPU's, then the GPU's where there is one."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def set_random_state(states: list[Tensor], device: torch.device) -> None:
+    """Put the generators back into the states that `random_state` gave."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
+
+
+def save(
+    files: StateFiles,
+    *,
+    epoch: int,
+    fit: Fit,
+    model: DualEncoder,
+    optimizer: torch.optim.Optimizer,
+    part: Part | None = None,
+) -> None:
+    """Write the state after an epoch, or in `part` of the next, atomically; then drop adapters no longer the best.
+
+    UserError if the disk is full.
+    """
+    state = {
+        "epoch": epoch,
+        "part": part and asdict(part),
+        "trainable": {name: p.detach() for name, p in model.trainable().items()},
+        "after_step": [each.state_dict() for each in model.after_step],
+        "optimizer": optimizer.state_dict(),
+        "fit": asdict(fit),
+        "threads": torch.get_num_threads(),
+    }
+    part_file = files.state.with_name(f".{files.state.name}.part")
+    with disk_errors(part_file):
+        torch.save(state, part_file)
+        part_file.replace(files.state)
+    files.remove_best_but(fit.best_epoch)
+
+
+def saved_position(files: StateFiles) -> Position:
+    """How far the saved state has come; the very start without a state that can be read."""
+    try:
+        state = torch.load(files.state, map_location="cpu", weights_only=True, mmap=True)
+        return Position(int(state["epoch"]), int(state["part"]["batches"]) if state["part"] else 0)
+    except (OSError, *UNREADABLE):
+        return Position()
+
+
+def resume(files: StateFiles, model: DualEncoder, optimizer: torch.optim.Optimizer) -> Resumed:
+    """Load the saved state, if there is one, into the model and the optimizer; also the number of threads.
+
+    UserError if the state can't be read.
+    """
+    if not files.state.is_file():
+        return Resumed(Fit(), 1, None)
+    try:
+        state: Mapping[str, Any] = torch.load(files.state, map_location="cpu", weights_only=True)
+        fit, threads, epoch = Fit(**state["fit"]), int(state["threads"]), int(state["epoch"])
+        part = Part(**state["part"]) if state.get("part") else None
+        with torch.no_grad():
+            for name, parameter in model.trainable().items():
+                parameter.copy_(state["trainable"][name])
+        for each, saved in zip(model.after_step, state["after_step"], strict=True):
+            each.load_state_dict(saved)
+    except UNREADABLE as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = type(error).__name__
+        raise UserError(
+            f"the checkpoint {files.state} can't be read ({reason}); delete it to start this run afresh"
+        ) from error
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_num_threads(threads)  # sums on a CPU round by how they are split
+    return Resumed(fit, epoch + 1, part)

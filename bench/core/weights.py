@@ -1,0 +1,249 @@
+"""Backbones with their weights: from open_clip, from a checkpoint file, or drawn at random.
+
+Checkpoint files come from others and are not trusted: only tensors are ever built from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bench.config import backbones
+from bench.config.errors import UserError
+from bench.config.settings import BackboneSettings
+from bench.core.model import DualEncoder
+
+OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+STORAGE_DTYPES = {
+    "HalfStorage": torch.float16,
+    "FloatStorage": torch.float32,
+    "IntStorage": torch.int32,
+    "LongStorage": torch.int64,
+}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded backbone with what its inputs need. mean and std are per channel, for pixels in [0, 1].
+
+    resize is how it wants images brought to size: "crop" (shorter side, then the centre) or "squash".
+    """
+
+    model: DualEncoder
+    tokenizer: Callable[[list[str]], Tensor]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: str
+    sha256: str
+
+
+def load_backbone(settings: BackboneSettings) -> Backbone:
+    """Build an open_clip model and load its weights; frozen, on the CPU, in float32 and eval mode.
+
+    Raises UserError for weights that can't be had or read, that don't fit the model, or that were trained with the
+    other GELU than the model has.
+    """
+    config = backbones.model_config(settings.model)
+    if "multimodal_cfg" in config:
+        raise UserError(f"backbone.model: '{settings.model}' is a CoCa model, which is not supported")
+    built_in = backbones.BUILT_IN.get(settings.model)
+    if built_in is not None and settings.model not in open_clip.list_models():
+        open_clip.add_model_config(built_in.config)
+    identity = backbones.identity(settings)  # missing files are reported before anything is built
+    if identity.startswith("tag:"):
+        clip = _from_tag(settings.model, settings.weights)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            clip = _create(settings.model)
+        if built_in is not None and settings.weights in built_in.weights:
+            clip.load_state_dict(built_in.read(built_in.weights[settings.weights]))
+        elif settings.weights != "random":
+            _load_file(clip, settings.model, Path(settings.weights))
+    clip.eval()
+    preprocess: dict[str, Any] = clip.visual.preprocess_cfg  # type: ignore[union-attr,assignment]
+    return Backbone(
+        DualEncoder(clip),
+        open_clip.get_tokenizer(settings.model),
+        tuple(preprocess["mean"]),
+        tuple(preprocess["std"]),
+        "squash" if preprocess["resize_mode"] == "squash" else "crop",
+        state_sha256(clip),
+    )
+
+
+def _create(model: str, tag: str | None = None) -> nn.Module:
+    # open_clip warns that a model starts random even when that is wanted, and logs what it raises as well.
+    logging.disable(logging.ERROR)
+    try:
+        clip: nn.Module = open_clip.create_model(model, pretrained=tag, precision="fp32", pretrained_text=False)
+    except (RuntimeError, OSError) as error:
+        what = f"weights '{tag}' of '{model}'" if tag else f"the model '{model}'"
+        reason = str(error).removeprefix(f"Failed to download weights for tag '{tag}': ").splitlines()[0].rstrip(".")
+        raise UserError(
+            f"backbone: {what} can't be had here ({reason}). On a machine without internet: "
+            "download the checkpoint elsewhere and give its path as backbone.weights"
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+    return clip
+
+
+def _from_tag(model: str, tag: str) -> nn.Module:
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    twin = model.removesuffix("-quickgelu") if model.endswith("-quickgelu") else f"{model}-quickgelu"
+    needs_quick = (open_clip.pretrained.get_pretrained_cfg(model, tag) or {}).get("quick_gelu", False)
+    has_quick = bool(backbones.model_config(model).get("quick_gelu", False))
+    if tag in tags and needs_quick == has_quick:
+        return _create(model, tag)
+    if tag in tags or tag in open_clip.list_pretrained_tags_by_model(twin):
+        raise UserError(
+            f"backbone: weights '{tag}' were trained with {'GELU' if has_quick else 'QuickGELU'}, but the model "
+            f"'{model}' has {'QuickGELU' if has_quick else 'GELU'}; use model: {twin}"
+        )
+    raise UserError(
+        f"backbone.weights: '{tag}' is neither a file nor one of open_clip's tags for '{model}' "
+        f"({', '.join(tags) or 'none'}); give a tag, a path, or random"
+    )
+
+
+def _load_file(clip: nn.Module, model: str, path: Path) -> None:
+    state, openai = read_state_dict(path)
+    if openai and not backbones.model_config(model).get("quick_gelu", False):
+        raise UserError(
+            f"backbone: {path} is an OpenAI checkpoint, trained with QuickGELU, but the model '{model}' has GELU; "
+            f"use model: {model}-quickgelu"
+        )
+    if hasattr(clip, "text") and "positional_embedding" in state:
+        state = open_clip.model.convert_to_custom_text_state_dict(state)
+    state.pop("text.transformer.embeddings.position_ids", None)
+    own = clip.state_dict()
+    if "logit_scale" in state:
+        state["logit_scale"] = state["logit_scale"].reshape(own["logit_scale"].shape)
+    missing, extra = own.keys() - state.keys(), state.keys() - own.keys()
+    shapes = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    if missing or extra or shapes:
+        odd = sorted(missing)[:2] + sorted(extra)[:2] + sorted(shapes)[:2]
+        raise UserError(
+            f"backbone.weights: {path} does not fit '{model}': {len(missing)} tensors missing, {len(extra)} unknown, "
+            f"{len(shapes)} of another shape (such as {', '.join(odd)}); choose the model it was trained as"
+        )
+    clip.load_state_dict(state)
+
+
+def state_sha256(module: nn.Module) -> str:
+    """sha256 over names and bytes of a module's tensors: the same for the same weights, whatever file held them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# --- checkpoint files -------------------------------------------------------------------------------------------------
+
+
+def read_state_dict(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """A CLIP checkpoint's tensors in float32 under open_clip's names, and whether it is OpenAI's (and so QuickGELU).
+
+    Reads safetensors; `torch.save`d state dicts, bare (RemoteCLIP, GeoRSCLIP) or under `state_dict` (open_clip's
+    training checkpoints, with or without `module.`); and OpenAI's TorchScript archives, without running their code.
+    Raises UserError if the file is none of these.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        elif _is_torchscript(path):
+            content = _torchscript_tensors(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file can make these readers raise nearly anything
+        raise UserError(
+            f"backbone.weights: {path} can't be read as a checkpoint ({type(error).__name__}); expected safetensors, "
+            "or tensors alone saved by torch.save; if it was cut off or is a download page, download it again"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"backbone.weights: {path} holds no state dict of tensors")
+    openai = all(key in content for key in OPENAI_EXTRAS)
+    return {
+        name.removeprefix("module."): value.float() if value.is_floating_point() else value
+        for name, value in content.items()
+        if isinstance(value, Tensor) and name not in OPENAI_EXTRAS
+    }, openai
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+class _Object:
+    """Stands in for a TorchScript module: keeps its attributes, runs nothing."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+class _TensorsOnly(pickle.Unpickler):
+    """Unpickles a TorchScript archive's data with tensors and plain containers as the only things it can build."""
+
+    def __init__(self, archive: zipfile.ZipFile, prefix: str) -> None:
+        super().__init__(archive.open(f"{prefix}/data.pkl"))
+        self.archive, self.prefix = archive, prefix
+        self.storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("__torch__"):
+            return type(name, (_Object,), {})
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda flat, offset, size, stride, *_: flat.as_strided(size, stride, offset).clone()
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch" and name in STORAGE_DTYPES:
+            return STORAGE_DTYPES[name]
+        if module == "torch.jit._pickle":
+            return lambda data, *_: data
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a checkpoint")
+
+    def persistent_load(self, key: Any) -> Any:
+        _, dtype, name, _, _ = key
+        if name not in self.storages:  # several tensors may be views of one storage
+            data = bytearray(self.archive.read(f"{self.prefix}/data/{name}"))
+            self.storages[name] = torch.frombuffer(data, dtype=dtype)
+        return self.storages[name]
+
+
+def _torchscript_tensors(path: Path) -> dict[str, Tensor]:
+    with zipfile.ZipFile(path) as archive:
+        prefix = archive.namelist()[0].split("/")[0]
+        root = _TensorsOnly(archive, prefix).load()
+    tensors: dict[str, Tensor] = {}
+
+    def walk(node: Any, name: str) -> None:
+        if isinstance(node, Tensor):
+            tensors[name] = node
+        elif isinstance(node, _Object):
+            for key, child in vars(node).items():
+                walk(child, f"{name}.{key}" if name else key)
+
+    walk(root, "")
+    for key in OPENAI_EXTRAS:  # plain attributes in some exports, tensors in others: either way they mark the file
+        if hasattr(root, key):
+            tensors.setdefault(key, torch.tensor(0))
+    return tensors

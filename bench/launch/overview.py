@@ -1,0 +1,191 @@
+"""Where every run of a sweep stands, by its folders and its scheduler's queue, and what to do about it. No torch."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.config.document import read_yaml
+from bench.config.errors import UserError
+from bench.config.settings import SCHEDULERS, Settings
+from bench.launch import make
+from bench.launch.follow import follow
+from bench.launch.schedulers import scheduler, used_by
+from bench.plan.grid import expand
+from bench.store import planned
+from bench.store.jobs import Queue, Submission
+from bench.store.planned import PLAN
+from bench.store.standing import Facts, Standing, State, Total, counts, judge, lost, total
+
+LOOK_AGAIN_SECONDS = 5.0  # between the two looks that it takes to call a run lost
+READERS = 16  # reading from a network file system is mostly waiting
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A sweep at one moment.
+
+    queue_known: whether the scheduler answered. strangers: how many runs in its queue are not in the plan.
+    """
+
+    sweep: str
+    folder: Path
+    runs: tuple[Standing, ...]
+    queue_known: bool = True
+    scheduler: str = ""
+    strangers: int = 0
+    note: str | None = None
+
+    def of(self, state: State) -> list[Standing]:
+        return [run for run in self.runs if run.state == state]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return counts(self.runs)
+
+    @property
+    def total(self) -> Total:
+        return total(self.runs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: what `--json` prints."""
+        hours = {key: None if value is None else round(value, 2) for key, value in asdict(self.total).items()}
+        return {
+            "schema": 1,
+            "sweep": self.sweep,
+            "folder": str(self.folder),
+            "time": round(time.time(), 1),
+            "queue_known": self.queue_known,
+            "counts": self.counts,
+            "total": hours,
+            "runs": [run.to_dict() for run in self.runs],
+        }
+
+
+class Status:
+    """Looks at a sweep's folder, again and again if wanted. Finished runs are read once. UserError without a plan."""
+
+    def __init__(self, folder: Path, file: Path | None = None) -> None:
+        self.folder, self.file = folder.absolute(), file
+        self.done: dict[str, Standing] = {}
+        self.gone: dict[str, float] = {}  # run id -> when a look first found it gone
+        self.ends: dict[tuple[str, str], str] = {}
+        self.asked: set[str] = set()  # lost runs about which the accounting was asked
+        self.specs = self._plan()
+        self.scheduler_name = used_by(self.folder)
+        self.scheduler = scheduler(self.scheduler_name) if self.scheduler_name else None
+
+    def look(self) -> Picture:
+        """Where every run stands. A run that is gone is lost only if it was so some seconds ago as well."""
+        submissions = self.scheduler.submissions(self.folder) if self.scheduler else []
+        alive = (
+            self.scheduler.look(submissions) if self.scheduler else Queue()
+        )  # before the folders: a run that ends in between has its result by then
+        given = {run_id: manifest for manifest in submissions for run_id in manifest.tasks}
+        now = time.time()
+        todo = [run_id for run_id in self.specs if run_id not in self.done]
+        with ThreadPoolExecutor(READERS) as readers:
+            facts = dict(zip(todo, readers.map(Facts.read, [self.folder / run_id for run_id in todo]), strict=True))
+        found = {
+            run_id: judge(run_id, self.specs[run_id], facts[run_id], alive=alive, given=given.get(run_id), now=now)
+            for run_id in todo
+        }
+        self.done |= {run_id: run for run_id, run in found.items() if run.state == "finished"}
+        self.gone = {run_id: self.gone.get(run_id, now) for run_id, run in found.items() if run.gone}
+        twice = {run_id for run_id, since in self.gone.items() if now - since >= LOOK_AGAIN_SECONDS * 0.9}
+        if self.scheduler and (new := twice - self.asked):
+            tokens = {given[run_id].token for run_id in new if run_id in given}
+            self.ends |= self.scheduler.ends([each for each in submissions if each.token in tokens])
+            self.asked |= new
+        for run_id in twice:
+            found[run_id] = lost(found[run_id], facts[run_id], self._end(given.get(run_id), run_id))
+        runs = tuple(self.done.get(run_id) or found[run_id] for run_id in self.specs)
+        strangers = len(alive.runs.keys() - self.specs.keys())
+        return Picture(self.folder.name, self.folder, runs, alive.known, alive.scheduler, strangers, self._note())
+
+    def look_twice(self) -> Picture:
+        """As `look`, with a second one where the first leaves it open whether runs are lost."""
+        picture = self.look()
+        if any(run.gone for run in picture.runs):
+            time.sleep(LOOK_AGAIN_SECONDS)
+            picture = self.look()
+        return picture
+
+    def _end(self, given: Submission | None, run_id: str) -> str | None:
+        """How the run's job ended, as far as the accounting says."""
+        if given is None:
+            return None
+        task = given.tasks[run_id]
+        return self.ends.get((given.token, task)) or self.ends.get((given.token, f"{task}_0"))
+
+    def _plan(self) -> dict[str, dict[str, Any]]:
+        plan = planned.read(self.folder)
+        if plan is not None and plan.runs:
+            return plan.runs
+        if self.file is None:
+            raise UserError(f"{self.folder} is no sweep's results: it has no {PLAN}")
+        return {run.run_id: run.to_dict() for run in expand(self.file).runs}
+
+    def _note(self) -> str | None:
+        plan = self.folder / PLAN
+        if self.file and plan.is_file() and self.file.stat().st_mtime > plan.stat().st_mtime:
+            return f"{self.file} has changed since the sweep was started; this is the plan of then"
+        return None
+
+
+def find(target: Path, results: Path) -> Status:
+    """The status of a sweep, given by its file or by its folder; UserError if there is neither."""
+    if target.is_dir():
+        return Status(target)
+    if not target.is_file():
+        raise UserError(f"{target}: no such sweep file or results folder")
+    data, _ = read_yaml(target)
+    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+        raise UserError(f"{target}: expected a sweep file with 'name:', or a results folder")
+    return Status(results / data["name"], target)
+
+
+# --- doing something about it -----------------------------------------------------------------------------------------
+
+
+def cancel(folder: Path) -> str:
+    """End the sweep's jobs, and no others; what was done, in words."""
+    name = used_by(folder)
+    alive = scheduler(name).look(scheduler(name).submissions(folder)) if name else Queue()
+    if not alive.known:
+        raise UserError(f"{alive.scheduler} gave no answer, so nothing was cancelled; try again later")
+    if name:
+        scheduler(name).cancel(alive.jobs)
+    if not alive.jobs:
+        return "no job of this sweep is in the queue"
+    return f"cancelled {len(alive.jobs)} jobs with {len(alive.runs)} runs; runs at work save their state first"
+
+
+def retry(status: Status, picture: Picture, states: Iterable[str], reports: Path) -> int:
+    """Start the runs in these states again, where and as the sweep was started; how many these are."""
+    folder = status.folder
+    runs = [folder / run.run_id for run in picture.runs if run.state in states]
+    if not runs:
+        return 0
+    name = status.scheduler_name
+    blocks: Mapping[str, Settings] = {}
+    if status.file:
+        blocks = expand(status.file).schedulers
+    elif name and status.scheduler:
+        last = status.scheduler.submissions(folder)[-1]
+        blocks = {name: SCHEDULERS[name].model_validate_json(json.dumps(last.content[name]))}
+    launcher = make(name or "auto", folder=folder, reports=reports / folder.name, blocks=blocks)
+    new = launcher.missing(runs)
+    if launcher.detached:
+        launcher.launch(new)
+    else:
+        with follow(new):
+            launcher.launch(new)
+        print(f"report: python -m bench.report {shlex.quote(str(folder))}")
+    return len(new)

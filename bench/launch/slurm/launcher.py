@@ -1,0 +1,116 @@
+"""The Slurm launcher: submits what is not on its way yet, and waits for it if asked to."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.config.errors import UserError
+from bench.config.settings import SlurmSettings
+from bench.launch.slurm import queue
+from bench.launch.slurm.queue import job_names
+from bench.launch.slurm.submission import Submission
+from bench.store.folder import is_claimed
+from bench.store.jobs import Queue
+from bench.store.record import is_finished
+
+POLL_SECONDS, RETRY_SECONDS = 10.0, 60.0
+
+
+@dataclass
+class SlurmLauncher:
+    """Submits what is not on its way yet. Attached (`detached=False`) it stays until nothing is, Ctrl-C or not."""
+
+    sweep_dir: Path
+    settings: SlurmSettings
+    reports: Path  # where the last job writes the report
+    detached: bool = True
+    held_back: list[Path] = field(default_factory=list, init=False)  # by a limit of Slurm's
+
+    def __post_init__(self) -> None:
+        self.sweep_dir, self.reports = self.sweep_dir.absolute(), self.reports.absolute()
+        if self.settings.parallel_runs > self.settings.runs_per_job:
+            raise UserError(
+                f"slurm.parallel_runs ({self.settings.parallel_runs}) is more than slurm.runs_per_job "
+                f"({self.settings.runs_per_job}): a job can't run more side by side than it has"
+            )
+        if self.settings.signal_seconds > 30 * self.settings.timeout_min:
+            raise UserError(
+                f"slurm.signal_seconds ({self.settings.signal_seconds}) is more than half of slurm.timeout_min "
+                f"({self.settings.timeout_min}): jobs would be told to stop before they got anywhere"
+            )
+
+    @property
+    def folder(self) -> Path:
+        return self.sweep_dir / queue.FOLDER
+
+    def missing(self, runs: Sequence[Path]) -> list[Path]:
+        alive = self._look()
+        if queued := sum(alive.state(run.name) is not None for run in runs):
+            print(f"in the queue: {queued} runs; squeue -j {job_names([job.id for job in alive.jobs])}")
+        return _idle(runs, alive)
+
+    def launch(self, runs: Sequence[Path]) -> None:
+        self._submit(runs)
+        if not self.detached:
+            try:
+                self._wait(runs)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("no longer following; the jobs continue, see bench.status") from None
+
+    def scripts(self, runs: Sequence[Path]) -> list[str]:
+        """The sbatch scripts that `launch` would submit for these runs; needs no Slurm."""
+        return Submission(self.sweep_dir, self.settings, self.reports, Queue("Slurm")).scripts(
+            [run.absolute() for run in runs]
+        )
+
+    def _look(self) -> Queue:
+        alive = queue.look(queue.submissions(self.sweep_dir))
+        if not alive.known:
+            raise UserError("squeue gave no answer, so nothing was submitted; try again later")
+        return alive
+
+    def _submit(self, runs: Sequence[Path]) -> None:
+        with self._lock():
+            alive = self._look()
+            new = [run.absolute() for run in _idle(runs, alive)]
+            self.held_back = Submission(self.sweep_dir, self.settings, self.reports, alive).submit(new) if new else []
+
+    def _wait(self, runs: Sequence[Path]) -> None:
+        """Until none of these runs is on its way, seen twice; submits what was held back when there is room."""
+        misses, retry = 0, time.monotonic() + RETRY_SECONDS
+        while misses < 2 and not all(map(is_finished, runs)):
+            time.sleep(POLL_SECONDS)
+            alive = queue.look(queue.submissions(self.sweep_dir))
+            if not alive.known:
+                continue
+            on_the_way = len(_idle(runs, alive)) < sum(not is_finished(run) for run in runs)
+            misses = 0 if on_the_way or self.held_back else misses + 1
+            if self.held_back and time.monotonic() >= retry:
+                self._submit(self.held_back)
+                retry = time.monotonic() + RETRY_SECONDS
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Let one process submit at a time: a second one then sees what the first has submitted."""
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((self.folder / "submit.lock").open("a"))
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    print("another process is submitting this sweep; waiting for it", flush=True)
+                    fcntl.lockf(file, fcntl.LOCK_EX)
+            except OSError as error:
+                raise UserError(f"cannot lock {self.folder}: {error.strerror}; may you write there?") from error
+            yield
+
+
+def _idle(runs: Sequence[Path], alive: Queue) -> list[Path]:
+    """Those of the runs that are neither finished, nor in the queue, nor at work anywhere."""
+    return [run for run in runs if alive.state(run.name) is None and not is_finished(run) and not is_claimed(run)]

@@ -1,0 +1,298 @@
+"""One submission of runs as Slurm job arrays, through submitit; `bench.launch.slurm.job` is what the jobs do."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from bench.config.errors import UserError
+from bench.config.files import write_json
+from bench.config.settings import SlurmSettings
+from bench.launch.slurm import job, queue
+from bench.launch.slurm.queue import array_of, job_names
+from bench.store import provenance
+from bench.store.jobs import Queue
+from methods.registry import PLUGINS, plugins
+
+MAX_ARRAY_SIZE = 1001  # Slurm's default, where it can't be asked
+REPORT_MINUTES, REPORT_GB = 30, 4
+# In its first seconds a task knows no signals yet, and must not die of a warning; shells hand "ignore" down.
+PYTHON = f'sh -c \'trap "" USR2; exec "$0" "$@"\' {shlex.quote(sys.executable)}'
+AT_A_LIMIT = re.compile(r"submit ?(job)? ?limit|MaxSubmit|temporarily", re.IGNORECASE)
+FIT_PAUSES = (0.0, 5.0, 10.0)
+FITS_NOWHERE = "node configuration is not available"
+WHERE = ("partition", "account", "qos", "constraint")
+Packet = tuple[Path, ...]  # the runs of one job
+
+
+class LimitReached(Exception):
+    """Slurm takes no more jobs of this user now."""
+
+
+@dataclass
+class _Array:
+    """Jobs that are submitted as one array, `share` of them at once; arrays of a lane follow each other."""
+
+    packets: list[Packet]
+    lane: int
+    share: int
+
+
+class Submission:
+    """One go at submitting: its arrays, its manifest, and the job that reports when all arrays have ended."""
+
+    def __init__(self, sweep_dir: Path, settings: SlurmSettings, reports: Path, alive: Queue) -> None:
+        now = datetime.now(UTC)
+        stamp = f"{now:%Y%m%dT%H%M%S%f}"
+        self.sweep_dir, self.settings, self.reports, self.now = sweep_dir, settings, reports, now
+        self.sweep = sweep_dir.name
+        self.token = f"petl-bench:{self.sweep}:{stamp}"
+        folder = sweep_dir / queue.FOLDER
+        self.jobs, self.logs = folder / "jobs" / stamp, folder / "logs"
+        self.code_folder = folder / "code"
+        self.manifest_file = folder / f"{stamp}.json"
+        self.code = self.code_folder / provenance.digest(plugins())
+        old = {(found.token, found.report_job) for found in queue.submissions(sweep_dir)}
+        self.old_reports = [each for each in alive.jobs if (each.token, each.id) in old]
+        self.before = [each for each in alive.jobs if each not in self.old_reports]
+
+    # --- what to submit ---
+
+    def scripts(self, runs: Sequence[Path]) -> list[str]:
+        arrays = self._arrays(runs, MAX_ARRAY_SIZE)
+        lanes = max(array.lane for array in arrays) + 1
+        return [self._script(array, [f"<job {i - lanes + 1}>"] if i >= lanes else []) for i, array in enumerate(arrays)]
+
+    def _arrays(self, runs: Sequence[Path], largest: int) -> list[_Array]:
+        """Arrays of at most `largest` jobs. Together, and with those alive, they keep to `array_parallelism`."""
+        each = self.settings.runs_per_job
+        packets = [tuple(runs[start : start + each]) for start in range(0, len(runs), each)]
+        room = self.settings.array_parallelism - len(self.before)
+        at_once = min(room if room > 0 else self.settings.array_parallelism, len(packets))
+        count = ceil(len(packets) / largest)
+        lanes = min(count, at_once)
+        return [
+            _Array(packets[i * largest : (i + 1) * largest], i % lanes, (at_once + lanes - 1 - i % lanes) // lanes)
+            for i in range(count)
+        ]
+
+    def _script(self, array: _Array, after: Sequence[str]) -> str:
+        import submitit.slurm.slurm as submitit_slurm
+
+        many = len(array.packets) if len(array.packets) > 1 else None
+        executor_command = f"{PYTHON} -u -m submitit.core._submit {shlex.quote(str(self.jobs))}"
+        return submitit_slurm._make_sbatch_string(
+            executor_command, self.jobs, map_count=many, **self._parameters(array, after)
+        )
+
+    def _parameters(self, array: _Array, after: Sequence[str]) -> dict[str, Any]:
+        """submitit's keyword arguments for an array."""
+        methods = list(dict.fromkeys(run.name.partition("-")[0] for packet in array.packets for run in packet))
+        name = f"{self.sweep}-{'+'.join(methods)}"
+        given = self.settings.model_dump(exclude_none=True)
+        parameters = {key: given[key] for key in (*WHERE, "gres", "gpus_per_node", "cpus_per_task") if key in given}
+        if self.settings.mem_gb is not None:
+            parameters["mem"] = f"{round(self.settings.mem_gb * 1024)}M"
+        parameters |= self._common(name if len(name) <= 60 else f"{name[:57]}...", len(array.packets) > 1, after)
+        died = f"{shlex.quote(sys.executable)} -m {job.__name__} {shlex.quote(str(self.sweep_dir))} $code"
+        return parameters | {
+            "time": self.settings.timeout_min,
+            "array_parallelism": array.share,
+            "signal_delay_s": self.settings.signal_seconds,
+            "teardown": ["code=$?", f"[ $code -eq 0 ] || {died}", "exit $code"],
+            "additional_parameters": parameters["additional_parameters"] | self.settings.extra,
+        }
+
+    def _common(self, name: str, is_array: bool, after: Sequence[str]) -> dict[str, Any]:
+        """What the report's job has too. The snapshot comes before all other code, the current folder's as well."""
+        log = str(self.logs / ("%x-%A_%a.log" if is_array else "%x-%j.log"))
+        path = f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(self.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
+        copies = provenance.plugins_in(self.code, plugins())
+        plugged = [f"export {PLUGINS}={shlex.quote(os.pathsep.join(map(str, copies)))}"] if copies else []
+        threads = [f"export OMP_NUM_THREADS={self.settings.cpus_per_task}"] if self.settings.cpus_per_task else []
+        return {
+            "job_name": name,
+            "comment": self.token,
+            "wckey": None,
+            "stderr_to_stdout": True,
+            "setup": [*self.settings.setup, path, *plugged, *threads],
+            "dependency": f"afterany:{':'.join(after)}" if after else None,
+            "srun_args": [f"--output={log}", "--open-mode=append"],
+            "additional_parameters": {"output": log, "requeue": True},
+        }
+
+    # --- submitting it ---
+
+    def submit(self, runs: Sequence[Path]) -> list[Path]:
+        """Submit these runs, and the report after them; gives back those that a limit of Slurm's kept out."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.code = provenance.snapshot(self.code_folder, plugins())
+        self.manifest: dict[str, Any] = {
+            "schema": 1,
+            "submitted": self.now.isoformat(),
+            "token": self.token,
+            "arrays": [],
+            "tasks": {},
+            "report_job": None,
+            "folder": str(self.sweep_dir),
+            "commit": provenance.commit(),
+            "dirty": provenance.is_dirty(),
+            "snapshot": str(self.code),
+            "slurm": self.settings.model_dump(mode="json"),
+        }
+        waiting = deque(self._arrays(runs, _max_array_size()))
+        self._check_fit(waiting[0])
+        full = len(self.before) >= self.settings.array_parallelism
+        first = sorted({array_of(each.id) for each in self.before}) if full else []
+        last: dict[int, str] = {}
+        words = ""
+        while waiting:
+            array = waiting.popleft()
+            try:
+                last[array.lane] = self._sbatch(array, [last[array.lane]] if array.lane in last else first)
+            except LimitReached as error:
+                words, half = str(error), len(array.packets) // 2
+                if not half:
+                    waiting.appendleft(array)
+                    break
+                for part in (array.packets[half:], array.packets[:half]):
+                    waiting.appendleft(_Array(part, array.lane, min(array.share, len(part))))
+        held_back = [run for array in waiting for packet in array.packets for run in packet]
+        if held_back and not self.manifest["tasks"] and not self.before:
+            raise UserError(f"Slurm did not take the jobs: {words}")
+        if self.manifest["tasks"]:
+            self._submit_report()
+        self._tell(held_back, words)
+        return held_back
+
+    def _check_fit(self, array: _Array) -> None:
+        """UserError if no node could ever run a job: Slurm would let it wait for ever."""
+        refused = None
+        with tempfile.NamedTemporaryFile("w", suffix=".sh") as file, _outside_of_jobs():
+            file.write(self._script(array, []))
+            file.flush()
+            for seconds in FIT_PAUSES:  # a controller that has just started says it of every job
+                time.sleep(seconds)
+                try:
+                    queue.ask("sbatch", "--test-only", file.name)
+                    return
+                except queue.NoAnswer as error:
+                    if FITS_NOWHERE not in str(error):
+                        return
+                    refused = error
+        raise UserError(
+            f"no node could run such a job: {refused}; lower what `slurm:` asks for (cpus_per_task, mem_gb, "
+            "gpus_per_node, gres, constraint) or name another partition"
+        ) from refused
+
+    def _sbatch(self, array: _Array, after: Sequence[str]) -> str:
+        """Submit an array and note it in the manifest; gives back its id."""
+        orders = [
+            job.Orders(
+                tuple(map(str, packet)),
+                self.settings.parallel_runs,
+                self.settings.timeout_min,
+                self.settings.signal_seconds,
+                self.settings.max_timeouts,
+                self.now.timestamp(),
+            )
+            for packet in array.packets
+        ]
+        ids = self._through_submitit(job.compute, orders, **self._parameters(array, after))
+        tasks = {run.name: task for packet, task in zip(array.packets, ids, strict=True) for run in packet}
+        self.manifest["tasks"] |= tasks
+        self.manifest["arrays"].append({"job": array_of(ids[0]), "size": len(ids)})
+        write_json(self.manifest_file, self.manifest)
+        return array_of(ids[0])
+
+    def _submit_report(self) -> None:
+        """The job that builds the report when all arrays have ended; it takes the place of an earlier one."""
+        arrays = [array["job"] for array in self.manifest["arrays"]]
+        after = sorted({*arrays, *(array_of(each.id) for each in self.before)})
+        given = self.settings.model_dump(exclude_none=True)
+        extra = {
+            key: value
+            for key, value in self.settings.extra.items()
+            if not key.startswith(("gpu", "gres", "mem", "exclusive", "nodes", "ntasks", "cpus", "time"))
+        }
+        parameters: dict[str, Any] = {key: given[key] for key in WHERE if key in given}
+        parameters |= self._common(f"{self.sweep}-report", False, after)
+        parameters |= {"time": REPORT_MINUTES, "mem": f"{REPORT_GB}G", "cpus_per_task": 1}
+        parameters["additional_parameters"] |= extra
+        try:
+            [report] = self._through_submitit(job.report, [str(self.sweep_dir)], [str(self.reports)], **parameters)
+        except (UserError, LimitReached) as error:
+            print(f"no job for the report: {error}; `python -m bench.report {self.sweep_dir}` makes it")
+            return
+        self.manifest["report_job"] = report
+        write_json(self.manifest_file, self.manifest)
+        with suppress(UserError):  # one report too many does no harm
+            queue.cancel(self.old_reports)
+
+    def _through_submitit(self, function: Any, *arguments: Sequence[Any], **parameters: Any) -> list[str]:
+        """Job ids; LimitReached or UserError with Slurm's words."""
+        import submitit
+
+        try:
+            with _outside_of_jobs():
+                executor = submitit.SlurmExecutor(self.jobs, python=PYTHON)
+                executor.update_parameters(**parameters)
+                return [each.job_id for each in executor.map_array(function, *arguments)]
+        except (RuntimeError, OSError) as error:  # submitit's own are RuntimeErrors
+            if AT_A_LIMIT.search(str(error)):
+                raise LimitReached(_last_line(error)) from error
+            raise UserError(f"Slurm did not take the jobs: {_last_line(error)}") from error
+        finally:
+            for leftover in (*self.jobs.glob(".submission_file_*"), *self.jobs.glob(f"{'[0-9a-f]' * 32}.pkl")):
+                leftover.unlink()
+
+    def _tell(self, held_back: Sequence[Path], words: str) -> None:
+        jobs = [array["job"] for array in self.manifest["arrays"]]
+        if jobs:
+            count, at_once = len(self.manifest["tasks"]), self.settings.array_parallelism
+            print(f"submitted: {count} runs as jobs {job_names(jobs)}, at most {at_once} jobs at once")
+            if self.manifest["report_job"]:
+                print(f"report:    job {self.manifest['report_job']}, when they have ended, in {self.reports}")
+            print(f"status:    python -m bench.status {self.sweep_dir}")
+            print(f"queue:     squeue -j {job_names(jobs)}")
+            print(f"logs:      {self.logs}")
+        if held_back:
+            print(
+                f"not submitted: {len(held_back)} runs, for Slurm takes no more now ({words}); "
+                "the same command submits them later, and with --follow it waits for room",
+                flush=True,
+            )
+
+
+def _max_array_size() -> int:
+    try:
+        found = re.search(r"MaxArraySize\s*=\s*(\d+)", queue.ask("scontrol", "show", "config"))
+    except queue.NoAnswer:
+        found = None
+    return max(1, int(found[1])) if found else MAX_ARRAY_SIZE
+
+
+@contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Hides that this may be a job itself, an interactive one, say: new jobs are not to get what it was given."""
+    inside = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith("SLURM_") and key != "SLURM_CONF"}
+    try:
+        yield
+    finally:
+        os.environ.update(inside)
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -1,0 +1,74 @@
+"""Starting a sweep: what is not finished gets its run.yaml and is handed to a launcher. No torch until it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.config.files import write_bytes
+from bench.launch import make
+from bench.launch.follow import follow
+from bench.plan.grid import Sweep
+from bench.plan.spec import RunSpec
+from bench.store import planned, record
+from bench.store.folder import RUN
+from bench.store.planned import Plan
+from methods.registry import plugins, sources
+
+
+def unfinished(sweep: Sweep, folder: Path) -> dict[Path, RunSpec]:
+    """The runs of the sweep in `folder` that have no finished result, by their folders."""
+    return {folder / run.run_id: run for run in sweep.runs if not record.is_finished(folder / run.run_id)}
+
+
+def start(
+    sweep: Sweep,
+    *,
+    folder: Path,
+    reports: Path,
+    executor: str = "auto",
+    workers: int | None = None,
+    stay: bool = False,
+    on_pixels: Callable[[int, int], None] | None = None,
+) -> bool:
+    """Write the plan and run what is not finished; whether it is over (a scheduler goes on without us unless `stay`).
+
+    `on_pixels(done, total)` hears how many images have been prepared. UserError for missing images and weights, before
+    any run starts.
+    """
+    todo = unfinished(sweep, folder)
+    runs = {run.run_id: run.to_dict() for run in sweep.runs}
+    planned.write(folder, Plan(sweep.name, runs, str(sweep.file)))
+    if not todo:
+        return True
+    launcher = make(executor, folder=folder, reports=reports, blocks=sweep.schedulers, workers=workers, follow=stay)
+    new = launcher.missing(list(todo))
+    for run_dir in new:
+        run_dir.mkdir(exist_ok=True)
+        write_bytes(run_dir / RUN, todo[run_dir].dump().encode())
+    if new:
+        from bench.compute.build import preflight  # torch
+
+        preflight([todo[run_dir] for run_dir in new], on_pixels)
+    if launcher.detached:
+        if new:
+            launcher.launch(new)
+        return False
+    with follow(list(todo)):
+        launcher.launch(list(todo))
+    return True
+
+
+def stale(sweep: Sweep, folder: Path) -> list[str]:
+    """A note on finished runs that were made by another version of a plug-in file than the one at hand."""
+    if not plugins():
+        return []
+    old = []
+    for run in sweep.runs:
+        result = record.read(folder / run.run_id)
+        made_by = ((result and result.provenance) or {}).get("plugins") or {}
+        now = sources(type(run.method), type(run.loss))
+        if result and result.finished and sorted(made_by.values()) != sorted(now.values()):
+            old.append(run.run_id)
+    hint = f"delete their folders in {folder} to run them again: {', '.join(old[:3])}{', ...' if len(old) > 3 else ''}"
+    return [f"{len(old)} finished runs were made by another version of the plug-in; {hint}"] if old else []

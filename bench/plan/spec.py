@@ -1,0 +1,143 @@
+"""One run as settings: `RunSpec`, its text in run.yaml, and its content-hashed id. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import methods
+from bench import data
+from bench.config import backbones
+from bench.config.document import Document, Dumper, read_document
+from bench.config.parse import parse
+from bench.config.settings import BackboneSettings, DatasetSettings, Settings, TrainSettings
+from methods import losses
+from methods.base import Method, describe
+from methods.losses import Loss
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run, fully resolved: its `to_dict()` alone reproduces it."""
+
+    sweep: str
+    dataset: DatasetSettings
+    backbone: BackboneSettings
+    method: Method
+    loss: Loss
+    train: TrainSettings
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in run.yaml and result.json."""
+        return {
+            "sweep": self.sweep,
+            "dataset": self.dataset.model_dump(mode="json"),
+            "backbone": self.backbone.model_dump(mode="json"),
+            "method": describe(self.method),
+            "loss": describe(self.loss),
+            "train": self.train.model_dump(mode="json"),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], document: Document | None = None) -> RunSpec:
+        """The inverse of `to_dict`; UserError for what does not fit."""
+        document = document or Document(data, {(): "run"})
+        flat = parse(_Run, data, "run", document)
+
+        def named(section: str, registry: Any) -> Any:
+            settings = dict(getattr(flat, section))
+            found = registry.get(str(settings.pop("name", "")))
+            return parse(found, settings, section, document, (section,))
+
+        method, loss = named("method", methods), named("loss", losses)
+        return cls(flat.sweep, flat.dataset, flat.backbone, method, loss, flat.train, flat.seed)
+
+    @classmethod
+    def load(cls, path: Path) -> RunSpec:
+        """Read a run.yaml."""
+        document = read_document(path)
+        return cls.from_dict(document.data, document)
+
+    def dump(self) -> str:
+        """The text of run.yaml."""
+        return yaml.dump(self.to_dict(), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+    def trainable_params(self) -> int | None:
+        """Closed form of what the run trains, the loss's own parameters included; None where none is known."""
+        count = self.method.trainable_params(backbones.model_shape(self.backbone.model))
+        return count if count is None or not self.method.trains else count + self.loss.params
+
+    @cached_property
+    def run_id(self) -> str:
+        """`<method>[-<settings that differ from the defaults>]-s<seed>-<hash8>`, safe as a folder's name.
+
+        The hash covers all settings, the data and the weights by content; not the sweep's name, where data and
+        weights lie, nor the number of loaders. UserError if data or weights are missing.
+        """
+        content = self.to_dict()
+        del content["sweep"], content["train"]["workers"], content["dataset"]["root"], content["dataset"]["annotations"]
+        if backbones.is_file(self.backbone.weights):
+            del content["backbone"]["weights"]
+        content["identity"] = [data_identity(self.dataset), weights_identity(self.backbone)]
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return "-".join([*self._short(), f"s{self.seed}", digest])
+
+    def _short(self) -> Iterator[str]:
+        yield _safe(self.method.name)
+        parts = _differing(self.method)
+        if self.loss.name != self.method.default_loss:
+            parts.append(self.loss.name)
+        parts += _differing(self.loss)
+        if self.train.lr != TrainSettings().lr:
+            parts.append(f"lr{self.train.lr:g}")
+        if parts:
+            yield _safe("-".join(parts))[:60].rstrip("-")
+
+
+class _Run(Settings):
+    sweep: str
+    dataset: DatasetSettings
+    backbone: BackboneSettings
+    method: dict[str, Any]
+    loss: dict[str, Any]
+    train: TrainSettings
+    seed: int
+
+
+@cache
+def data_identity(dataset: DatasetSettings) -> str:
+    """`bench.data.identity`, computed once in a process: the annotation files must not change in the meantime."""
+    return data.identity(dataset)
+
+
+@cache
+def weights_identity(backbone: BackboneSettings) -> str:
+    """`bench.config.backbones.identity`, computed once in a process."""
+    return backbones.identity(backbone)
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text)
+
+
+def _differing(settings: Settings) -> list[str]:
+    fields = type(settings).model_fields
+    given = {key: getattr(settings, key) for key in fields} | (settings.model_extra or {})
+    found = []
+    for key, value in given.items():
+        field = fields.get(key)
+        if field is None or field.is_required() or value != field.get_default(call_default_factory=True):
+            shown = "+".join(map(str, value)) if isinstance(value, tuple | list) else value
+            found.append(f"{key}{shown:g}" if isinstance(shown, float) else f"{key}{shown}")
+    return found

@@ -1,0 +1,67 @@
+"""A results folder to tables, a figure and a page. No torch."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.config.errors import UserError
+from bench.config.files import write_bytes
+from bench.reporting import figures, tables
+from bench.reporting.page import page
+from bench.store.frame import collect
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and the table for a terminal. `unfinished` counts the runs that are not in the table."""
+
+    out_dir: Path
+    paths: tuple[Path, ...]
+    text: str
+    runs: int
+    unfinished: int
+
+    @property
+    def index(self) -> Path:
+        return self.out_dir / "index.html"
+
+    def print_table(self) -> None:
+        """Print the table and the first runs missing from it."""
+        encoding = sys.stdout.encoding or "utf-8"
+        print(self.text.encode(encoding, "replace").decode(encoding))
+
+
+def build(results_dir: Path, out_dir: Path | None = None) -> Report:
+    """Write the report of `results/<sweep>`, by default to `reports/<sweep>`; UserError if there are no runs.
+
+    Files: table.csv, table.md, table.tex, recall_vs_params.png and .pdf, index.html. Each replaces its predecessor
+    in one step. The same results give the same bytes.
+    """
+    runs = collect(results_dir)
+    rows = tables.summarise(runs)
+    parts = tables.blocks(runs, rows)
+    figure = figures.recall_vs_params(parts)
+    files = {
+        "table.csv": tables.csv(rows).encode(),
+        "table.md": tables.markdown(runs, parts).encode(),
+        "table.tex": tables.tex(runs, parts).encode(),
+        "recall_vs_params.png": figures.save(figure, "png"),
+        "recall_vs_params.pdf": figures.save(figure, "pdf"),
+        "index.html": page(runs, parts).encode(),
+    }
+    out_dir = Path("reports", results_dir.resolve().name) if out_dir is None else out_dir
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_bytes(out_dir / name, content)
+    except OSError as error:
+        raise UserError(f"cannot write the report to '{out_dir}': {error.strerror}") from error
+    return Report(
+        out_dir=out_dir,
+        paths=tuple(out_dir / name for name in files),
+        text=tables.terminal(runs, parts),
+        runs=len(runs.frame),
+        unfinished=len(runs.unfinished),
+    )

@@ -1,0 +1,82 @@
+"""The report as one page that needs no network. No torch."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from bench.reporting import figures, tables
+from bench.store.frame import Runs
+
+_HERE = Path(__file__).parent
+
+
+def page(runs: Runs, parts: Sequence[tables.Block]) -> str:
+    """index.html: what was measured, the figure (light and dark), the tables, what is missing, where it came from."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2").render(
+        runs=runs,
+        parts=parts,
+        header=list(tables.HEADER),
+        params=tables.params,
+        figures={mode: _svg(parts, mode == "dark") for mode in ("light", "dark")},
+        unfinished=tables.unfinished(runs),
+        dirty=any(origin.get("git_dirty") for origin in runs.finished["provenance"]),
+        provenance=list(_provenance(runs)),
+        published={part.dataset: _published(part) for part in parts},
+        commands=list(_commands(runs)),
+    )
+
+
+def _svg(parts: Sequence[tables.Block], dark: bool) -> str:
+    drawn = figures.save(figures.recall_vs_params(parts, dark=dark), "svg")
+    return f"data:image/svg+xml;base64,{base64.b64encode(drawn).decode()}"
+
+
+def _provenance(runs: Runs) -> Iterator[tuple[str, list[tuple[str, int]], bool]]:
+    """(name, [(value, number of runs)], is a warning) of all that is known of the finished runs' origin."""
+    frame = runs.finished
+
+    def values(origin: Sequence[Any], key: str) -> list[tuple[str, int]]:
+        found = Counter(str(p[key]) for p in origin if p.get(key) is not None)
+        return found.most_common() or [(tables.DASH, len(origin))]
+
+    everything = list(frame["provenance"])
+    yield "Commit", values(everything, "git_commit"), False
+    dirty = Counter({True: "yes", False: "no"}.get(p.get("git_dirty"), "unknown") for p in everything)
+    yield "Uncommitted changes", dirty.most_common(), "yes" in dirty
+    for name, key in (("Device", "device"), ("Devices", "device_count"), ("CPU threads", "threads")):
+        yield name, values(everything, key), False
+    for name, key in (("Host", "hostname"), ("Platform", "platform"), ("Python", "python")):
+        yield name, values(everything, key), False
+    for dataset, rows in frame.groupby("dataset", sort=False):
+        yield f"Data of {dataset} (sha256)", values(list(rows["provenance"]), "dataset_sha256"), False
+    for backbone, rows in frame.groupby("backbone", sort=False):
+        yield f"Weights of {backbone} (sha256)", values(list(rows["provenance"]), "weights_sha256"), False
+    packages = [p["packages"] for p in everything if isinstance(p.get("packages"), dict)]
+    for package in sorted({name for found in packages for name in found}):
+        yield package, values(packages, package), False
+
+
+def _published(part: tables.Block) -> list[dict[str, str]]:
+    """The papers' numbers for this dataset, as printed, with their source."""
+    name = part.dataset.partition(" (")[0]
+    with (_HERE / "published.csv").open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["dataset"].lower() == name]
+
+
+def _commands(runs: Runs) -> Iterator[tuple[str, str]]:
+    if runs.file:
+        yield "The whole sweep (finished runs are skipped)", f"python -m bench.sweep {shlex.quote(runs.file)}"
+    example = runs.folder / str(runs.frame["run_id"].iloc[0])
+    yield "One run, from its own run.yaml", f"python -m bench.run {shlex.quote(example.as_posix())}"
+    yield "This report", f"python -m bench.report {shlex.quote(runs.folder.as_posix())}"

@@ -1,0 +1,81 @@
+"""The attempts at a run, in attempts.jsonl: when each started and ended, where, on how many GPUs, and what came of it.
+
+No torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.core.position import Position
+from bench.store.folder import ATTEMPTS, read_progress
+
+SHARED_BY = "PETL_BENCH_GPU_SHARED_BY"  # environment: how many runs are computed side by side on a GPU
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a run: from where it started (`at`) and how far the saved state came (`reached`).
+
+    started, ended: unix time; ended is None while the attempt lasts, and after a kill that nobody has noted yet.
+    gpus: those held for it, a fraction where runs share one. job: the id of its cluster job, "12_3".
+    """
+
+    started: float
+    job: str | None
+    host: str
+    gpus: float
+    at: Position
+    ended: float | None = None
+    outcome: str | None = None  # finished, failed, stopped, killed
+    reached: Position | None = None
+
+
+def start_attempt(run_dir: Path, *, gpus: float, job: str | None, at: Position) -> None:
+    """Note that the run starts; the process that holds its claim calls this. An attempt left open was killed."""
+    before = read_attempts(run_dir)
+    if before and before[-1].ended is None:
+        last_seen = (read_progress(run_dir) or {}).get("updated") or before[-1].started
+        end_attempt(run_dir, "killed", reached=at, ended=max(before[-1].started, last_seen))
+    line = {"started": time.time(), "job": job, "host": socket.gethostname(), "gpus": gpus}
+    _append(run_dir / ATTEMPTS, line | {"epoch": at.epochs, "step": at.batches})
+
+
+def end_attempt(run_dir: Path, outcome: str, *, reached: Position, ended: float | None = None) -> None:
+    """Note how the attempt that `start_attempt` noted has ended."""
+    line = {"ended": ended or time.time(), "outcome": outcome}
+    _append(run_dir / ATTEMPTS, line | {"epoch": reached.epochs, "step": reached.batches})
+
+
+def read_attempts(run_dir: Path) -> list[Attempt]:
+    """The run's attempts, oldest first; a line that a kill or a full disk has torn is left out."""
+    try:
+        text = (run_dir / ATTEMPTS).read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found: list[Attempt] = []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+            position = Position(int(row["epoch"]), int(row["step"]))
+            if "started" in row:
+                found.append(Attempt(row["started"], row["job"], row["host"], row["gpus"], position))
+            elif found and found[-1].ended is None:
+                found[-1] = replace(found[-1], ended=row["ended"], outcome=row["outcome"], reached=position)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    """Add a line in one write, on a line of its own even after a torn one. A full disk is not an error here."""
+    with suppress(OSError), path.open("ab+", buffering=0) as file:
+        torn = file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+        file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")

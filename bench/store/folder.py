@@ -1,0 +1,97 @@
+"""One run's folder: the names of its files, its progress and history, and the claim of the process that computes it.
+
+No torch. `result.json` belongs to `bench.store.record`, `attempts.jsonl` to `bench.store.attempts`.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import os
+import struct
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.config.errors import UserError
+from bench.config.files import read_json, write_bytes
+
+RUN, RESULT, PROGRESS, STATE, LOCK, LOG = (
+    *("run.yaml", "result.json", "progress.json", "state.pt", "run.lock", "log.txt"),
+)
+ADAPTER, RANKS, HISTORY, ATTEMPTS = "adapter.safetensors", "ranks.npz", "history.csv", "attempts.jsonl"
+BEST = "best-{epoch:04d}.safetensors"  # the adapter of the best epoch so far, while the run is not finished
+
+
+class RunLocked(Exception):
+    """Another process is computing this run right now."""
+
+
+def is_run(run_dir: Path) -> bool:
+    """Whether the folder is a run's: it holds settings or a result."""
+    return (run_dir / RESULT).exists() or (run_dir / RUN).exists()
+
+
+def read_progress(run_dir: Path) -> dict[str, Any] | None:
+    """progress.json of a run that is being computed; None if there is none."""
+    content = read_json(run_dir / PROGRESS)
+    return content if isinstance(content, dict) else None
+
+
+def write_history(run_dir: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write history.csv: one line an epoch."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_bytes(run_dir / HISTORY, text.getvalue().encode())
+
+
+def log_tail(run_dir: Path, lines: int = 40) -> str:
+    """The last lines of the run's log; empty if there is none."""
+    log = run_dir / LOG
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else ""
+
+
+def tidy(run_dir: Path) -> None:
+    """Delete what only an unfinished run needs, and what a kill left half-written."""
+    best = BEST.partition("{")[0] + "*" + BEST.rpartition("}")[2]
+    for leftover in (run_dir / STATE, *run_dir.glob(best), *run_dir.glob(".*.part")):
+        leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def claim(run_dir: Path) -> Iterator[None]:
+    """Hold the run for this process; RunLocked if another holds it. A killed process loses its claim at once."""
+    with (run_dir / LOCK).open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: forked data loaders would keep that one
+        except (BlockingIOError, PermissionError) as error:
+            raise RunLocked(run_dir.name) from error
+        except OSError as error:
+            raise UserError(
+                f"{run_dir} can't be locked ({error.strerror}); put the results on another file system"
+            ) from error
+        yield
+
+
+def is_claimed(run_dir: Path) -> bool:
+    """Whether another process holds the run: on this machine, or anywhere if the file system's locks reach that far.
+
+    It asks without taking the lock, which could make a run that starts right now believe it is held. Not for a process
+    that holds the claim itself: closing the file would give it up. False where it can't be told (not on Linux).
+    """
+    if sys.platform != "linux":
+        return False
+    layout = "hhqqi"  # struct flock: type, whence, start, length, pid
+    try:
+        with (run_dir / LOCK).open("rb") as file:
+            asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, asked + bytes(-len(asked) % 8))
+    except OSError:
+        return False
+    return bool(struct.unpack_from(layout, answer)[0] != fcntl.F_UNLCK)

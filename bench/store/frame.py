@@ -1,0 +1,183 @@
+"""A results folder as a table with one row a run. No torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.config.document import read_yaml
+from bench.config.errors import UserError
+from bench.store import planned, record
+from bench.store.folder import PROGRESS, RESULT, RUN, is_run
+from bench.store.naming import canonical, distinguish, flatten
+from bench.store.record import RECALLS, Record
+
+COLUMNS = {
+    "run_id": "str",
+    "status": "str",  # finished, failed, missing, unreadable, superseded
+    "note": "str",  # one line: why there is no result
+    "group": "str",  # canonical JSON of the settings without the seed; "" where the settings are unknown
+    "settings": "object",  # the same as a dict with dotted keys
+    "seed": "Int64",
+    "dataset": "str",
+    "backbone": "str",
+    "method": "str",
+    **dict.fromkeys(RECALLS, "float64"),  # of the test set
+    "mean_recall_optimistic": "float64",
+    "mean_recall_pessimistic": "float64",
+    "val_mean_recall": "float64",
+    "i2t_ties": "Int64",  # queries whose rank is tied
+    "t2i_ties": "Int64",
+    "images": "Int64",  # of the test set
+    "captions": "Int64",
+    "trainable_params": "Int64",
+    "total_params": "Int64",
+    "train_seconds": "float64",
+    "peak_bytes": "Int64",
+    "provenance": "object",  # dict as in result.json; empty where there is no result
+}
+
+# Not part of a group: where things lie, who asked, how many loaders. Data and weights are told apart by their hashes.
+_APART = ("sweep", "seed", "train.workers")
+_PATHS = ("dataset.root", "dataset.annotations")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All runs of one results folder, in the plan's order (without a plan: by name)."""
+
+    folder: Path
+    sweep: str
+    file: str | None  # the sweep file, where plan.json names one
+    planned: bool
+    frame: pd.DataFrame  # one row a run, columns as in COLUMNS
+    ignored: tuple[str, ...]  # run folders that are not in the plan
+
+    @property
+    def finished(self) -> pd.DataFrame:
+        return self.frame[self.frame["status"] == "finished"]
+
+    @property
+    def unfinished(self) -> pd.DataFrame:
+        return self.frame[self.frame["status"] != "finished"]
+
+
+def collect(folder: Path) -> Runs:
+    """The runs of `results/<sweep>`: those of its plan.json, else every run folder. UserError if there are none.
+
+    A run that failed, was not run or cannot be read becomes a row with a status and a note, never an exception.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no results folder at '{folder}'; give the folder that a sweep wrote, such as results/demo")
+    found = sorted(path.name for path in folder.iterdir() if is_run(path))
+    plan = planned.read(folder)
+    specs: dict[str, Any] = dict.fromkeys(found) if plan is None else dict(plan.runs)
+    if not specs:
+        raise UserError(f"no runs in '{folder}': neither a plan.json with runs nor a folder with a result.json")
+    frame = pd.DataFrame([_read_run(folder / run_id, spec) for run_id, spec in specs.items()], columns=list(COLUMNS))
+    _name_blocks(frame)
+    _part_duplicates(frame)
+    return Runs(
+        folder=folder,
+        sweep=plan.sweep if plan else folder.resolve().name,
+        file=plan.file if plan else None,
+        planned=plan is not None,
+        frame=frame.astype({name: kind for name, kind in COLUMNS.items() if kind not in ("object", "str")}),
+        ignored=tuple(name for name in found if name not in specs),
+    )
+
+
+def _read_run(run_dir: Path, spec: dict[str, Any] | None) -> dict[str, Any]:
+    """One row. The plan's settings win over the result's: data and weights may have moved since it ran."""
+    row: dict[str, Any] = {"run_id": run_dir.name, "status": "missing", "note": "not run", "provenance": {}}
+    try:
+        result = record.load(run_dir)
+        if result is not None:
+            row |= _outcome(result)
+            spec = spec or result.spec
+        elif (run_dir / PROGRESS).exists():
+            row["note"] = "no result yet: still running, or interrupted"
+    except record.Unreadable as error:
+        row |= {"status": "unreadable", "note": str(error)}
+    except OSError as error:
+        row |= {"status": "unreadable", "note": f"{RESULT}: {error.strerror}"}
+    try:
+        spec = spec or read_yaml(run_dir / RUN)[0]
+        return row | _identity(spec or {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+        note = f"the run's settings cannot be read ({type(error).__name__}: {one_line(str(error))})"
+        note = note if row["status"] == "finished" else f"{row['note']}; {note}"
+        row |= {"status": "unreadable", "note": note, "group": "", "settings": {}}
+        return row | {"dataset": "", "backbone": "", "method": ""}
+
+
+def _outcome(result: Record) -> dict[str, Any]:
+    provenance = result.provenance or {}
+    if not result.finished:
+        error = result.error or record.Failure(message="no error was recorded")
+        message = one_line(error.message)
+        note = message if error.user else f"{error.type}: {message}"
+        return {"status": "failed", "note": note, "provenance": provenance}
+    if result.metrics is None:
+        return {"status": "unreadable", "note": f"{RESULT}: finished, but without metrics"}
+    val, cost = result.metrics.val, result.cost or record.Cost()
+    found = result.metrics.test.model_dump() | cost.model_dump()
+    return {
+        "status": "finished",
+        "note": "",
+        **{key: value for key, value in found.items() if key in COLUMNS},
+        "val_mean_recall": math.nan if val is None else val.mean_recall,
+        "provenance": provenance,
+    }
+
+
+def _identity(spec: dict[str, Any]) -> dict[str, Any]:
+    flat = flatten(spec)
+    settings = {key: value for key, value in flat.items() if key not in _APART}
+    weights = str(flat["backbone.weights"])
+    return {
+        "seed": int(flat["seed"]),
+        "settings": settings,
+        "group": canonical({key: value for key, value in settings.items() if key not in _PATHS}),
+        "dataset": str(flat["dataset.name"]),
+        "backbone": f"{flat['backbone.model']}/{Path(weights).name}",
+        "method": str(flat["method.name"]),
+    }
+
+
+def _name_blocks(frame: pd.DataFrame) -> None:
+    """Make the dataset's and the backbone's names say what varies: `rsitmd (split=pir)` where there are two splits."""
+    for block in ("dataset", "backbone"):
+        parts = [
+            {k: v for k, v in settings.items() if k.startswith(f"{block}.") and k not in _PATHS}
+            for settings in frame["settings"]
+        ]
+        keys = pd.Series([canonical(part) for part in parts], index=frame.index)
+        first = keys.drop_duplicates().index
+        for name, rows in frame.loc[first].groupby(block, sort=False).groups.items():
+            texts = distinguish([parts[i] for i in rows])
+            for i, text in zip(rows, texts, strict=True):
+                frame.loc[keys == keys[i], block] = f"{name} ({text})" if text else name
+
+
+def _part_duplicates(frame: pd.DataFrame) -> None:
+    """Never average two runs of one seed: they differ in their paths, or else the later one counts."""
+    known = frame[frame["group"] != ""]
+    twice = known[known.duplicated(["group", "seed"], keep=False)]
+    same = frame["group"].isin(twice["group"])
+    frame.loc[same, "group"] = frame.loc[same, "settings"].map(canonical)
+    known = frame[same & (frame["status"] == "finished")]
+    order = known["provenance"].map(lambda p: str(p.get("finished") or "")).sort_values(kind="stable").index
+    old = known.loc[order].duplicated(["group", "seed"], keep="last")
+    late = old[old].index
+    frame.loc[late, ["status", "note"]] = ["superseded", "the same settings and seed were run again later"]
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks, at most 300 characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= 300 else line[:299] + "…"

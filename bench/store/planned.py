@@ -1,0 +1,47 @@
+"""plan.json: which runs a sweep consists of, for the report and the status. No torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.config.errors import UserError
+from bench.config.files import write_json
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a sweep in order: run id -> settings as in run.yaml. `file` is the sweep file, where it is known."""
+
+    sweep: str
+    runs: dict[str, dict[str, Any]]
+    file: str | None = None
+
+
+def write(folder: Path, plan: Plan) -> None:
+    """Write the plan into the sweep's folder, which is made; UserError if that can't be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write results to {folder}: {error.strerror}; choose another --results") from error
+    runs = [{"run_id": run_id, "spec": spec} for run_id, spec in plan.runs.items()]
+    write_json(folder / PLAN, {"sweep": plan.sweep, "file": plan.file, "runs": runs})
+
+
+def read(folder: Path) -> Plan | None:
+    """The plan of the sweep in this folder; None if there is none. UserError if the file is not a plan."""
+    path = folder / PLAN
+    if not path.exists():
+        return None
+    try:
+        plan = json.loads(path.read_bytes())
+        runs = {str(run["run_id"]): dict(run["spec"]) for run in plan["runs"]}
+        if all(Path(run_id).name == run_id for run_id in runs):
+            return Plan(str(plan.get("sweep") or folder.resolve().name), runs, plan.get("file"))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"'{path}' is not a sweep's plan; run the sweep again, or delete it to report every run folder")

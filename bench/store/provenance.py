@@ -1,0 +1,129 @@
+"""Where a result comes from: the code, as git knows it, its packages and lock file; and a frozen copy of the code.
+
+No torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import secrets
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+CODE = ("bench", "methods")
+COPY = "REVISION.json"  # in a copy's root: what git said where it was made
+SECONDS = 20
+LOCK_FILE = "requirements.lock"
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "peft", "numpy", "pillow", "petl-bench")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _copied() -> dict[str, Any] | None:
+    """What is known about this code if it is a copy; None if it is not."""
+    try:
+        return dict(json.loads((ROOT / COPY).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The commit's hash; None where this code is not under git, also if it is installed inside another repository."""
+    if (copied := _copied()) is not None:
+        return copied["commit"]
+    tracked = _git("ls-files", "--error-unmatch", str(Path(__file__)))
+    return _git("rev-parse", "HEAD") if tracked else None
+
+
+def is_dirty() -> bool | None:
+    """Whether `bench/` or `methods/` differ from the commit, new files included; None where there is no commit."""
+    if (copied := _copied()) is not None:
+        return copied["dirty"]
+    changes = _git("status", "--porcelain", "--", *CODE) if commit() else None
+    return None if changes is None else bool(changes)
+
+
+def digest(plugins: Sequence[Path] = ()) -> str:
+    """A name for this code and these plug-in files: a hash of their content, commit and state."""
+    content = hashlib.sha256(_about().encode())
+    for path, source in _files(plugins).items():
+        data = source.read_bytes()
+        content.update(f"{path} {len(data)}\n".encode() + data)
+    return content.hexdigest()[:12]
+
+
+def snapshot(folder: Path, plugins: Sequence[Path] = ()) -> Path:
+    """`folder`/`digest()`: a copy of this code and of these plug-in files, made once."""
+    copy = folder / digest(plugins)
+    if not copy.exists():
+        part = folder / f".{copy.name}.{secrets.token_hex(4)}.part"
+        for path, source in _files(plugins).items():
+            (part / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, part / path)
+        (part / COPY).write_text(_about(), encoding="utf-8")
+        try:
+            part.rename(copy)
+        except OSError:  # another process was faster
+            shutil.rmtree(part)
+    return copy
+
+
+def _about() -> str:
+    return json.dumps({"commit": commit(), "dirty": is_dirty()}) + "\n"
+
+
+def plugins_in(copy: Path, plugins: Sequence[Path]) -> list[Path]:
+    """Where a copy has these plug-in files."""
+    return [copy / "plugins" / str(number) / path.name for number, path in enumerate(plugins)]
+
+
+def _files(plugins: Sequence[Path]) -> dict[Path, Path]:
+    """The files of a copy, relative to its root, and where they are now: the code's, and the plug-ins'."""
+    found = [path.relative_to(ROOT) for name in CODE for path in (ROOT / name).rglob("*") if path.is_file()]
+    code = {path: ROOT / path for path in sorted(found) if "__pycache__" not in path.parts}
+    lock = {Path(LOCK_FILE): ROOT / LOCK_FILE} if (ROOT / LOCK_FILE).is_file() else {}
+    return code | lock | dict(zip(plugins_in(Path(), plugins), plugins, strict=True))
+
+
+def lock_sha256() -> str | None:
+    """sha256 (hex) of the lock file beside this code; None where there is none, as in an installed package."""
+    try:
+        return hashlib.sha256((ROOT / LOCK_FILE).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except ModuleNotFoundError:
+        return None
+
+
+def describe() -> dict[str, Any]:
+    """Code, packages and machine as a result names them; what is not known is None."""
+    return {
+        "git_commit": commit(),
+        "git_dirty": is_dirty(),
+        "lock_sha256": lock_sha256(),
+        "packages": {package: _version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "hostname": socket.gethostname(),
+    }

@@ -1,0 +1,142 @@
+"""result.json: its one schema, reader and writer. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bench.config.files import write_json
+from bench.store.folder import RESULT
+
+RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "mean_recall")  # percent
+
+
+class Unreadable(Exception):
+    """A result.json that does not keep to the schema; the text says where and why, in one line."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore", frozen=True)
+
+
+class Scores(_Part):
+    """Recalls of one split in percent, their bounds under ties, and the sizes: see `bench.core.ranks.metrics`."""
+
+    i2t_r1: float
+    i2t_r5: float
+    i2t_r10: float
+    t2i_r1: float
+    t2i_r5: float
+    t2i_r10: float
+    mean_recall: float
+    mean_recall_pessimistic: float | None = None
+    mean_recall_optimistic: float | None = None
+    i2t_ties: int | None = None  # queries whose rank is tied
+    t2i_ties: int | None = None
+    images: int | None = None
+    captions: int | None = None
+
+
+class Metrics(_Part):
+    """The scores of the chosen epoch; `best_epoch` is null for methods that do not train."""
+
+    best_epoch: int | None = None
+    val: Scores | None = None
+    test: Scores
+
+
+class Cost(_Part):
+    """What the run took. Null is unknown, or has no meaning for this method."""
+
+    trainable_params: int | None = None
+    total_params: int | None = None
+    train_seconds: float | None = None
+    images_per_second: float | None = None
+    peak_bytes: int | None = None
+    adapter_bytes: int | None = None
+    flops_per_pair: int | None = None
+
+
+class Failure(_Part):
+    """Why a run has no scores. `user`: the message is for the user to act on, and the traceback tells nothing."""
+
+    type: str = "Error"
+    message: str = ""
+    traceback: str = ""
+    user: bool = False
+
+    @property
+    def line(self) -> str:
+        """The failure in one line."""
+        lines = [line for line in self.message.splitlines() if line.strip()] or ["no message"]
+        return lines[-1] if self.user else f"{self.type}: {lines[-1]}"
+
+
+class Record(_Part):
+    """One result.json. A finished record has metrics and cost; a failed one has an error.
+
+    `provenance` is what `bench.store.provenance` and the run say of its origin: plain data, since it grows.
+    """
+
+    version: Literal[1] = Field(1, alias="schema")
+    run_id: str = ""
+    sweep: str = ""
+    spec: dict[str, Any] = Field(default_factory=dict)
+    status: Literal["finished", "failed"]
+    error: Failure | None = None
+    metrics: Metrics | None = None
+    cost: Cost | None = None
+    provenance: dict[str, Any] | None = None
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended with scores."""
+        return self.status == "finished"
+
+
+def parse(text: bytes) -> Record:
+    """A record from result.json's bytes; Unreadable for anything else."""
+    try:
+        return Record.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise Unreadable(f"{RESULT}: {place + ': ' if place else ''}{first['msg']}") from error
+
+
+def load(run_dir: Path) -> Record | None:
+    """The run's record, finished or failed; None if there is none yet. Unreadable, or OSError, if it can't be read."""
+    try:
+        return parse((run_dir / RESULT).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def read(run_dir: Path) -> Record | None:
+    """The run's record; None if there is none yet, and also if the file does not keep to the schema."""
+    try:
+        return load(run_dir)
+    except Unreadable:
+        return None
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether the run holds a finished result: nothing else decides that."""
+    found = read(run_dir)
+    return found is not None and found.finished
+
+
+def write(run_dir: Path, record: Record) -> None:
+    """Write result.json atomically; UserError if the disk is full."""
+    write_json(run_dir / RESULT, record.model_dump(mode="json", by_alias=True))
+
+
+def write_failure(run_dir: Path, spec: dict[str, Any], failure: Failure) -> None:
+    """Write a failed record for a run that could not write its own; a finished record is left as it is."""
+    if not is_finished(run_dir):
+        record = Record(run_id=run_dir.name, sweep=run_dir.parent.name, spec=spec, status="failed", error=failure)
+        write(run_dir, record)
