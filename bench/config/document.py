@@ -97,6 +97,9 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[Key, int]]:
     return (None if root is None else build(root, (), ())), lines
 
 
+OVERRIDE = "--set"
+
+
 @dataclass
 class Document:
     """Plain data and where each part of it was written: `places` holds "file:line", or the --set that put it there."""
@@ -109,6 +112,10 @@ class Document:
         while path not in self.places and path:
             path = path[:-1]
         return self.places.get(path, "settings")
+
+    def is_override(self, path: Key) -> bool:
+        """Whether the value at `path`, or a section that it is in, was put there by a --set."""
+        return any(self.places.get(path[:end], "").startswith(OVERRIDE) for end in range(1, len(path) + 1))
 
     def put(self, path: tuple[str, ...], value: Any, place: str) -> None:
         """Write a value, also into each item where a section on the way is a list."""

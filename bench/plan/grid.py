@@ -17,12 +17,13 @@ from pydantic import Field
 import methods
 from bench import data
 from bench.config.backbones import is_file, model_shape
-from bench.config.document import Document, Key, parse_yaml, read_document, show
+from bench.config.document import OVERRIDE, Document, Key, parse_yaml, read_document, show
 from bench.config.errors import UserError
 from bench.config.parse import parse
 from bench.config.settings import SCHEDULERS, BackboneSettings, DatasetSettings, Settings, TrainSettings
 from bench.config.shapes import ModelShape
 from bench.plan import budget
+from bench.plan.recipes import RECIPES
 from bench.plan.spec import RunSpec, data_identity, weights_identity
 from methods import losses
 from methods.base import Method
@@ -47,7 +48,7 @@ class _File(Settings):
 
 
 # What may stand beside a method's own settings.
-BESIDE = ("preset", "train", "loss")
+BESIDE = ("preset", "recipe", "train", "loss")
 
 # Without training these decide the score; the rest of the train settings can't matter.
 EVALUATION = ("augment", "captions", "eval_batch_size", "workers")
@@ -144,7 +145,7 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
 def _override(document: Document, override: str) -> None:
     key, equals, text = override.partition("=")
-    place = f"--set {override}"
+    place = f"{OVERRIDE} {override}"
     if not equals or not all(key.split(".")):
         raise UserError(f"{place}: expected key=value, such as train.epochs=2")
     path = tuple(key.split("."))
@@ -305,7 +306,11 @@ def _method_runs(
         cls = methods.get(name)
     own = dict(settings) if isinstance(settings, Mapping) else {} if settings is None else settings
     special = {key: own.pop(key, None) for key in BESIDE} if isinstance(own, dict) else dict.fromkeys(BESIDE)
-    own_trains = _section(TrainSettings, document, (*path, "train"), special["train"] or {})
+    own_trains = [
+        _Choice(dict(recipe) | choice.values, choice.places)
+        for recipe in _recipes(document, path, special["recipe"])
+        for choice in _section(TrainSettings, document, (*path, "train"), special["train"] or {})
+    ]
     if special["loss"] is not None:
         found_losses = list(_losses(document, (*path, "loss"), special["loss"]))
     elif common_loss is not None:
@@ -373,6 +378,19 @@ def _presets(document: Document, path: Key, cls: type[Method], listed: Any) -> l
             known = ", ".join(cls.presets) or "none"
             raise UserError(f"{place}: {cls.name}: unknown preset {show(value)} (allowed: {known})")
         found.append((value, cls.presets[value]))
+    return found
+
+
+def _recipes(document: Document, path: Key, listed: Any) -> list[Mapping[str, Any]]:
+    """The training settings of each recipe that is asked for, without those that a --set of the user's replaces."""
+    if listed is None:
+        return [{}]
+    found = []
+    for value, place in _values(document, (*path, "recipe"), listed):
+        if not isinstance(value, str) or value not in RECIPES:
+            raise UserError(f"{place}: unknown recipe {show(value)} (allowed: {', '.join(RECIPES)})")
+        settings = RECIPES[value].train
+        found.append({key: settings[key] for key in settings if not document.is_override(("train", key))})
     return found
 
 
