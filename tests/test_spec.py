@@ -88,7 +88,7 @@ def test_yaml_lines():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\na: 2", "x.yaml:2: key 'a' stands here twice"),
+        ("a: 1\na: 2", "x.yaml:2: key 'a' is written twice"),
         ("a: [1\nb: 2", "x.yaml:2: not valid YAML"),
         ("a: {b: ${HOME}/x}", "x.yaml:1: not valid YAML: expected ',' or '}', but got '{' (quote texts with ${...}"),
         ("a: 1\n---\nb: 2", "x.yaml:2: not valid YAML"),

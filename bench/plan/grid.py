@@ -37,7 +37,7 @@ class _Grid(Settings):
 
 
 class _File(Settings):
-    """The sections of a sweep file but for the schedulers' blocks; they are parsed once the axes are known."""
+    """The sections of a sweep file without the schedulers' blocks. Each is parsed when its axes are known."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     dataset: Any
@@ -47,16 +47,16 @@ class _File(Settings):
     grid: _Grid
 
 
-# What may stand beside a method's own settings.
+# What a sweep file may write beside a method's own settings.
 BESIDE = ("preset", "recipe", "train", "loss")
 
-# Without training these decide the score; the rest of the train settings can't matter.
+# The train settings that matter for a method that does not train.
 EVALUATION = ("augment", "captions", "eval_batch_size", "workers")
 
 
 @contextmanager
 def _placed(place: str) -> Iterator[None]:
-    """Puts the place in front of a UserError that does not know it."""
+    """Add the place to a UserError that comes without one."""
     try:
         yield
     except UserError as error:
@@ -76,7 +76,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class _Choice:
-    """One value of each key of a section, and where each was written."""
+    """One value of each key of a section, and the place of each."""
 
     values: dict[str, Any]
     places: dict[str, str]
@@ -85,8 +85,8 @@ class _Choice:
 def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep file, apply `key=value` overrides, and give back every run of its grid.
 
-    Any list where a setting takes one value is an axis; where the setting is itself a list, a list of lists is. An
-    override wins everywhere, also over a method's own `train` and `loss`. Order: dataset, backbone, method as listed,
+    A list is an axis if the setting takes one value; a list of lists is one if the setting is a list. An override
+    applies everywhere, also to a method with its own `train` or `loss`. Order: dataset, backbone, method as listed,
     its settings, loss, budget, train, seed. A method that does not train gets one run: its seed is 0 and the train
     settings that can't matter are the defaults. With `budget`, every other method gets a run at each number of
     trainable parameters that its knob can reach; the notes say what it reached and what was left out.
@@ -159,7 +159,7 @@ def _override(document: Document, override: str) -> None:
 
 
 def _forget(settings: dict[str, Any], path: Sequence[str]) -> None:
-    """Take a method's own value away, so that the override's counts."""
+    """Remove a method's own value, so that the override applies."""
     own = settings.get(path[0])
     blocks = own if isinstance(own, list) else [own]
     if len(path) == 1 or path[0] == "loss":
@@ -351,7 +351,7 @@ def _sized(
 ) -> Iterator[budget.Fitted]:
     """The method as it is set, or at each budget, with a note; checked against the backbone either way.
 
-    `given` is what the sweep file says of it; if that fixes the knob, the method has one size.
+    `given`: the settings in the sweep file. If the knob is among them, the method has one size.
     """
 
     def count(method: Method) -> int | None:
@@ -369,7 +369,7 @@ def _sized(
 
 
 def _presets(document: Document, path: Key, cls: type[Method], listed: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """Each preset that is asked for with its settings; none and nothing where there is none."""
+    """The name and settings of each preset in the sweep file; an empty one if it has none."""
     if listed is None:
         return [("", {})]
     found = []
@@ -382,10 +382,10 @@ def _presets(document: Document, path: Key, cls: type[Method], listed: Any) -> l
 
 
 def _recipes(document: Document, path: Key, listed: Any) -> list[Mapping[str, Any]]:
-    """The training settings of each recipe that is asked for, without those that a --set of the user's replaces."""
+    """The training settings of each recipe in the sweep file, without those that a --set replaces."""
     if listed is None:
         return [{}]
-    found = []
+    found: list[Mapping[str, Any]] = []
     for value, place in _values(document, (*path, "recipe"), listed):
         if not isinstance(value, str) or value not in RECIPES:
             raise UserError(f"{place}: unknown recipe {show(value)} (allowed: {', '.join(RECIPES)})")

@@ -26,8 +26,8 @@ def summarise(runs: Runs) -> pd.DataFrame:
 
     `seeds` counts the finished runs; recalls and train_seconds are their means, `_std` the sample standard deviation
     (n - 1; missing for one seed), peak_bytes their maximum. Besides: `group`, `planned` (seeds in the plan), `whole`
-    (the method trains the backbone itself), `curve` (the method and what no number tells apart, such as LoRA's
-    targets: rows of one curve differ in numbers alone) and `point` (those numbers).
+    (the method trains the backbone itself), `curve` (the method and its settings that are not numbers, such as
+    LoRA's targets: rows of one curve differ in numbers alone) and `point` (those numbers).
     """
     known = runs.frame[(runs.frame["group"] != "") & (runs.frame["status"] != "superseded")]
     rows = known.groupby("group", sort=False).agg(
@@ -53,7 +53,7 @@ def summarise(runs: Runs) -> pd.DataFrame:
 
 
 def _configs(rows: pd.DataFrame) -> pd.Series:
-    """What tells a row from the other rows of its method; unique within a method of one dataset and backbone."""
+    """The settings in which a row differs from the others of its method; unique within a dataset and backbone."""
     config = pd.Series("", index=rows.index)
     for _, siblings in rows.groupby("method", sort=False):
         own = [
@@ -71,7 +71,7 @@ def _configs(rows: pd.DataFrame) -> pd.Series:
 
 
 def _curves(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """The curve of each row, by name, and what tells it from the others on it."""
+    """The name of each row's curve, and the settings in which the row differs from others on that curve."""
     curve, point = pd.Series("", index=rows.index), pd.Series("", index=rows.index)
     for method, siblings in rows.groupby("method", sort=False):
         own = [
@@ -94,7 +94,7 @@ def csv(rows: pd.DataFrame) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """A number as text, its standard deviation, the value behind it, and whether it is its column's best."""
+    """A number as text, its standard deviation as text, its value, and whether it is the best of its column."""
 
     text: str
     std: str = ""
@@ -104,6 +104,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
+    """One row of a table, formatted."""
+
     method: str
     config: str
     params: int | None
@@ -126,6 +128,7 @@ class Block:
 
     @property
     def title(self) -> str:
+        """The block's heading."""
         return f"{self.dataset}, {self.backbone}"
 
 
@@ -209,7 +212,7 @@ def _join(values: Sequence[Any]) -> str:
 
 
 def seconds(value: float) -> str:
-    """A duration as people say it: 8.1 s, 4.2 min, 1.35 h."""
+    """A duration as text: 8.1 s, 4.2 min, 1.35 h."""
     return f"{value:.1f} s" if value < 60 else f"{value / 60:.1f} min" if value < 3600 else f"{value / 3600:.2f} h"
 
 
