@@ -62,6 +62,10 @@ def _provenance(runs: Runs) -> Iterator[tuple[str, list[tuple[str, int]], bool]]
         yield f"Data of {dataset} (sha256)", values(list(rows["provenance"]), "dataset_sha256"), False
     for backbone, rows in frame.groupby("backbone", sort=False):
         yield f"Weights of {backbone} (sha256)", values(list(rows["provenance"]), "weights_sha256"), False
+    yield "Lock file (sha256)", values(everything, "lock_sha256"), False
+    differing = Counter(each for p in everything for each in p.get("lock_differs") or ())
+    if differing:
+        yield "Packages in other versions than the lock's", differing.most_common(), True
     packages = [p["packages"] for p in everything if isinstance(p.get("packages"), dict)]
     for package in sorted({name for found in packages for name in found}):
         yield package, values(packages, package), False
