@@ -27,7 +27,7 @@ def make(
     """
     if name := scheduler_for(executor):
         settings = blocks.get(name) or SCHEDULERS[name]()
-        return scheduler(name).launcher(folder, settings, reports, detached=not follow)
+        return scheduler(name).make_launcher(folder, settings, reports, detached=not follow)
     if executor == "inline":
         from bench.launch.inline import Inline
 

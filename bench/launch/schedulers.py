@@ -49,7 +49,7 @@ class Scheduler(Protocol):
     def cancel(self, jobs: Sequence[Job]) -> None:
         """End these jobs, and nothing else; UserError if the scheduler does not do it."""
 
-    def launcher(self, folder: Path, settings: Any, reports: Path, *, detached: bool) -> Launcher:
+    def make_launcher(self, folder: Path, settings: Any, reports: Path, *, detached: bool) -> Launcher:
         """Submits the sweep's runs with its own block of settings; the last job writes the report into `reports`."""
 
     def scripts(self, folder: Path, settings: Any, reports: Path, runs: Sequence[Path]) -> list[str]:

@@ -26,6 +26,7 @@ ADAPTER, RANKS, HISTORY, ATTEMPTS = "adapter.safetensors", "ranks.npz", "history
 BEST = "best-{epoch:04d}.safetensors"  # the adapter of the best epoch so far, while the run is not finished
 
 
+CLAIMS_ARE_SEEN = sys.platform == "linux"  # whether one process can see another's claim
 _HELD: set[Path] = set()  # folders whose claim this process holds
 _GUARDS: dict[Path, threading.Lock] = {}  # one a folder: its lock file is opened and closed by one thread at a time
 
@@ -106,13 +107,13 @@ def is_claimed(run_dir: Path) -> bool:
     """Whether a process holds the run: on this machine, or anywhere if the file system's locks reach that far.
 
     It asks without taking the lock, because a run that starts at this moment would find itself locked out. False for
-    other processes' claims on systems that cannot answer (all but Linux).
+    other processes' claims where they are not seen (CLAIMS_ARE_SEEN).
     """
     key, guard = _guarded(run_dir)
     with guard:
         if key in _HELD:  # to open and close the file would give up this process's own claim, as POSIX has it
             return True
-        if sys.platform != "linux":
+        if not CLAIMS_ARE_SEEN:
             return False
         layout = "hhqqi"  # struct flock: type, whence, start, length, pid
         try:
