@@ -8,8 +8,10 @@ import pytest
 
 from bench.config.document import parse_yaml
 from bench.config.errors import UserError
+from bench.config.settings import BackboneSettings, DatasetSettings, TrainSettings
 from bench.data import DATASETS
-from bench.plan.spec import BackboneSettings, DatasetSettings, RunSpec, Sweep, TrainSettings, expand
+from bench.plan.grid import Sweep, expand
+from bench.plan.spec import RunSpec
 
 SWEEPS = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
 BASE = """name: x
@@ -244,7 +246,7 @@ def test_overrides_win_everywhere(plan):
 
 
 def test_override_creates_a_section(plan):
-    assert plan(None, "slurm.partition=gpu").slurm.partition == "gpu"
+    assert plan(None, "slurm.partition=gpu").schedulers["slurm"].partition == "gpu"
     assert plan({"train: {epochs: 6}\n": ""}, "train.epochs=2").runs[0].train.epochs == 2
 
 
@@ -260,7 +262,7 @@ def test_override_creates_a_section(plan):
         ("train.epochs=x", "--set train.epochs=x: train: epochs: expected integer, got 'x'"),
         ("train.epochs", "--set train.epochs: expected key=value"),
         ("name.x=1", "--set name.x=1: 'name' holds 'x', not settings"),
-        ("slurm.partitio=a", "--set slurm.partitio=a: sweep: unknown key 'slurm.partitio'; did you mean 'partition'?"),
+        ("slurm.partitio=a", "--set slurm.partitio=a: slurm: unknown key 'partitio'; did you mean 'partition'?"),
         ("train.lr=[1", "--set train.lr=[1:1: not valid YAML"),
     ],
 )
