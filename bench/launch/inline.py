@@ -1,4 +1,4 @@
-"""Runs in this process, one after another: for debugging, and where processes are dear."""
+"""Runs in this process, one after another: for debugging, and where starting processes is slow."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from bench.launch.task import WAIT_SECONDS, run_one
 
 
 class Inline:
-    """Waits for runs that another process holds, and takes them over if they are let go unfinished."""
+    """Computes runs in this process. A run that another process holds is tried again until it is free."""
 
     detached = False
 
     def missing(self, runs: Sequence[Path]) -> list[Path]:
+        """All of the runs: nothing is queued anywhere."""
         return list(runs)
 
     def launch(self, runs: Sequence[Path]) -> None:
+        """Compute the runs in these folders."""
         waiting, held = deque(runs), 0
         while waiting:
             run = waiting.popleft()

@@ -201,12 +201,12 @@ class Submission:
         """Submit an array and note it in the manifest; gives back its id."""
         orders = [
             job.Orders(
-                tuple(map(str, packet)),
-                self.settings.parallel_runs,
-                self.settings.timeout_min,
-                self.settings.signal_seconds,
-                self.settings.max_timeouts,
-                self.now.timestamp(),
+                run_dirs=tuple(map(str, packet)),
+                parallel=self.settings.parallel_runs,
+                timeout_min=self.settings.timeout_min,
+                signal_seconds=self.settings.signal_seconds,
+                max_timeouts=self.settings.max_timeouts,
+                submitted=self.now.timestamp(),
             )
             for packet in array.packets
         ]
