@@ -22,7 +22,7 @@ from bench.core.position import Position
 from bench.launch.slurm import job as slurm_job
 from bench.launch.slurm import launcher, queue, submission
 from bench.launch.slurm.launcher import SlurmLauncher
-from bench.launch.slurm.submission import Submission
+from bench.launch.slurm.submission import NewSubmission
 from bench.store import attempts, provenance, record
 from bench.store.folder import RESULT
 from bench.store.jobs import Job, Queue
@@ -61,8 +61,8 @@ def array(folder: Path, **settings: object) -> SlurmLauncher:
     return SlurmLauncher(folder, SlurmSettings(**settings), folder / "reports")  # type: ignore[arg-type]
 
 
-def submitting(folder: Path, alive: Queue, **settings: object) -> Submission:
-    return Submission(folder, SlurmSettings(**settings), folder / "reports", alive)  # type: ignore[arg-type]
+def submitting(folder: Path, alive: Queue, **settings: object) -> NewSubmission:
+    return NewSubmission(folder, SlurmSettings(**settings), folder / "reports", alive=alive)  # type: ignore[arg-type]
 
 
 def asked(tmp_path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The code that runs inside a Slurm job: it computes the job's runs, and saves and requeues them on a warning. No torch.
+"""The code that runs inside a Slurm job: it computes the job's runs, and requeues them on a warning. No torch.
 
 Slurm sends SIGUSR2 when the job's time limit is near or the job is preempted, and SIGTERM alone when the job is
 cancelled, requeued, or preempted without a warning. After either signal the current run saves its state at the end of
