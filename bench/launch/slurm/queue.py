@@ -91,7 +91,8 @@ def ends(submissions: Sequence[Submission]) -> dict[tuple[str, str], str]:
     """
     if not submissions:
         return {}
-    jobs = ",".join(sorted({job for each in submissions for job in jobs_of(each)}))
+    known = [(each, jobs_of(each), set(each.tasks.values())) for each in submissions]
+    jobs = ",".join(sorted(set().union(*(jobs for _, jobs, _ in known))))
     try:
         listed = ask("sacct", "-X", "-n", "-P", "-j", jobs, "-o", "JobID,State,Submit,Comment")
     except NoAnswer:
@@ -99,9 +100,10 @@ def ends(submissions: Sequence[Submission]) -> dict[tuple[str, str], str]:
     found = {}
     for line in listed.splitlines():
         task, state, submit, comment = (*line.split("|", 3), "", "", "")[:4]
-        for each in submissions:
-            if array_of(task) in jobs_of(each) and comment in ("", each.token) and _not_before(submit, each):
-                found[each.token, task] = state.partition(" ")[0]
+        for each, own_jobs, tasks in known:
+            if array_of(task) in own_jobs and comment in ("", each.token) and _not_before(submit, each):
+                name = task if task in tasks else array_of(task)  # an array of one element may be listed with its index
+                found[each.token, name] = state.partition(" ")[0]
     return {task: state for task, state in found.items() if state not in ALIVE}
 
 
