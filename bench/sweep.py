@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: all finished (or submitted); 1: a run failed; 2: the user has something to fix; 130: stopped."""
+    """The exit code: 0 if all runs finished or were submitted, 1 if one failed, 2 for a user's mistake, 130 stopped."""
     return command(_run, _arguments(argv))
 
 
@@ -24,8 +24,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m bench.sweep",
         description=__doc__,
         epilog="Runs that are finished are skipped, failed ones are tried again, and runs that another process is "
-        "computing are waited for. Ctrl-C stops; the same command goes on. With Slurm it submits what is neither "
-        "finished nor in the queue, and returns; a last job writes the report.",
+        "computing are waited for. Ctrl-C stops; the same command continues. With a cluster scheduler it submits what "
+        "is neither finished nor in the queue, and returns; a last job writes the report.",
     )
     parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a sweep file, such as sweeps/demo.yaml")
     parser.add_argument(
@@ -36,9 +36,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="auto, inline (this process), local (workers) or a cluster scheduler such as slurm; auto is Slurm where "
         "sbatch exists, else local",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the plan, for Slurm the scripts too, and stop")
     parser.add_argument(
-        "--follow", action="store_true", help="with Slurm: stay and show progress; Ctrl-C leaves the jobs running"
+        "--dry-run", action="store_true", help="print the plan, for a cluster scheduler the scripts too, and stop"
+    )
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="with a cluster scheduler: stay and show progress; Ctrl-C leaves the jobs running",
     )
     parser.add_argument(
         "--set",
@@ -169,7 +173,7 @@ def _print_counts(sweep: Sweep, folder: Path) -> None:
 
 
 def _report(sweep: Sweep, folder: Path, reports: Path) -> int:
-    """Write and print the report; 1 if a run of the sweep has no finished result."""
+    """Write and print the report; return the exit code, 1 if a run of the sweep has no finished result."""
     from bench.reporting.build import build
     from bench.store import record
     from bench.store.folder import RESULT

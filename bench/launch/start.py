@@ -1,4 +1,7 @@
-"""Starting a sweep: what is not finished gets its run.yaml and is handed to a launcher. No torch until it is needed."""
+"""Starting a sweep: writing its plan and each unfinished run's run.yaml, and launching the runs.
+
+torch is imported only to check images and weights before the first run.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from methods.registry import plugins, sources
 
 
 def unfinished(sweep: Sweep, folder: Path) -> dict[Path, RunSpec]:
-    """The runs of the sweep in `folder` that have no finished result, by their folders."""
+    """The runs of the sweep that have no finished result in its results `folder`, by their own folders."""
     return {folder / run.run_id: run for run in sweep.runs if not record.is_finished(folder / run.run_id)}
 
 
@@ -31,10 +34,11 @@ def start(
     stay: bool = False,
     on_pixels: Callable[[int, int], None] | None = None,
 ) -> bool:
-    """Write the plan and run what is not finished; whether it is over (a scheduler goes on without us unless `stay`).
+    """Write the plan and launch the unfinished runs; return whether all runs are over.
 
-    `on_pixels(done, total)` hears how many images have been prepared. UserError for missing images and weights, before
-    any run starts.
+    They are not if a cluster scheduler computes them and `stay` is false. `folder`: the sweep's results; `reports`:
+    where its report goes. `workers`: how many local workers. `on_pixels(done, total)` is called while images are
+    prepared. UserError for missing images or weights before any run starts, and for a launcher that refuses the runs.
     """
     todo = unfinished(sweep, folder)
     runs = {run.run_id: run.to_dict() for run in sweep.runs}
@@ -60,7 +64,7 @@ def start(
 
 
 def stale(sweep: Sweep, folder: Path) -> list[str]:
-    """A note on finished runs that were made by another version of a plug-in file than the one at hand."""
+    """At most one note: which finished runs were made by another version of the plug-in files than the current one."""
     if not plugins():
         return []
     old = []
