@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from open_clip import CLIP
 from peft import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.fourierft.layer import FourierFTLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor
 
@@ -40,6 +42,9 @@ def inject(model: DualEncoder, config: Any, towers: str, targets: Sequence[str])
 def attach(model: DualEncoder, config: Any, towers: str, targets: Sequence[str]) -> None:
     """`inject`, and what the library does beside the forward pass: AdaLoRA's allocation and regulariser."""
     tuner = inject(model, config, towers, targets)
+    for layer in model.modules():
+        if isinstance(layer, FourierFTLayer):
+            layer.indices = BufferDict(layer.indices)  # type: ignore[assignment]  # a plain dict would stay on the CPU and be copied in each step
     if hasattr(tuner, "update_and_allocate"):
         allocation = Allocation(tuner)
         model.after_step.append(allocation)
