@@ -20,8 +20,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    from bench.launch.schedulers import EXECUTORS
-
     parser = argparse.ArgumentParser(
         prog="python -m bench.sweep",
         description=__doc__,
@@ -32,9 +30,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a sweep file, such as sweeps/demo.yaml")
     parser.add_argument(
         "--executor",
-        choices=EXECUTORS,
+        type=_executor,
         default="auto",
-        help="where: in this process, in local workers, or as Slurm arrays; auto is Slurm where sbatch exists",
+        metavar="WHERE",
+        help="auto, inline (this process), local (workers) or a cluster scheduler such as slurm; auto is Slurm where "
+        "sbatch exists, else local",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan, for Slurm the scripts too, and stop")
     parser.add_argument(
@@ -66,6 +66,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def _executor(name: str) -> str:
+    from bench.launch.schedulers import executors  # only now: --help imports no settings
+
+    if name not in executors():
+        raise argparse.ArgumentTypeError(f"invalid choice: '{name}' (choose from {', '.join(executors())})")
+    return name
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -77,59 +85,40 @@ def _run(arguments: argparse.Namespace) -> int:
     from bench.plan.grid import expand
     from methods.registry import add_plugin
 
-    for path in arguments.plugin:
-        add_plugin(path)
-    sweep = expand(arguments.file, arguments.overrides)
-    folder, reports = arguments.results / sweep.name, arguments.reports / sweep.name
-    if arguments.dry_run:
-        print_plan(sweep, folder)
-        print_scripts(sweep, folder, reports, arguments.executor)
-        return 0
-    return execute(
-        sweep,
-        arguments.results,
-        arguments.reports,
-        executor=arguments.executor,
-        workers=arguments.workers,
-        stay=arguments.follow,
-    )
+    try:
+        for path in arguments.plugin:
+            add_plugin(path)
+        sweep = expand(arguments.file, arguments.overrides)
+        folder, reports = arguments.results / sweep.name, arguments.reports / sweep.name
+        if arguments.dry_run:
+            print_plan(sweep, folder)
+            print_scripts(sweep, folder, reports, arguments.executor)
+            return 0
+        return _execute(sweep, folder, reports, arguments)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(str(interrupt) or "stopped; the same command continues") from None
 
 
-def execute(
-    sweep: Sweep,
-    results: Path,
-    reports: Path,
-    *,
-    executor: str = "auto",
-    workers: int | None = None,
-    stay: bool = False,
-) -> int:
-    """Run what is not finished and write the report; gives back the exit code.
-
-    A cluster scheduler is left to it, the report included, unless this is to `stay`.
-    """
+def _execute(sweep: Sweep, folder: Path, reports: Path, arguments: argparse.Namespace) -> int:
+    """Run what is not finished and write the report; a scheduler does both on its own unless `--follow` is given."""
     from bench.config.terminal import progress_counter
     from bench.launch.start import start
 
-    folder, out_dir = results / sweep.name, reports / sweep.name
-    _say(sweep, folder)
-    try:
-        over = start(
-            sweep,
-            folder=folder,
-            reports=out_dir,
-            executor=executor,
-            workers=workers,
-            stay=stay,
-            on_pixels=progress_counter("preparing images"),
-        )
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(str(interrupt) or "stopped; the same command continues") from None
-    return _report(sweep, folder, out_dir) if over else 0
+    _print_counts(sweep, folder)
+    over = start(
+        sweep,
+        folder=folder,
+        reports=reports,
+        executor=arguments.executor,
+        workers=arguments.workers,
+        stay=arguments.follow,
+        on_pixels=progress_counter("preparing images"),
+    )
+    return _report(sweep, folder, reports) if over else 0
 
 
 def print_plan(sweep: Sweep, folder: Path) -> None:
-    """The runs of a sweep: what is new, what is finished, how many parameters each trains."""
+    """Print a table of the sweep's runs: settings, trainable parameters, and whether each is still to run."""
     from bench.store import record
 
     rows = [("run", "loss", "lr", "epochs", "trainable", "state")]
@@ -154,11 +143,11 @@ def print_plan(sweep: Sweep, folder: Path) -> None:
         ]
         print("  ".join(cells).rstrip())
     print()
-    _say(sweep, folder)
+    _print_counts(sweep, folder)
 
 
 def print_scripts(sweep: Sweep, folder: Path, reports: Path, executor: str) -> None:
-    """What a scheduler would be given for the runs that are not finished; nothing where none is used."""
+    """Print what would be submitted for the runs that are not finished; nothing if `executor` is a local one."""
     from bench import launch
     from bench.launch.start import unfinished
 
@@ -168,8 +157,8 @@ def print_scripts(sweep: Sweep, folder: Path, reports: Path, executor: str) -> N
             print(f"\n{script}")
 
 
-def _say(sweep: Sweep, folder: Path) -> None:
-    """How many runs there are and what is to do, with the plan's notes."""
+def _print_counts(sweep: Sweep, folder: Path) -> None:
+    """Print how many runs are finished and to run, and the plan's notes."""
     from bench.launch.start import stale, unfinished
 
     todo = len(unfinished(sweep, folder))

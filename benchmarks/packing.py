@@ -40,7 +40,7 @@ grid:
 def compute(out: Path, run_dirs: Sequence[str]) -> None:
     """A task's process: compute the runs, and write how many seconds went into training and evaluation."""
     from bench import run
-    from bench.launch.task import run_many
+    from bench.launch.inline import run_many
 
     spent = 0.0
 

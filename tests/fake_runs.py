@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from tests import records
 
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 
@@ -30,8 +31,6 @@ def run(run_dir: Path, should_stop: Callable[[], bool]) -> str:
     if kind == "held" and not (run_dir / "seen").exists():
         (run_dir / "seen").touch()
         return "locked"
-    status = "failed" if kind == "bad" else "finished"
     environment = {name: os.environ.get(name) for name in VARIABLES}
-    result = {"status": status, "pid": os.getpid(), "environment": environment}
-    (run_dir / "result.json").write_text(json.dumps(result))
-    return status
+    write = records.fail if kind == "bad" else records.finish
+    return write(run_dir, provenance={"pid": os.getpid(), "environment": environment}).status

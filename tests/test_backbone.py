@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 import methods
 from bench.config.backbones import model_config, model_shape
 from bench.config.errors import UserError
-from bench.core import backbone as core
-from bench.core.weights import read_state_dict
+from bench.core import model as core
+from bench.core.weights import load_backbone, read_state_dict, state_sha256
 from methods import losses
 
 TINY = {
@@ -96,7 +96,7 @@ def test_towers_without_slots_are_refused_by_name(model):
     method = methods.get("harma")()
     if model.startswith("coca"):
         with pytest.raises(UserError, match="CoCa"):
-            core.load_backbone(SimpleNamespace(model=model, weights="random", seed=0))
+            load_backbone(SimpleNamespace(model=model, weights="random", seed=0))
         return
     with pytest.raises(UserError, match="tower of"):
         method.check(model_shape(model))
@@ -116,7 +116,7 @@ def tiny_models(monkeypatch):
     """Makes `tiny-test` and its QuickGELU twin known to open_clip and to the harness."""
     known = {"tiny-test": TINY, "tiny-test-quickgelu": TINY | {"quick_gelu": True}}
     monkeypatch.setattr("open_clip.factory._MODEL_CONFIGS", open_clip.factory._MODEL_CONFIGS | known)
-    monkeypatch.setattr("bench.weights.model_config", lambda model: known.get(model) or model_config(model))
+    monkeypatch.setattr("bench.config.backbones.model_config", lambda model: known.get(model) or model_config(model))
     model_shape.cache_clear()
     yield
     model_shape.cache_clear()
@@ -141,8 +141,8 @@ def test_checkpoint_layouts_load_alike(tiny_models, tmp_path, layout):
         torch.save(state | extras, path)
     else:
         torch.save(state, path)
-    loaded = core.load_backbone(settings(path, model))
-    assert loaded.sha256 == core.state_sha256(tiny().clip)
+    loaded = load_backbone(settings(path, model))
+    assert loaded.sha256 == state_sha256(tiny().clip)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
@@ -180,27 +180,27 @@ def test_quickgelu_mismatch_is_an_error(tiny_models, tmp_path):
     extras = {key: torch.tensor(1) for key in ("input_resolution", "context_length", "vocab_size")}
     torch.save(tiny().clip.state_dict() | extras, path)
     with pytest.raises(UserError, match="use model: tiny-test-quickgelu"):
-        core.load_backbone(settings(path))
+        load_backbone(settings(path))
     with pytest.raises(UserError, match="use model: ViT-B-32-quickgelu"):
-        core.load_backbone(settings("openai", "ViT-B-32"))
+        load_backbone(settings("openai", "ViT-B-32"))
     with pytest.raises(UserError, match=r"use model: ViT-B-32$"):
-        core.load_backbone(settings("laion2b_s34b_b79k", "ViT-B-32-quickgelu"))
+        load_backbone(settings("laion2b_s34b_b79k", "ViT-B-32-quickgelu"))
 
 
 def test_weights_that_cannot_be_had(tiny_models, tmp_path):
     with pytest.raises(UserError, match=r"no file .*gone.pt.*put its path there"):
-        core.load_backbone(settings(tmp_path / "gone.pt"))
+        load_backbone(settings(tmp_path / "gone.pt"))
     with pytest.raises(UserError, match="neither a file nor one of open_clip's tags"):
-        core.load_backbone(settings("opnai", "ViT-B-32"))
+        load_backbone(settings("opnai", "ViT-B-32"))
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(UserError, match="can't be read as a checkpoint"):
-        core.load_backbone(settings(tmp_path / "cut.pt"))
+        load_backbone(settings(tmp_path / "cut.pt"))
     (tmp_path / "empty.pt").touch()
     with pytest.raises(UserError, match="can't be read as a checkpoint"):
-        core.load_backbone(settings(tmp_path / "empty.pt"))
+        load_backbone(settings(tmp_path / "empty.pt"))
     torch.save({"state_dict": {"visual.proj": torch.ones(2)}}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="does not fit 'tiny-test'"):
-        core.load_backbone(settings(tmp_path / "other.pt"))
+        load_backbone(settings(tmp_path / "other.pt"))
 
 
 class _Harm:
@@ -211,11 +211,11 @@ class _Harm:
 def test_a_checkpoint_cannot_run_code(tiny_models, tmp_path, capsys):
     torch.save({"state_dict": {"x": torch.ones(1)}, "harm": _Harm()}, tmp_path / "harm.pt")
     with pytest.raises(UserError, match="can't be read as a checkpoint"):
-        core.load_backbone(settings(tmp_path / "harm.pt"))
+        load_backbone(settings(tmp_path / "harm.pt"))
     assert capsys.readouterr().out == ""
 
 
 def test_random_weights_follow_their_seed(tiny_models):
-    first, again = core.load_backbone(settings("random")), core.load_backbone(settings("random"))
-    other = core.load_backbone(SimpleNamespace(model="tiny-test", weights="random", seed=1))
+    first, again = load_backbone(settings("random")), load_backbone(settings("random"))
+    other = load_backbone(SimpleNamespace(model="tiny-test", weights="random", seed=1))
     assert first.sha256 == again.sha256 != other.sha256

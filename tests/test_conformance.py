@@ -8,8 +8,8 @@ from torch import nn
 
 import methods
 from bench import check as cli
-from bench import checks
-from bench.conformance.suite import LOSS_CHECKS, METHOD_CHECKS, Subject
+from bench.conformance import suite as checks
+from bench.conformance.subject import LOSS_CHECKS, METHOD_CHECKS, Subject
 from methods import losses, registry
 from methods.base import Method, ModelShape
 from methods.excuses import EXCUSES
@@ -253,7 +253,7 @@ def test_a_module_may_excuse_itself_but_not_for_nothing(tmp_path, capsys):
 def test_a_method_and_its_own_loss_in_one_file(tmp_path, capsys):
     path = tmp_path / "both.py"
     path.write_text(
-        "from methods.bitfit import BitFit\nfrom methods.losses import Triplet\n\n\n"
+        "from methods.bitfit import BitFit\nfrom methods.losses.triplet import Triplet\n\n\n"
         "class Wide(Triplet):\n    name = 'wide'\n    margin: float\n    examples = {'': {'margin': 0.5}}\n\n\n"
         "class Mine(BitFit):\n    name = 'mine_too'\n    default_loss = 'triplet'\n"
     )

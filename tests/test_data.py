@@ -265,7 +265,6 @@ def test_demo_is_built_once(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "bench.demo.world", SimpleNamespace(build=build))
     monkeypatch.setattr(bench.demo, "world", SimpleNamespace(build=build), raising=False)
-    monkeypatch.setattr(bench.demo, "VERSION", "9", raising=False)
     monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "cache"))
     given = SimpleNamespace(name="demo", root=None, split=None, annotations=None)
     first, second = load(given), load(given)
@@ -273,8 +272,8 @@ def test_demo_is_built_once(tmp_path, monkeypatch):
     assert first.split == "demo"
     assert first.test[0].label == "x"
     assert len(builds) == 1
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["demo-9"]
-    assert identity(given) == "demo-9"
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [f"demo-{bench.demo.VERSION}"]
+    assert identity(given) == f"demo-{bench.demo.VERSION}"
 
 
 @pytest.mark.parametrize(

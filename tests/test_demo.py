@@ -11,10 +11,10 @@ import open_clip
 import pytest
 import torch
 
-from bench.config.backbones import DEMO_WEIGHTS
-from bench.core.model import load_backbone
-from bench.demo import backbone, general, pretrain, world
-from bench.plan.spec import BackboneSettings
+from bench import demo
+from bench.config.settings import BackboneSettings
+from bench.core.weights import load_backbone
+from bench.demo import general, pretrain, tiny_clip, world
 
 # The shipped weights. After `python -m bench.demo.pretrain` these are the two lines to renew, with VERSION untouched.
 WEIGHTS_SHA256 = "d87c3ccd129cdecd0d8505ae0bae4f74f8e37317812616256d4d8fb6520dc2b2"
@@ -89,12 +89,12 @@ def test_captions_fit_the_context_with_the_demos_prompts():
 
 
 def test_shipped_weights_are_these_and_small():
-    assert hashlib.sha256(DEMO_WEIGHTS.read_bytes()).hexdigest() == WEIGHTS_SHA256
-    assert DEMO_WEIGHTS.stat().st_size <= 8 * 2**20
+    assert hashlib.sha256(demo.WEIGHTS.read_bytes()).hexdigest() == WEIGHTS_SHA256
+    assert demo.WEIGHTS.stat().st_size <= 8 * 2**20
 
 
 def test_every_word_of_the_demo_has_an_embedding():
-    weight = backbone.state_dict()[backbone.EMBEDDING]
+    weight = tiny_clip.state_dict(demo.WEIGHTS)[tiny_clip.EMBEDDING]
     tokenizer = open_clip.SimpleTokenizer(context_length=pretrain.CONTEXT)
     used = tokenizer([caption for index in range(320) for caption in world.scene(0, index)[2]]).unique()
     assert (weight[used].abs().sum(dim=1) > 0).all()
@@ -102,7 +102,7 @@ def test_every_word_of_the_demo_has_an_embedding():
 
 def test_zero_shot_score_is_in_its_band():
     low, high = ZERO_SHOT_BAND
-    assert low < pretrain.zero_shot(DEMO_WEIGHTS) < high
+    assert low < pretrain.zero_shot(demo.WEIGHTS) < high
 
 
 def test_the_tiny_clip_is_an_open_clip_model_like_vit_b_32():
@@ -114,16 +114,16 @@ def test_the_tiny_clip_is_an_open_clip_model_like_vit_b_32():
 
 def test_packing_is_undone_by_loading(tmp_path):
     torch.manual_seed(0)
-    state = {"logit_scale": torch.tensor(2.5), backbone.EMBEDDING: torch.randn(3, 4).half().float()}
-    backbone.pack(state, torch.tensor([5, 7, 49407]), tmp_path / "w.safetensors")
-    loaded = backbone.state_dict(tmp_path / "w.safetensors")
-    assert torch.equal(loaded[backbone.EMBEDDING][[5, 7, 49407]], state[backbone.EMBEDDING])
-    assert int(loaded[backbone.EMBEDDING].count_nonzero()) == 12
+    state = {"logit_scale": torch.tensor(2.5), tiny_clip.EMBEDDING: torch.randn(3, 4).half().float()}
+    tiny_clip.pack(state, torch.tensor([5, 7, 49407]), tmp_path / "w.safetensors")
+    loaded = tiny_clip.state_dict(tmp_path / "w.safetensors")
+    assert torch.equal(loaded[tiny_clip.EMBEDDING][[5, 7, 49407]], state[tiny_clip.EMBEDDING])
+    assert int(loaded[tiny_clip.EMBEDDING].count_nonzero()) == 12
     assert loaded["logit_scale"] == 2.5
 
 
 def test_pretraining_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "demo_captions", lambda: ["an airport"])
     state, known = pretrain.train(scenes=64, steps=3, batch=32, lr=1e-3, device=torch.device("cpu"))
-    assert state[backbone.EMBEDDING].shape == (len(known), 128)
+    assert state[tiny_clip.EMBEDDING].shape == (len(known), 128)
     assert all(torch.isfinite(tensor).all() for tensor in state.values())

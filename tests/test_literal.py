@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import methods
-from bench.core import backbone as core
+from bench.core import model as core
 from methods import losses
 
 CONFIG = {

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from bench.core import losses
+from methods.losses.harma import adaptive_triplet
+from methods.losses.info_nce import info_nce
+from methods.losses.triplet import hardest_triplet
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def test_info_nce(pair, ids):
     same = [[float(i == j if ids is None else ids[i] == ids[j]) for j in range(5)] for i in range(5)]
     targets = [[x / sum(row) for x in row] for row in same]
     wanted = (cross_entropy(s, targets) + cross_entropy(list(map(list, zip(*s, strict=True))), targets)) / 2
-    got = losses.info_nce(*pair, torch.tensor(20.0), None if ids is None else torch.tensor(ids))
+    got = info_nce(*pair, torch.tensor(20.0), None if ids is None else torch.tensor(ids))
     assert got.item() == pytest.approx(wanted, rel=1e-5)
 
 
@@ -44,7 +46,7 @@ def test_hardest_triplet(pair):
         + max(max(0, 0.2 + s[j][i] - s[i][i]) for j in range(5) if j != i)
         for i in range(5)
     )
-    assert losses.hardest_triplet(*pair, 0.2).item() == pytest.approx(wanted, rel=1e-5)
+    assert hardest_triplet(*pair, 0.2).item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_adaptive_triplet(pair):
@@ -59,7 +61,7 @@ def test_adaptive_triplet(pair):
         for j in range(5)
         if i != j
     )
-    got = losses.adaptive_triplet(*pair, 0.2)
+    got = adaptive_triplet(*pair, 0.2)
     assert got.item() == pytest.approx(wanted, rel=1e-5)
     got.backward()
     assert pair[0].grad is not None
@@ -68,5 +70,5 @@ def test_adaptive_triplet(pair):
 
 def test_identical_pairs_leave_no_violation():
     features = torch.eye(4)
-    assert float(losses.hardest_triplet(features, features, 0.2)) == 0
-    assert float(losses.adaptive_triplet(features, features, 0.2)) == 0
+    assert float(hardest_triplet(features, features, 0.2)) == 0
+    assert float(adaptive_triplet(features, features, 0.2)) == 0

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import methods
-from bench import checks
 from bench import methods as listing
 from bench.config import errors
 from bench.config.backbones import model_config, model_shape
 from bench.config.errors import UserError
-from bench.core import backbone as core
+from bench.conformance import suite as checks
+from bench.core import model as core
 from methods import losses
 from methods.layers.prompts import insert_placeholders
 from tests.test_backbone import similarity, tiny
@@ -206,7 +206,9 @@ def test_the_published_constants():
     """Numbers that neither counts nor the start of the output would show."""
     model, _ = attached("harma", bottleneck=16, heads=4)
     adapter = model.text_blocks.list[0].after_mlp
-    assert [float(gate) for gate in (adapter.gate, adapter.inner_gate, adapter.shared.gate)] == pytest.approx([0.6] * 3)
+    assert [float(gate.detach()) for gate in (adapter.gate, adapter.inner_gate, adapter.shared.gate)] == pytest.approx(
+        [0.6] * 3
+    )
     losses.get("harma")().attach(model)
     assert float(model.extras["temperature"]) == pytest.approx(0.07)
     assert losses.get("harma")().margin == losses.get("hmmc")().margin == losses.get("hmmc")().view_dropout == 0.2

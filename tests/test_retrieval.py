@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.core import retrieval
+from bench.core.evaluate import ranks_from_scores, score
+from bench.core.ranks import metrics
 
 
 def eye_mask(images: int, captions_each: int) -> torch.Tensor:
@@ -17,8 +18,8 @@ def eye_mask(images: int, captions_each: int) -> torch.Tensor:
 def test_two_by_four_by_hand():
     # Image 0 owns captions 0, 1; image 1 owns captions 2, 3.
     scores = torch.tensor([[0.9, 0.1, 0.5, 0.2], [0.8, 0.7, 0.6, 0.1]])
-    i2t = retrieval.ranks_from_scores(scores, eye_mask(2, 2))
-    t2i = retrieval.ranks_from_scores(scores.T, eye_mask(2, 2).T)
+    i2t = ranks_from_scores(scores, eye_mask(2, 2))
+    t2i = ranks_from_scores(scores.T, eye_mask(2, 2).T)
     assert i2t.expected.tolist() == [1, 3]  # image 1's best caption (0.6) stands behind 0.8 and 0.7
     assert t2i.expected.tolist() == [1, 2, 1, 2]
     assert i2t.recall(1) == 50
@@ -36,14 +37,14 @@ def test_four_images_two_captions_each_by_hand():
             [0.1, 0.2, 0.3, 0.4, 0.9, 0.8, 0.7, 0.0],  # own 6, 7: 3rd
         ]
     )
-    i2t = retrieval.ranks_from_scores(scores, eye_mask(4, 2))
+    i2t = ranks_from_scores(scores, eye_mask(4, 2))
     assert i2t.expected.tolist() == [7, 6, 1, 3]
     assert [i2t.recall(k) for k in (1, 5, 10)] == [25, 50, 100]
 
 
 def test_a_tie_counts_by_its_chance():
     # The one correct item ties with two wrong ones behind one better: rank 2, 3 or 4 with chance 1/3 each.
-    ranks = retrieval.ranks_from_scores(torch.tensor([[0.9, 0.5, 0.5, 0.5, 0.1]]), torch.tensor([[0, 1, 0, 0, 0]]) == 1)
+    ranks = ranks_from_scores(torch.tensor([[0.9, 0.5, 0.5, 0.5, 0.1]]), torch.tensor([[0, 1, 0, 0, 0]]) == 1)
     assert ranks.expected.tolist() == [3]
     assert ranks.recall(1) == 0
     assert ranks.recall(2) == pytest.approx(100 / 3)
@@ -57,7 +58,7 @@ def test_ties_agree_with_random_orders():
     scores = torch.tensor(rng.integers(0, 3, size=(1, 12)) / 2.0)
     correct = torch.zeros(1, 12, dtype=torch.bool)
     correct[0, [2, 5, 7]] = True
-    ranks = retrieval.ranks_from_scores(scores, correct)
+    ranks = ranks_from_scores(scores, correct)
     draws = []
     for _ in range(4000):
         order = np.lexsort((rng.random(12), -scores[0].numpy()))
@@ -71,8 +72,8 @@ def test_a_collapsed_model_scores_chance():
     images, each = 40, 5
     owner = torch.arange(images * each) // each
     same = torch.nn.functional.normalize(torch.ones(1, 8), dim=-1)
-    i2t, t2i = retrieval.score(same.expand(images, 8), same, torch.zeros(images * each, dtype=torch.long), owner)
-    found = retrieval.metrics(i2t, t2i)
+    i2t, t2i = score(same.expand(images, 8), same, torch.zeros(images * each, dtype=torch.long), owner)
+    found = metrics(i2t, t2i)
     for k in (1, 5, 10):
         assert found[f"t2i_r{k}"] == pytest.approx(100 * k / images)
         chance = 1 - math.comb(images * each - each, k) / math.comb(images * each, k)
@@ -86,7 +87,7 @@ def test_a_collapsed_model_scores_chance():
 def test_captions_that_repeat_across_images_tie_exactly():
     features = torch.nn.functional.normalize(torch.randn(3, 16, generator=torch.Generator().manual_seed(1)), dim=-1)
     # Two images with the same single caption (text 0), a third with its own (text 1).
-    i2t, t2i = retrieval.score(features, features[[0, 2]], torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2]))
+    i2t, t2i = score(features, features[[0, 2]], torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2]))
     assert i2t.tied.tolist()[:2] == [1, 1]
     assert t2i.tied.tolist() == [0, 0, 0]
     assert t2i.expected.tolist() == [1, 2 + int(features[2] @ features[0] > features[1] @ features[0]), 1]
@@ -96,8 +97,8 @@ def test_perfect_and_sizes():
     features = torch.eye(6)
     owner = torch.arange(30) // 5
     texts = features[owner]
-    i2t, t2i = retrieval.score(features, texts, torch.arange(30), owner)
-    found = retrieval.metrics(i2t, t2i)
+    i2t, t2i = score(features, texts, torch.arange(30), owner)
+    found = metrics(i2t, t2i)
     assert found["mean_recall"] == 100
     assert (found["images"], found["captions"]) == (6, 30)
 
@@ -105,4 +106,4 @@ def test_perfect_and_sizes():
 def test_nan_is_an_error_not_a_recall():
     features = torch.full((2, 4), torch.nan)
     with pytest.raises(FloatingPointError, match="NaN"):
-        retrieval.score(features, features, torch.arange(2), torch.arange(2))
+        score(features, features, torch.arange(2), torch.arange(2))

@@ -19,15 +19,18 @@ import pytest
 from PIL import Image
 
 import bench
+from bench.compute.build import preflight
+from bench.compute.execute import _gpus_held, execute
 from bench.config import errors, files
 from bench.core import cost
 from bench.core.inputs import Inputs
+from bench.core.position import Position
 from bench.plan.spec import RunSpec
-from bench.run import _gpus, execute, main, preflight
+from bench.run import main
 from bench.store import attempts, folder, record
 
 
-def make_run(root: Path, folder: Path, method: dict, loss: str = "info_nce", seed: int = 0, **train) -> Path:
+def make_run(root: Path, run_dir: Path, method: dict, loss: str = "info_nce", seed: int = 0, **train) -> Path:
     settings = {"epochs": 3, "batch_size": 8, "lr": 1e-3, "workers": 0, "augment": "clip"} | train
     spec = RunSpec.from_dict(
         {
@@ -40,9 +43,9 @@ def make_run(root: Path, folder: Path, method: dict, loss: str = "info_nce", see
             "seed": seed,
         }
     )
-    folder.mkdir(parents=True)
-    files.write_bytes(folder / folder.RUN, spec.dump().encode())
-    return folder
+    run_dir.mkdir(parents=True)
+    files.write_bytes(run_dir / folder.RUN, spec.dump().encode())
+    return run_dir
 
 
 EPOCHS = 12
@@ -55,7 +58,7 @@ def numbers(run_dir: Path) -> dict:
         history = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
     ranks = np.load(run_dir / folder.RANKS)
     return {
-        "metrics": record.read(run_dir)["metrics"],
+        "metrics": record.read(run_dir).metrics,
         "history": history,
         "adapter": (run_dir / folder.ADAPTER).read_bytes(),
         "ranks": {key: ranks[key].tolist() for key in ranks.files},
@@ -70,7 +73,7 @@ def epochs_done(run_dir: Path) -> int:
 @pytest.fixture(scope="module")
 def finished(root, tmp_path_factory) -> Path:
     run_dir = make_run(root, tmp_path_factory.mktemp("runs") / "whole", MRS, "hmmc", epochs=EPOCHS)
-    assert execute(run_dir)["error"] is None
+    assert execute(run_dir).error is None
     return run_dir
 
 
@@ -86,18 +89,18 @@ def test_a_finished_run_holds_what_is_promised(finished):
         folder.LOCK,
     }
     result = record.read(finished)
-    assert result["status"] == "finished"
-    assert result["cost"]["trainable_params"] == 2 * (128 * 16 + 16 + 17 * 112) + 17 * 16
-    assert result["cost"]["adapter_bytes"] < 4 * result["cost"]["trainable_params"] + 4000
-    assert result["cost"]["flops_per_pair"] > 1e6
-    assert all(result["cost"][key] for key in ("train_seconds", "images_per_second", "peak_bytes"))
-    assert result["metrics"]["test"]["images"] == 8
-    assert result["metrics"]["test"]["captions"] == 16
-    best = result["metrics"]["best_epoch"]
+    assert result.status == "finished"
+    assert result.cost.trainable_params == 2 * (128 * 16 + 16 + 17 * 112) + 17 * 16
+    assert result.cost.adapter_bytes < 4 * result.cost.trainable_params + 4000
+    assert result.cost.flops_per_pair > 1e6
+    assert all(getattr(result.cost, key) for key in ("train_seconds", "images_per_second", "peak_bytes"))
+    assert result.metrics.test.images == 8
+    assert result.metrics.test.captions == 16
+    best = result.metrics.best_epoch
     values = [float(row["val_mean_recall"]) for row in numbers(finished)["history"]]
     assert best == 1 + values.index(max(values))
-    assert result["metrics"]["val"]["mean_recall"] == max(values)
-    assert len(result["provenance"]["dataset_sha256"]) == 64
+    assert result.metrics.val.mean_recall == max(values)
+    assert len(result.provenance["dataset_sha256"]) == 64
 
 
 def test_same_seed_same_numbers_other_seed_others(root, finished, tmp_path):
@@ -120,7 +123,7 @@ def test_killed_twice_and_resumed_equals_uninterrupted(root, finished, tmp_path)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not record.is_finished(run_dir)
-    assert execute(run_dir)["error"] is None
+    assert execute(run_dir).error is None
     assert numbers(run_dir) == numbers(finished)
 
 
@@ -129,7 +132,7 @@ def in_pieces(run_dir: Path, pieces: Iterator[int]) -> int:
     for stops, steps in enumerate(pieces):
         asked = itertools.count(1)
         try:
-            assert execute(run_dir, lambda asked=asked, steps=steps: next(asked) >= steps)["error"] is None
+            assert execute(run_dir, should_stop=lambda asked=asked, steps=steps: next(asked) >= steps).error is None
         except errors.Stopped:
             assert not (run_dir / folder.RESULT).exists()
             assert not folder.is_claimed(run_dir)
@@ -146,11 +149,11 @@ def test_stopped_at_any_step_equals_uninterrupted(root, finished, tmp_path, work
     stops = in_pieces(run_dir, iter(pieces))
     assert stops >= 2
     assert numbers(run_dir) == numbers(finished), pieces[: stops + 1]
-    attempts = attempts.read_attempts(run_dir)
-    assert [attempt.outcome for attempt in attempts] == ["stopped"] * stops + ["finished"]
-    assert all(a.reached == b.at for a, b in itertools.pairwise(attempts))
-    assert attempts[0].at == (0, 0)
-    assert attempts[-1].reached == (EPOCHS, 0)
+    made = attempts.read_attempts(run_dir)
+    assert [attempt.outcome for attempt in made] == ["stopped"] * stops + ["finished"]
+    assert all(a.reached == b.at for a, b in itertools.pairwise(made))
+    assert made[0].at == (0, 0)
+    assert made[-1].reached == (EPOCHS, 0)
 
 
 def test_stopped_at_every_step_with_accumulation(root, tmp_path):
@@ -168,12 +171,12 @@ def test_stopped_at_every_step_with_accumulation(root, tmp_path):
 def test_killed_right_behind_a_saved_step(root, finished, tmp_path):
     run_dir = make_run(root, tmp_path / "killed", MRS, "hmmc", epochs=EPOCHS)
     code = (
-        "import itertools, os, sys; from pathlib import Path; from bench import run\n"
-        "run._note_stop = lambda _: os.kill(os.getpid(), 9)\n"
-        "asked = itertools.count(1); run.execute(Path(sys.argv[1]), lambda: next(asked) >= 9)"
+        "import itertools, os, sys; from pathlib import Path; from bench.compute import execute as run\n"
+        "run._note_stop = lambda *_: os.kill(os.getpid(), 9)\n"
+        "asked = itertools.count(1); run.execute(Path(sys.argv[1]), should_stop=lambda: next(asked) >= 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(run_dir)], check=False).returncode == -signal.SIGKILL
-    assert execute(run_dir)["error"] is None
+    assert execute(run_dir).error is None
     assert numbers(run_dir) == numbers(finished)
     killed, last = attempts.read_attempts(run_dir)
     assert (killed.outcome, killed.reached, last.at, last.outcome) == ("killed", (1, 2), (1, 2), "finished")
@@ -184,48 +187,41 @@ def test_what_breaks_while_everything_is_ended_is_no_failure(root, tmp_path, mon
     run_dir = make_run(root, tmp_path / "ended", MRS)
     monkeypatch.setattr(Inputs, "train_batches", lambda *_: 1 / 0)
     with pytest.raises(errors.Stopped):
-        execute(run_dir, lambda: True)
+        execute(run_dir, should_stop=lambda: True)
     assert not (run_dir / folder.RESULT).exists()
     assert folder.read_progress(run_dir)["phase"] == "stopped"
 
 
-def test_a_torn_note_of_an_attempt_is_passed_over(tmp_path, monkeypatch):
-    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID"):
-        monkeypatch.delenv(name, raising=False)
-    attempts.start_attempt(tmp_path, 1, (0, 0))
+def test_a_torn_note_of_an_attempt_is_passed_over(tmp_path):
+    attempts.start_attempt(tmp_path, gpus=1, job=None, at=Position())
     with (tmp_path / folder.ATTEMPTS).open("a") as file:
         file.write('{"ended": 17')
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    attempts.start_attempt(tmp_path, 0.5, (2, 5))
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    attempts.end_attempt(tmp_path, "stopped", (3, 0))
-    attempts.start_attempt(tmp_path, 1, (3, 0))
-    attempts = attempts.read_attempts(tmp_path)
-    assert [attempt.outcome for attempt in attempts] == ["killed", "stopped", None]
-    assert [attempt.job for attempt in attempts] == [None, "7", "12_3"]
-    assert attempts[0].ended == attempts[0].started  # nothing was heard of it
-    assert attempts[1].reached == attempts[2].at == (3, 0)
+    attempts.start_attempt(tmp_path, gpus=0.5, job="7", at=Position(2, 5))
+    attempts.end_attempt(tmp_path, "stopped", reached=Position(3))
+    attempts.start_attempt(tmp_path, gpus=1, job="12_3", at=Position(3))
+    made = attempts.read_attempts(tmp_path)
+    assert [attempt.outcome for attempt in made] == ["killed", "stopped", None]
+    assert [attempt.job for attempt in made] == [None, "7", "12_3"]
+    assert made[0].ended == made[0].started  # it gave no sign of life
+    assert made[1].reached == made[2].at == (3, 0)
 
 
 def test_gpus_that_a_run_keeps(monkeypatch):
     """All of its job's, divided among runs side by side; without a job the one that it computes on."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    for name in ("SLURM_JOB_ID", attempts.SHARED_BY):
-        monkeypatch.delenv(name, raising=False)
-    assert _gpus() == 1
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    assert _gpus() == 4
+    monkeypatch.delenv(attempts.SHARED_BY, raising=False)
+    assert _gpus_held(None) == 1
+    assert _gpus_held("12") == 4
     monkeypatch.setenv(attempts.SHARED_BY, "8")
-    assert _gpus() == 0.5
+    assert _gpus_held("12") == 0.5
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert _gpus() == 0
+    assert _gpus_held("12") == 0
 
 
 def test_load_scores_the_same_to_the_last_digit(finished, root):
     adapted = bench.load(finished)
-    assert adapted.score("test") == record.read(finished)["metrics"]["test"]
+    assert adapted.score("test") == record.read(finished).metrics.test.model_dump()
     with Image.open(root / "0.png") as image:
         assert adapted.preprocess(image).shape == (3, 64, 64)
     assert adapted.tokenizer("a red field").shape == (1, adapted.model.context_length)
@@ -234,27 +230,27 @@ def test_load_scores_the_same_to_the_last_digit(finished, root):
 def test_data_workers_change_nothing(root, tmp_path):
     runs = [make_run(root, tmp_path / str(n), MRS, epochs=1, augment="harma", workers=n) for n in (0, 2)]
     for run_dir in runs:
-        assert execute(run_dir)["error"] is None
+        assert execute(run_dir).error is None
     assert numbers(runs[0]) == numbers(runs[1])
 
 
 def test_zero_shot_is_scored_without_training(root, tmp_path):
     run_dir = make_run(root, tmp_path / "zero", {"name": "zero_shot"})
     result = execute(run_dir)
-    assert result["error"] is None
-    assert result["metrics"]["best_epoch"] is None
-    assert result["cost"]["train_seconds"] is None
-    assert result["cost"]["trainable_params"] == 0
-    assert bench.load(run_dir).score("test") == result["metrics"]["test"]
+    assert result.error is None
+    assert result.metrics.best_epoch is None
+    assert result.cost.train_seconds is None
+    assert result.cost.trainable_params == 0
+    assert bench.load(run_dir).score("test") == result.metrics.test.model_dump()
 
 
 def test_divergence_is_a_failure_with_its_reason(root, tmp_path):
     run_dir = make_run(root, tmp_path / "nan", {"name": "full_finetune"}, lr=1e12, clip_grad_norm=None)
     result = execute(run_dir)
-    assert result["status"] == "failed"
-    assert "lower" in result["error"]["message"]
-    assert "Traceback" in result["error"]["traceback"]
-    assert result["metrics"] is None
+    assert result.status == "failed"
+    assert "lower" in result.error.message
+    assert "Traceback" in result.error.traceback
+    assert result.metrics is None
     assert not record.is_finished(run_dir)
 
 
@@ -262,37 +258,38 @@ def test_the_test_set_is_scored_once(root, tmp_path, monkeypatch):
     asked = []
     eval_set = Inputs.eval_set
     monkeypatch.setattr(Inputs, "eval_set", lambda self, split: asked.append(split) or eval_set(self, split))
-    assert execute(make_run(root, tmp_path / "once", MRS, epochs=2))["error"] is None
+    assert execute(make_run(root, tmp_path / "once", MRS, epochs=2)).error is None
     assert asked == ["val", "test"]
 
 
 def test_one_process_at_a_time(root, tmp_path):
     run_dir = make_run(root, tmp_path / "locked", MRS)
     hold = (
-        "import sys, pathlib; from bench import store; lock = folder.claim(pathlib.Path(sys.argv[1])); lock.__enter__()"
+        "import sys, pathlib; from bench.store import folder; lock = folder.claim(pathlib.Path(sys.argv[1])); "
+        "lock.__enter__(); print('held', flush=True); input()"
     )
-    command = [sys.executable, "-c", f"{hold}; print('held', flush=True); input()", str(run_dir)]
+    command = [sys.executable, "-c", hold, str(run_dir)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(folder.RunLocked):
             execute(run_dir)
         assert folder.is_claimed(run_dir)
         other.kill()
-    assert execute(run_dir)["error"] is None  # the claim went with its process
+    assert execute(run_dir).error is None  # the claim went with its process
 
 
 def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):
     def full(*_, **__):
         raise RuntimeError("unexpected pos 704 vs 598")  # torch's words for it
 
-    monkeypatch.setattr("bench.store.folder.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    monkeypatch.setattr("bench.config.files.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(bench.config.errors.UserError, match="no space left"), files.disk_errors(tmp_path / "part"):
         full()
 
 
 def test_command_line(finished, tmp_path, capsys):
     assert main([str(finished / folder.RUN)]) == 0
-    assert json.loads(capsys.readouterr().out) == record.read(finished)["metrics"]["test"]
+    assert json.loads(capsys.readouterr().out) == record.read(finished).metrics.test.model_dump()
     assert main([str(tmp_path)]) == 2
     assert "no run.yaml" in capsys.readouterr().err
 
@@ -312,9 +309,9 @@ def test_a_corrupt_checkpoint_says_what_to_do(root, tmp_path):
     run_dir = make_run(root, tmp_path / "state", MRS)
     (run_dir / folder.STATE).write_bytes(b"half")
     result = execute(run_dir)
-    assert result["status"] == "failed"
-    assert "delete it to start this run afresh" in result["error"]["message"]
-    assert result["error"]["user"]
+    assert result.status == "failed"
+    assert "delete it to start this run afresh" in result.error.message
+    assert result.error.user
 
 
 def test_flops_of_a_linear_layer_by_hand():

@@ -15,13 +15,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench import launch, status
+from bench import status
 from bench.config import files
 from bench.config.errors import UserError
-from bench.launch import queue
-from bench.status import Status, main, plain, render, summary
-from bench.store import folder, record
-from bench.sweep import PLAN
+from bench.launch import overview
+from bench.launch.display import plain, render, summary
+from bench.launch.overview import Status
+from bench.launch.slurm import queue
+from bench.status import main
+from bench.store import record
+from bench.store.folder import ATTEMPTS, LOCK, PROGRESS, RESULT
+from bench.store.planned import PLAN
+from tests import records
 from tests.test_queue import command, rows
 
 TOKEN = "petl-bench:demo:1"
@@ -42,7 +47,7 @@ class Folder:
             self.plan.append({"run_id": run_id, "spec": {"method": {"name": method}, "train": {"epochs": 10}}})
             files.write_json(self.path / PLAN, {"sweep": "demo", "runs": self.plan})
         (self.path / run_id).mkdir()
-        (self.path / run_id / folder.LOCK).touch()
+        (self.path / run_id / LOCK).touch()
         return self.path / run_id
 
     def attempt(self, run: Path, started: float, end: tuple | None = None, job: str | None = None, **more) -> None:
@@ -51,19 +56,19 @@ class Folder:
         if end:
             seconds, outcome, epoch, step = end
             lines.append(json.dumps({"ended": self.now + seconds, "outcome": outcome, "epoch": epoch, "step": step}))
-        with (run / folder.ATTEMPTS).open("a") as file:
+        with (run / ATTEMPTS).open("a") as file:
             file.write("\n".join(lines) + "\n")
 
     def progress(self, run: Path, updated: float = 0, **more) -> None:
         state = {"phase": "train", "epoch": 4, "epochs": 10, "step": 50, "steps": 100, "eta_seconds": 100.0}
-        files.write_json(run / folder.PROGRESS, state | {"updated": self.now + updated} | more)
+        files.write_json(run / PROGRESS, state | {"updated": self.now + updated} | more)
 
     def result(self, run: Path, ok: bool = True, age: float = 0.0) -> None:
-        error = {"type": "ValueError", "message": "first line\nthe reason", "user": False}
-        metrics = {"test": {"mean_recall": 33.21}}
-        content = {"status": "finished", "metrics": metrics} if ok else {"status": "failed", "error": error}
-        files.write_json(run / folder.RESULT, content)
-        os.utime(run / folder.RESULT, (self.now - age, self.now - age))
+        if ok:
+            records.finish(run, recall=33.21)
+        else:
+            records.fail(run, "first line\nthe reason")
+        os.utime(run / RESULT, (self.now - age, self.now - age))
 
     def submit(self, tasks: dict[str, str], age: float = 1000.0, token: str = TOKEN, **more) -> None:
         submitted = datetime.fromtimestamp(self.now, UTC) - timedelta(seconds=age)
@@ -77,7 +82,7 @@ class Folder:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Folder:
-    monkeypatch.setattr(status, "LOOK_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(overview, "LOOK_AGAIN_SECONDS", 0.05)
     monkeypatch.setattr(queue, "SECONDS", 5.0)
     command(tmp_path, "sacct", 'echo "Slurm accounting storage is disabled" >&2; exit 1', monkeypatch)
     command(tmp_path, "squeue", "", monkeypatch)
@@ -90,7 +95,7 @@ def held() -> Iterator:
     others = []
 
     def hold(run: Path) -> None:
-        code = "import pathlib, sys; from bench import store\nwith folder.claim(pathlib.Path(sys.argv[1])): "
+        code = "import pathlib, sys; from bench.store import folder\nwith folder.claim(pathlib.Path(sys.argv[1])): "
         code += "print('held', flush=True); input()"
         command = [sys.executable, "-c", code, str(run)]
         others.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
@@ -333,8 +338,8 @@ def test_watch_ends_with_the_sweep(folder, monkeypatch, capsys):
 class Recorder:
     detached = True
 
-    def __init__(self, *given) -> None:
-        self.given, self.launched = given, []
+    def __init__(self, executor, **given) -> None:
+        self.executor, self.given, self.launched = executor, given, []
 
     def missing(self, runs):
         return [run for run in runs if run.name != "busy"]
@@ -345,7 +350,7 @@ class Recorder:
 
 def test_retry_takes_the_asked_states_and_the_sweeps_own_settings(folder, monkeypatch, capsys):
     made = []
-    monkeypatch.setattr(launch, "make", lambda *given: made.append(Recorder(*given)) or made[-1])
+    monkeypatch.setattr(overview, "make", lambda *what, **given: made.append(Recorder(*what, **given)) or made[-1])
     folder.result(folder.run("done"))
     for name in ("bad", "busy"):
         folder.result(folder.run(name), ok=False)
@@ -353,13 +358,14 @@ def test_retry_takes_the_asked_states_and_the_sweeps_own_settings(folder, monkey
     folder.submit({"gone": "12_0"}, slurm={"partition": "gpu", "setup": ["module load x"]})
     assert main([str(folder.path), "--retry", "failed", "--reports", "elsewhere"]) == 0
     assert [run.name for run in made[0].launched] == ["bad"]
-    executor, _, path, settings, reports = made[0].given
-    assert (executor, path, settings.partition, settings.setup) == ("slurm", folder.path, "gpu", ("module load x",))
-    assert reports == Path("elsewhere/demo")
+    assert (made[0].executor, made[0].given["folder"]) == ("slurm", folder.path)
+    settings = made[0].given["blocks"]["slurm"]
+    assert (settings.partition, settings.setup) == ("gpu", ("module load x",))
+    assert made[0].given["reports"] == Path("elsewhere/demo")
     assert main([str(folder.path), "--retry", "failed", "--retry", "lost"]) == 0
     assert [run.name for run in made[1].launched] == ["bad", "gone"]
     assert capsys.readouterr().out.splitlines() == ["tried again: 1 runs", "tried again: 2 runs"]
-    assert record.read(folder.path / "bad")["status"] == "failed"  # nothing is cleared
+    assert record.read(folder.path / "bad").status == "failed"  # nothing is cleared
 
 
 def test_cancel_ends_this_sweeps_jobs_alone(folder, tmp_path, monkeypatch, capsys):

@@ -9,15 +9,18 @@ import pytest
 import torch
 
 import methods
-from bench.core import losses
-from bench.core.train import Batch, EvalSet, evaluate, fit, lr_factor, make_optimizer
-from bench.plan.spec import TrainSettings
+from bench.config.settings import TrainSettings
+from bench.core.evaluate import EvalSet, evaluate
+from bench.core.state import StateFiles
+from bench.core.train import Batch, TrainBatches, fit, lr_factor, make_optimizer
 from methods import losses as registry
+from methods.losses.harma import adaptive_triplet
 from tests.test_backbone import batch, tiny
 
 
 def factors(total: int, per_epoch: int, **settings) -> list[float]:
-    return [lr_factor(step, total, per_epoch, TrainSettings(**settings)) for step in range(total)]
+    given = TrainSettings(**settings)
+    return [lr_factor(step, total=total, steps_per_epoch=per_epoch, settings=given) for step in range(total)]
 
 
 def test_schedules_by_hand():
@@ -35,6 +38,15 @@ def test_weight_decay_falls_on_matrices_only():
     assert {group["weight_decay"]: {p.ndim for p in group["params"]} for group in groups} == {0.3: {2}, 0.0: {0, 1}}
 
 
+class Cosine:
+    """A loss without negatives."""
+
+    second_view = None
+
+    def __call__(self, features, image_ids, model):
+        return (1 - (features.image * features.text).sum(dim=1)).mean()
+
+
 def train(folder: Path, per_batch: int, **settings):
     """Two epochs over four pairs in batches, with a loss without negatives; returns model and the number of calls."""
     folder.mkdir()
@@ -49,12 +61,17 @@ def train(folder: Path, per_batch: int, **settings):
             chosen = slice(start, start + per_batch)
             yield Batch(images[chosen], tokens[chosen], torch.arange(4)[chosen])
 
-    def loss(features, ids, model):
-        return (1 - (features.image * features.text).sum(dim=1)).mean()
-
     split = EvalSet(lambda: [images], lambda: [tokens], torch.arange(4), torch.arange(4))
     given = TrainSettings(epochs=2, lr=1e-2, warmup=0, schedule="constant", clip_grad_norm=None, **settings)
-    done = fit(model, loss, None, batches, len(parts), split, given, 0, folder, lambda *_, **__: None)
+    done = fit(
+        model,
+        loss=Cosine(),
+        batches=TrainBatches(batches, len(parts)),
+        validation=split,
+        settings=given,
+        seed=0,
+        files=StateFiles(folder / "state.pt"),
+    )
     return model, done
 
 
@@ -86,15 +103,12 @@ def test_a_resumed_run_has_the_threads_it_started_with(tmp_path):
         settings = TrainSettings(epochs=2, lr=1e-2, warmup=0, schedule="constant", clip_grad_norm=None)
         done = fit(
             model,
-            lambda *_: None,
-            None,
-            lambda *_: (_ for _ in ()),
-            1,
-            split,
-            settings,
-            0,
-            tmp_path / "run",
-            lambda *_: None,
+            loss=Cosine(),
+            batches=TrainBatches(lambda *_: (_ for _ in ()), 1),
+            validation=split,
+            settings=settings,
+            seed=0,
+            files=StateFiles(tmp_path / "run" / "state.pt"),
         )
         assert torch.get_num_threads() == 1
         assert len(done.history) == 2
@@ -112,7 +126,15 @@ def test_batch_norms_of_a_frozen_backbone_do_not_drift(tmp_path):
     loss = registry.get("info_nce")()
     settings = TrainSettings(epochs=2, lr=1e-2)
     one = Batch(images, tokens, torch.arange(3))
-    fit(model, loss, None, lambda *_: (each for each in [one]), 1, split, settings, 0, tmp_path, lambda *_, **__: None)
+    fit(
+        model,
+        loss=loss,
+        batches=TrainBatches(lambda *_: (each for each in [one]), 1),
+        validation=split,
+        settings=settings,
+        seed=0,
+        files=StateFiles(tmp_path / "state.pt"),
+    )
     assert before
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
@@ -131,4 +153,4 @@ def test_adaptive_triplet_weights_are_part_of_the_gradient():
     torch.manual_seed(0)
     image, text = (torch.nn.functional.normalize(torch.randn(4, 6, dtype=torch.float64), dim=-1) for _ in range(2))
     image.requires_grad_()
-    assert torch.autograd.gradcheck(lambda a: losses.adaptive_triplet(a, text, 0.2), (image,))
+    assert torch.autograd.gradcheck(lambda a: adaptive_triplet(a, text, 0.2), (image,))

@@ -33,7 +33,7 @@ def root() -> Path:
 
 def state_dict(path: Path) -> dict[str, Any]:
     """The tiny CLIP's weights by open_clip's names."""
-    from bench.demo.backbone import state_dict as read  # torch
+    from bench.demo.tiny_clip import state_dict as read  # torch
 
     return read(path)
 

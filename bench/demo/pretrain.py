@@ -29,7 +29,7 @@ from bench.config.settings import TrainSettings
 from bench.core.evaluate import score
 from bench.core.ranks import metrics
 from bench.core.train import lr_factor
-from bench.demo import backbone, general, world
+from bench.demo import general, tiny_clip, world
 from methods.losses.info_nce import info_nce
 
 SEED = 0
@@ -120,7 +120,7 @@ def train(scenes: int, steps: int, batch: int, lr: float, device: torch.device) 
 def zero_shot(path: Path, split: str = "test") -> float:
     """Mean recall in percent on a split of the demo world."""
     clip = open_clip.CLIP(**model_config(demo.MODEL)).eval()
-    clip.load_state_dict(backbone.state_dict(path))
+    clip.load_state_dict(tiny_clip.state_dict(path))
     splits = [name for name, number in world.SPLITS.items() for _ in range(number)]
     scenes = [world.scene(0, index) for index, name in enumerate(splits) if name == split]
     pictures = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for _, picture, _ in scenes])
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     state, known = train(
         arguments.scenes, arguments.steps, arguments.batch, arguments.lr, torch.device(arguments.device)
     )
-    backbone.pack(state, known, arguments.out)
+    tiny_clip.pack(state, known, arguments.out)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 2**20:.1f} MiB")
     print(f"zero-shot mean recall on the demo world: {zero_shot(arguments.out):.2f}")
     return 0

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bench.config.settings import SCHEDULERS, Settings
-from bench.launch.schedulers import EXECUTORS, Launcher, current_job, scheduler, scheduler_for, used_by
+from bench.launch.schedulers import Launcher, current_job, executors, scheduler, scheduler_for
 
-__all__ = ["EXECUTORS", "Launcher", "current_job", "make", "scheduler", "scheduler_for", "used_by"]
+__all__ = ["Launcher", "current_job", "executors", "make", "scheduler", "scheduler_for"]
 
 
 def make(
@@ -27,7 +27,7 @@ def make(
     """
     if name := scheduler_for(executor):
         settings = blocks.get(name) or SCHEDULERS[name]()
-        return scheduler(name).launcher(folder, settings, reports, detached=not follow)
+        return scheduler(name).make_launcher(folder, settings, reports, detached=not follow)
     if executor == "inline":
         from bench.launch.inline import Inline
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from bench.store.cluster import Queue
 from bench.store.folder import RESULT
-from bench.store.jobs import Queue
 from bench.store.standing import Facts, Standing, State, clock, judge
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Watch:
         facts = Facts.read(run)
         if facts.result and not facts.result.finished and _stamp(run) == self.before[run]:
             facts = replace(facts, result=None)  # a failure of before, which is tried again now
+        if (facts.progress.get("updated") or 0.0) < self.started:
+            facts = replace(facts, progress={})
         found = judge(run.name, {}, facts, alive=Queue(), given=None, now=time.time())
         return found if found.state in ("running", "finished", "failed") else replace(found, state="waiting")
 

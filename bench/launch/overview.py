@@ -16,10 +16,10 @@ from bench.config.errors import UserError
 from bench.config.settings import SCHEDULERS, Settings
 from bench.launch import make
 from bench.launch.follow import follow
-from bench.launch.schedulers import scheduler, used_by
+from bench.launch.schedulers import Submitted, submitted
 from bench.plan.grid import expand
 from bench.store import planned
-from bench.store.jobs import Queue, Submission
+from bench.store.cluster import Queue, Submission
 from bench.store.planned import PLAN
 from bench.store.standing import Facts, Standing, State, Total, counts, judge, lost, total
 
@@ -78,16 +78,12 @@ class Status:
         self.ends: dict[tuple[str, str], str] = {}
         self.asked: set[str] = set()  # lost runs about which the accounting was asked
         self.specs = self._plan()
-        self.scheduler_name = used_by(self.folder)
-        self.scheduler = scheduler(self.scheduler_name) if self.scheduler_name else None
 
     def look(self) -> Picture:
         """Where every run stands. A run that is gone is lost only if it was so some seconds ago as well."""
-        submissions = self.scheduler.submissions(self.folder) if self.scheduler else []
-        alive = (
-            self.scheduler.look(submissions) if self.scheduler else Queue()
-        )  # before the folders: a run that ends in between has its result by then
-        given = {run_id: manifest for manifest in submissions for run_id in manifest.tasks}
+        sent = submitted(self.folder)
+        alive = sent.look() if sent else Queue()  # before the folders: a run that ends in between has its result then
+        given = {run_id: each for each in sent.submissions for run_id in each.tasks} if sent else {}
         now = time.time()
         todo = [run_id for run_id in self.specs if run_id not in self.done]
         with ThreadPoolExecutor(READERS) as readers:
@@ -99,9 +95,9 @@ class Status:
         self.done |= {run_id: run for run_id, run in found.items() if run.state == "finished"}
         self.gone = {run_id: self.gone.get(run_id, now) for run_id, run in found.items() if run.gone}
         twice = {run_id for run_id, since in self.gone.items() if now - since >= LOOK_AGAIN_SECONDS * 0.9}
-        if self.scheduler and (new := twice - self.asked):
+        if sent and (new := twice - self.asked):
             tokens = {given[run_id].token for run_id in new if run_id in given}
-            self.ends |= self.scheduler.ends([each for each in submissions if each.token in tokens])
+            self.ends |= sent.scheduler.ends([each for each in sent.submissions if each.token in tokens])
             self.asked |= new
         for run_id in twice:
             found[run_id] = lost(found[run_id], facts[run_id], self._end(given.get(run_id), run_id))
@@ -156,14 +152,13 @@ def find(target: Path, results: Path) -> Status:
 
 def cancel(folder: Path) -> str:
     """End the sweep's jobs, and no others; what was done, in words."""
-    name = used_by(folder)
-    alive = scheduler(name).look(scheduler(name).submissions(folder)) if name else Queue()
+    sent = submitted(folder)
+    alive = sent.look() if sent else Queue()
     if not alive.known:
         raise UserError(f"{alive.scheduler} gave no answer, so nothing was cancelled; try again later")
-    if name:
-        scheduler(name).cancel(alive.jobs)
-    if not alive.jobs:
+    if not sent or not alive.jobs:
         return "no job of this sweep is in the queue"
+    sent.scheduler.cancel(alive.jobs)
     return f"cancelled {len(alive.jobs)} jobs with {len(alive.runs)} runs; runs at work save their state first"
 
 
@@ -173,14 +168,13 @@ def retry(status: Status, picture: Picture, states: Iterable[str], reports: Path
     runs = [folder / run.run_id for run in picture.runs if run.state in states]
     if not runs:
         return 0
-    name = status.scheduler_name
+    sent = submitted(folder)
     blocks: Mapping[str, Settings] = {}
     if status.file:
         blocks = expand(status.file).schedulers
-    elif name and status.scheduler:
-        last = status.scheduler.submissions(folder)[-1]
-        blocks = {name: SCHEDULERS[name].model_validate_json(json.dumps(last.content[name]))}
-    launcher = make(name or "auto", folder=folder, reports=reports / folder.name, blocks=blocks)
+    elif sent:
+        blocks = {sent.name: _last_settings(sent)}
+    launcher = make(sent.name if sent else "auto", folder=folder, reports=reports / folder.name, blocks=blocks)
     new = launcher.missing(runs)
     if launcher.detached:
         launcher.launch(new)
@@ -189,3 +183,8 @@ def retry(status: Status, picture: Picture, states: Iterable[str], reports: Path
             launcher.launch(new)
         print(f"report: python -m bench.report {shlex.quote(str(folder))}")
     return len(new)
+
+
+def _last_settings(sent: Submitted) -> Settings:
+    """The scheduler's block of settings as the newest submission used it."""
+    return SCHEDULERS[sent.name].model_validate_json(json.dumps(sent.submissions[-1].content[sent.name]))

@@ -7,14 +7,13 @@ settings of the same name in `bench.config.settings.SCHEDULERS`. Nothing else kn
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from bench.config.settings import SCHEDULERS
-from bench.store.jobs import Job, Queue, Submission
-
-EXECUTORS = ("auto", "inline", "local", *SCHEDULERS)
+from bench.store.cluster import Job, Queue, Submission
 
 
 class Launcher(Protocol):
@@ -50,15 +49,33 @@ class Scheduler(Protocol):
     def cancel(self, jobs: Sequence[Job]) -> None:
         """End these jobs, and nothing else; UserError if the scheduler does not do it."""
 
-    def launcher(self, folder: Path, settings: Any, reports: Path, *, detached: bool) -> Launcher:
+    def make_launcher(self, folder: Path, settings: Any, reports: Path, *, detached: bool) -> Launcher:
         """Submits the sweep's runs with its own block of settings; the last job writes the report into `reports`."""
 
     def scripts(self, folder: Path, settings: Any, reports: Path, runs: Sequence[Path]) -> list[str]:
         """What would be submitted for these runs, as text; works without the scheduler."""
 
 
+@dataclass(frozen=True)
+class Submitted:
+    """What one scheduler was given of a sweep: its submissions, newest last."""
+
+    name: str
+    scheduler: Scheduler
+    submissions: list[Submission]
+
+    def look(self) -> Queue:
+        """The living jobs of these submissions."""
+        return self.scheduler.look(self.submissions)
+
+
+def executors() -> tuple[str, ...]:
+    """The names that `--executor` takes: the two local ones, and each scheduler."""
+    return ("auto", "inline", "local", *SCHEDULERS)
+
+
 def scheduler(name: str) -> Scheduler:
-    """The scheduler of that name."""
+    """The scheduler of that name, one of `bench.config.settings.SCHEDULERS`."""
     return cast(Scheduler, import_module(f"bench.launch.{name}"))
 
 
@@ -69,9 +86,10 @@ def scheduler_for(executor: str) -> str | None:
     return executor if executor in SCHEDULERS else None
 
 
-def used_by(folder: Path) -> str | None:
-    """The name of the scheduler that the sweep in this folder was submitted to; None if it was to none."""
-    return next((name for name in SCHEDULERS if scheduler(name).submissions(folder)), None)
+def submitted(folder: Path) -> Submitted | None:
+    """The submissions of the sweep in this folder; None if there are none. A sweep uses one scheduler: the first."""
+    found = (Submitted(name, scheduler(name), scheduler(name).submissions(folder)) for name in SCHEDULERS)
+    return next((each for each in found if each.submissions), None)
 
 
 def current_job() -> str | None:

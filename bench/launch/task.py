@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from bench.config.errors import Stopped
 from bench.launch.schedulers import current_job
 from bench.plan.spec import RunSpec
 from bench.store import record
-from bench.store.folder import LOG, RUN, RunLocked
+from bench.store.folder import RUN, RunLocked
 
 WAIT_SECONDS = 2.0  # between two looks at a run that another process holds
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # Slurm sends its own to every process of a job
@@ -44,34 +44,6 @@ def run_one(run_dir: str | Path, should_stop: Callable[[], bool] = never) -> Out
     except Exception as error:  # what lies outside the run's own net: its run.yaml, an import, the result's own file
         record_failure(run_dir, type(error).__name__, str(error), traceback.format_exc())
         return "failed"
-
-
-def run_many(
-    run_dirs: Sequence[str | Path], parallel: int = 1, should_stop: Callable[[], bool] = never
-) -> dict[str, Outcome]:
-    """Compute runs one after another in this process, or `parallel` at a time in workers of their own.
-
-    What they share is loaded once. Their output goes to their log.txt. Runs that another process holds are passed
-    over. Once `should_stop()`, those under way save their state and no other is started: they are not in the answer,
-    which is keyed by run id.
-    """
-    runs = [Path(run_dir) for run_dir in run_dirs]
-    if parallel > 1:
-        from bench.launch.local import LocalPool
-
-        return LocalPool(parallel, wait_for_held=False).compute(runs, should_stop)
-    outcomes: dict[str, Outcome] = {}
-    for run_dir in runs:
-        if should_stop():
-            break
-        try:
-            with output_to(run_dir / LOG):
-                outcomes[run_dir.name] = run_one(run_dir, should_stop)
-        except OSError as error:  # its folder is gone, or full: no reason to leave out the others
-            outcomes[run_dir.name] = "failed"
-            print(error, flush=True)
-        print(f"{run_dir.name}: {outcomes[run_dir.name]}", flush=True)
-    return outcomes
 
 
 @contextmanager

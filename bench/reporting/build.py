@@ -25,6 +25,7 @@ class Report:
 
     @property
     def index(self) -> Path:
+        """The page."""
         return self.out_dir / "index.html"
 
     def print_table(self) -> None:
@@ -34,10 +35,10 @@ class Report:
 
 
 def build(results_dir: Path, out_dir: Path | None = None) -> Report:
-    """Write the report of `results/<sweep>`, by default to `reports/<sweep>`; UserError if there are no runs.
+    """Write the report of `results/<sweep>`, by default to `reports/<sweep>`.
 
     Files: table.csv, table.md, table.tex, recall_vs_params.png and .pdf, index.html. Each replaces its predecessor
-    in one step. The same results give the same bytes.
+    in one step. The same results give the same bytes. UserError if there are no runs, or if it can't be written.
     """
     runs = collect(results_dir)
     rows = tables.summarise(runs)

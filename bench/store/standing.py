@@ -18,8 +18,8 @@ from bench.config.errors import UserError
 from bench.core.position import Position
 from bench.store import record
 from bench.store.attempts import Attempt, read_attempts
-from bench.store.folder import RESULT, is_claimed, read_progress
-from bench.store.jobs import Job, Queue, Submission
+from bench.store.cluster import Job, Queue, Submission
+from bench.store.folder import CLAIMS_ARE_SEEN, RESULT, is_claimed, read_progress
 from bench.store.record import Record
 
 FRESH_SECONDS = 120.0  # how long a sign of life counts where locks can't be trusted: between hosts
@@ -192,8 +192,9 @@ def _at_work(facts: Facts, job: Job | None, now: float) -> bool:
         return False
     if job:
         return job.state == "running" and job.id == last.job
-    heard = max(last.started, facts.progress.get("updated") or 0.0)
-    return last.host != socket.gethostname() and now - heard < FRESH_SECONDS
+    if CLAIMS_ARE_SEEN and last.host == socket.gethostname():
+        return False
+    return now - max(last.started, facts.progress.get("updated") or 0.0) < FRESH_SECONDS
 
 
 def _running(base: Standing, progress: dict[str, Any], now: float) -> Standing:

@@ -14,7 +14,7 @@ from bench.config.settings import SlurmSettings
 from bench.launch.schedulers import Launcher
 from bench.launch.slurm.queue import cancel, ends, look, submissions
 
-__all__ = ["available", "cancel", "current_job", "ends", "launcher", "look", "scripts", "submissions"]
+__all__ = ["available", "cancel", "current_job", "ends", "look", "make_launcher", "scripts", "submissions"]
 
 
 def available() -> bool:
@@ -28,7 +28,7 @@ def current_job() -> str | None:
     return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ.get("SLURM_JOB_ID")
 
 
-def launcher(folder: Path, settings: SlurmSettings, reports: Path, *, detached: bool) -> Launcher:
+def make_launcher(folder: Path, settings: SlurmSettings, reports: Path, *, detached: bool) -> Launcher:
     """See `bench.launch.schedulers.Scheduler`."""
     from bench.launch.slurm.launcher import SlurmLauncher  # a job's own process must not import what submits it
 

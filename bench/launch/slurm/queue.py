@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.config.errors import UserError
 from bench.config.files import read_json
-from bench.store.jobs import Job, Queue, Submission
+from bench.store.cluster import Job, Queue, Submission
 
 FOLDER = "slurm"  # in the sweep's folder
 SECONDS = 20.0  # patience with any Slurm command: with its controller down, squeue alone would block twice as long
