@@ -1,22 +1,33 @@
 # make demo: the whole pipeline on this machine; make test: the test suite; make check: what CI runs.
+# make lock: newest versions into requirements.lock; make test-lowest: the fast tests on the lowest allowed versions.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format clean
+.PHONY: help install demo test test-lowest check format lock clean
 
 help:
-	@sed -n '1p' Makefile | cut -c3-
+	@sed -n '1,2p' Makefile | cut -c3-
 
-# A half-made environment has no .installed, so an interrupted install is simply done again.
-$(VENV)/.installed: pyproject.toml
+# A half-made environment has no .installed, so an interrupted install is simply done again. The project is built with
+# the setuptools of the pinned versions: nothing is fetched but these.
+define installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
-	@$(PYTHON) -m venv $(VENV) || { echo "error: no venv module; on Debian: apt-get install python3-venv" >&2; exit 2; }
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@$(BIN)/python -m compileall -q bench methods
+	@$(PYTHON) -m venv $(@D) || { echo "error: no venv module; on Debian: apt-get install python3-venv" >&2; exit 2; }
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(@D)/bin/python -m compileall -q bench methods
 	@touch $@
+endef
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(installed)
+
+$(LOWEST)/.installed: requirements-lowest.txt pyproject.toml
+	$(installed)
 
 install: $(VENV)/.installed
 
@@ -25,6 +36,11 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+# All but the demo and the Slurm clusters. Old releases call what newer ones below them deprecate: no error here.
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -W ignore::DeprecationWarning --ignore tests/test_demo.py \
+		--ignore tests/test_slurm_cluster.py --ignore tests/test_status_cluster.py
 
 check: install
 	$(BIN)/ruff format --check .
@@ -36,5 +52,15 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Both lists of versions, by a uv of its own. Releases of the last two weeks are left out: mirrors lag behind.
+COMPILE := .venv-lock/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --quiet \
+	--exclude-newer '2 weeks' --annotation-style line --custom-compile-command 'make lock'
+
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(COMPILE) --constraint constraints.txt --output-file requirements.lock
+	$(COMPILE) --resolution lowest-direct --output-file requirements-lowest.txt
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) .venv-lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,7 +1,7 @@
 """Check methods and losses against the conformance suite: `python -m bench.check my_package.my_method`.
 
 A target is a registered name, a module, or a Python file; without one, all that is registered is checked. Exit code 1
-if a check fails. What each check means stands in its docstring and message in bench/conformance/. A module may excuse
+if a check fails. The docstrings and messages in bench/conformance/ say what each check means. A module may excuse
 itself: `EXCUSES = {(name, check): reason}`, as methods/excuses.py does; an excuse that is not needed is a failure.
 """
 
@@ -127,8 +127,8 @@ def _print(console: object, targets: Sequence[Target], outcomes: Sequence[Outcom
         table.add_row(check.replace("_", " "), *cells)
     console.print(table)
     for state in ("excused", "failed"):
-        told = dict.fromkeys((o.subject, o.check, o.reason) for o in outcomes if o.state == state)
-        for subject, check, reason in told:
+        reasons = dict.fromkeys((o.subject, o.check, o.reason) for o in outcomes if o.state == state)
+        for subject, check, reason in reasons:
             line = f"{state}: {subject}: {check.replace('_', ' ')}: {reason}"
             console.print(
                 line, style="red" if state == "failed" else None, markup=False, highlight=False, soft_wrap=True

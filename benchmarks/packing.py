@@ -42,7 +42,7 @@ grid:
 def compute(out: Path, run_dirs: Sequence[str]) -> None:
     """Compute the runs as one job does; write to `out` the seconds that went into training and evaluation."""
     from bench.compute import execute
-    from bench.launch.task import run_many
+    from bench.launch.inline import run_many
 
     spent = 0.0
 

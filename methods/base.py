@@ -58,7 +58,7 @@ class Method(Settings):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        if taken := {"preset", "train", "loss"} & set(cls.model_fields):
+        if taken := {"preset", "recipe", "train", "loss"} & set(cls.model_fields):
             raise TypeError(f"{cls.__name__}: settings can't be named {', '.join(taken)}: a sweep file uses these")
 
     def check(self, shape: ModelShape) -> None:

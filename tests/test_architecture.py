@@ -169,7 +169,9 @@ def test_the_core_names_no_method_no_loss_no_cluster_and_no_demo():
     names = {*methods.names(), *losses.names(), *SCHEDULERS, "submitit", "demo", "tiny-clip"}
     for path in sorted((ROOT / "bench" / "core").glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        words = {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
         assert words.isdisjoint(names), path.name
 
 

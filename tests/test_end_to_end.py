@@ -68,7 +68,7 @@ def test_local_workers_and_a_run_that_fails_alone(file, capsys):
     assert sweep.main([str(file), "--executor", "local", "--workers", "2", "--set", *overrides]) == 1
     told = capsys.readouterr()
     assert re.search(r"failed: full_finetune-lr1e\+12-s0-\w+: FloatingPointError: .*lower train.lr", told.err)
-    states = [record.read(path.parent)["status"] for path in Path("results/small").glob(f"*/{folder.RESULT}")]
+    states = [record.read(path.parent).status for path in Path("results/small").glob(f"*/{folder.RESULT}")]
     assert sorted(states) == ["failed", "finished", "finished"]
     assert "lower train.lr" in Path("reports/small/table.md").read_text()
 

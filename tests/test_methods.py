@@ -206,7 +206,9 @@ def test_the_published_constants():
     """Numbers that neither counts nor the start of the output would show."""
     model, _ = attached("harma", bottleneck=16, heads=4)
     adapter = model.text_blocks.list[0].after_mlp
-    assert [float(gate.detach()) for gate in (adapter.gate, adapter.inner_gate, adapter.shared.gate)] == pytest.approx([0.6] * 3)
+    assert [float(gate.detach()) for gate in (adapter.gate, adapter.inner_gate, adapter.shared.gate)] == pytest.approx(
+        [0.6] * 3
+    )
     losses.get("harma")().attach(model)
     assert float(model.extras["temperature"]) == pytest.approx(0.07)
     assert losses.get("harma")().margin == losses.get("hmmc")().margin == losses.get("hmmc")().view_dropout == 0.2

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bench.compute import build, execute
+from bench.launch.inline import run_many
 from bench.launch.local import LocalPool
-from bench.launch.task import run_many
 from bench.store import attempts, record
 from bench.store.folder import LOG, RESULT, STATE, RunLocked, read_progress
 from tests.test_run import MRS, make_run, numbers

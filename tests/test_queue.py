@@ -12,7 +12,7 @@ from bench.config import files
 from bench.config.errors import UserError
 from bench.launch.slurm import queue
 from bench.launch.slurm.queue import cancel, ends, jobs_of, look, submissions
-from bench.store.jobs import Job
+from bench.store.cluster import Job
 
 
 def command(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -17,7 +17,7 @@ import pytest
 from bench import launch, status, sweep
 from bench.config.settings import SCHEDULERS, Settings
 from bench.launch import overview, schedulers
-from bench.store.jobs import Job, Queue, Submission
+from bench.store.cluster import Job, Queue, Submission
 
 FILE = """name: x
 dataset: {name: demo}

@@ -24,8 +24,8 @@ from bench.launch.slurm import launcher, queue, submission
 from bench.launch.slurm.launcher import SlurmLauncher
 from bench.launch.slurm.submission import NewSubmission
 from bench.store import attempts, provenance, record
+from bench.store.cluster import Job, Queue
 from bench.store.folder import RESULT
-from bench.store.jobs import Job, Queue
 from bench.store.record import Failure
 from tests import records
 

@@ -11,6 +11,7 @@ from bench.config.errors import UserError
 from bench.config.settings import BackboneSettings, DatasetSettings, TrainSettings
 from bench.data import DATASETS
 from bench.plan.grid import Sweep, expand
+from bench.plan.recipes import RECIPES
 from bench.plan.spec import RunSpec
 
 SWEEPS = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
@@ -87,7 +88,7 @@ def test_yaml_lines():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\na: 2", "x.yaml:2: key 'a' stands here twice"),
+        ("a: 1\na: 2", "x.yaml:2: key 'a' is written twice"),
         ("a: [1\nb: 2", "x.yaml:2: not valid YAML"),
         ("a: {b: ${HOME}/x}", "x.yaml:1: not valid YAML: expected ',' or '}', but got '{' (quote texts with ${...}"),
         ("a: 1\n---\nb: 2", "x.yaml:2: not valid YAML"),
@@ -113,7 +114,7 @@ def test_bad_yaml(text, message):
         (
             {"bottleneck: 32": "bottlneck: 32"},
             "x.yaml:9: harma: unknown key 'bottlneck'; did you mean 'bottleneck'? "
-            "(allowed: bottleneck, heads, shared, train, loss)",
+            "(allowed: bottleneck, heads, shared, recipe, train, loss)",
         ),
         ({"- harma:": "- hamra:"}, "x.yaml:9: unknown method 'hamra'; did you mean 'harma'?"),
         ({"bottleneck: 32": "bottleneck: wide"}, "x.yaml:9: harma: bottleneck: expected integer, got 'wide'"),
@@ -391,6 +392,24 @@ def methods_of(text: str) -> dict[str, str]:
     """BASE with these entries in place of its methods."""
     old = "    - lora: {rank: [2, 8]}\n    - harma: {bottleneck: 32, train: {lr: 4e-4}}\n"
     return {old: text, "seed: [0, 1]": "seed: 0"}
+
+
+def test_a_recipe_is_training_settings_by_name(plan):
+    [run] = plan(methods_of("    - harma: {recipe: harma-training, bottleneck: 16, heads: 4}\n"), "grid.seed=0").runs
+    assert (run.train.lr, run.train.schedule, run.train.captions) == (4e-4, "linear", "harma")
+    entry = "    - harma: {recipe: harma-training, bottleneck: 16, heads: 4, train: {lr: [1e-3, 2e-3]}}\n"
+    runs = plan(methods_of(entry), "grid.seed=0").runs
+    assert [(each.train.lr, each.train.schedule) for each in runs] == [(1e-3, "linear"), (2e-3, "linear")]
+    [run] = plan(methods_of(entry), "grid.seed=0", "train.lr=5", "train.schedule=cosine").runs  # an override wins
+    assert (run.train.lr, run.train.schedule, run.train.captions) == (5, "cosine", "harma")
+    with pytest.raises(UserError, match=r"x.yaml:8: unknown recipe 'harm' \(allowed: harma-training, mrs-training\)"):
+        plan(methods_of("    - harma: {recipe: harm}\n"))
+
+
+def test_every_recipe_says_its_source_and_is_valid():
+    for recipe in RECIPES.values():
+        assert "arXiv" in recipe.source
+        TrainSettings.model_validate_json(json.dumps(recipe.train))
 
 
 def test_a_preset_is_settings_by_name(plan):

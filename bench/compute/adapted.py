@@ -30,7 +30,7 @@ from bench.store.folder import ADAPTER
 
 @dataclass(frozen=True)
 class Adapted:
-    """An adapted open_clip model in eval mode, with what its inputs went through when it was scored."""
+    """An adapted open_clip model in eval mode, with the preprocessing that it was scored with."""
 
     backbone: Backbone
     spec: RunSpec

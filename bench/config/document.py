@@ -13,7 +13,7 @@ import yaml
 
 from bench.config.errors import UserError
 
-Key = tuple[str | int, ...]  # where a value stands in a document: ("grid", "method", 3, "harma", "bottleneck")
+Key = tuple[str | int, ...]  # the place of a value in a document: ("grid", "method", 3, "harma", "bottleneck")
 
 
 class _Loader(yaml.SafeLoader):
@@ -53,7 +53,7 @@ def read_yaml(path: Path) -> tuple[Any, dict[Key, int]]:
 
 
 def parse_yaml(text: str, name: str) -> tuple[Any, dict[Key, int]]:
-    """The same for a text; `name` stands for it in errors."""
+    """`read_yaml` for a text that errors call `name`."""
     lines: dict[Key, int] = {}
 
     def build(node: yaml.Node, at: Key, within: tuple[yaml.Node, ...]) -> Any:
@@ -69,7 +69,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[Key, int]]:
                 if not isinstance(key, yaml.ScalarNode):
                     raise UserError(f"{where}: a key must be one word")
                 if key.value in result:
-                    raise UserError(f"{where}: key '{key.value}' stands here twice")
+                    raise UserError(f"{where}: key '{key.value}' is written twice")
                 lines[(*at, key.value)] = key.start_mark.line + 1
                 result[key.value] = build(value, (*at, key.value), within)
             return result
@@ -97,9 +97,12 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[Key, int]]:
     return (None if root is None else build(root, (), ())), lines
 
 
+OVERRIDE = "--set"
+
+
 @dataclass
 class Document:
-    """Plain data and where each part of it was written: `places` holds "file:line", or the --set that put it there."""
+    """Plain data and the place of each part: "file:line", or the --set that wrote it."""
 
     data: Any
     places: dict[Key, str]
@@ -110,8 +113,12 @@ class Document:
             path = path[:-1]
         return self.places.get(path, "settings")
 
+    def is_override(self, path: Key) -> bool:
+        """Whether the value at `path`, or a section that it is in, was put there by a --set."""
+        return any(self.places.get(path[:end], "").startswith(OVERRIDE) for end in range(1, len(path) + 1))
+
     def put(self, path: tuple[str, ...], value: Any, place: str) -> None:
-        """Write a value, also into each item where a section on the way is a list."""
+        """Write a value, into each item where a section on the way is a list. UserError for what is no section."""
         for known in [known for known in self.places if known[: len(path)] == path]:
             del self.places[known]
         self.places[path] = place
@@ -131,11 +138,12 @@ class Document:
 
 
 def read_document(path: Path) -> Document:
-    """A YAML file whose every key knows its file and line."""
+    """A YAML file as a document; UserError, with file and line, if it can't be read."""
     data, lines = read_yaml(path)
     return Document(data, {at: f"{path}:{line}" for at, line in lines.items()})
 
 
 def show(value: Any) -> str:
+    """A value as errors print it, at most 60 characters."""
     text = "nothing" if value is None else json.dumps(value) if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:59] + "…"

@@ -26,10 +26,11 @@ def parse(
     places: Mapping[str, str] | None = None,
     also: Sequence[str] = (),
 ) -> T:
-    """The settings of a mapping, strictly typed; UserError with one line a mistake: place, owner, key, what is allowed.
+    """The settings of a mapping, strictly typed.
 
-    `path` is where the mapping stands in the document, `places` where single keys of it come from if elsewhere.
-    `also` names keys that are allowed beside the class's own (they are suggested and listed, but taken out before).
+    `path` is the mapping's place in the document; `places` has the places of keys that were written elsewhere. `also`
+    names keys that are allowed beside the class's own: the caller removes them, errors suggest and list them.
+    UserError with one line for each mistake: place, owner, key, what is allowed.
     """
     if not isinstance(data, Mapping):
         raise UserError(f"{document.at(path)}: {owner}: expected settings 'key: value', got {show(data)}")

@@ -25,7 +25,7 @@ class Settings(BaseModel):
 
 
 class DatasetSettings(Settings):
-    """Which images and captions. `annotations` is the folder of the annotation files where that is not `root`."""
+    """Which images and captions. `annotations`: the folder of the annotation files, if it is not `root`."""
 
     name: Literal["demo", "rsitmd", "rsicd", "ucm", "sydney", "nwpu"]
     root: str | None = None
@@ -44,7 +44,7 @@ class BackboneSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """How the trainable part is trained; `workers` (data loading) is the one setting that no run id depends on."""
+    """How the trainable part is trained. No run id depends on `workers` (processes that load data)."""
 
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(128, ge=1)
@@ -83,8 +83,8 @@ class SlurmSettings(Settings):
     array_parallelism: int = Field(64, ge=1)  # jobs at once, over all of a sweep's arrays
     runs_per_job: int = Field(1, ge=1)
     parallel_runs: int = Field(1, ge=1)  # of a job's runs, side by side on its GPU
-    signal_seconds: int = Field(120, ge=1)  # how long before its time limit a job is told to save and make room
-    max_timeouts: int = Field(10, ge=0)  # how often a job that got on may go on after its time limit
+    signal_seconds: int = Field(120, ge=1)  # before its time limit: when Slurm warns a job, which then saves
+    max_timeouts: int = Field(10, ge=0)  # how often a job that made progress may continue after its time limit
     setup: tuple[str, ...] = ()
     extra: dict[str, str | int | float | bool] = Field(default_factory=dict)
 

@@ -12,9 +12,10 @@ CUSTOM_BLOCK = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inne
 
 @dataclass(frozen=True)
 class TowerShape:
-    """One tower's size. `slots` is None where its blocks take adapters and prompts, else the reason why not.
+    """One tower's size.
 
-    `params` counts all of its weights; None where its anatomy is not CLIP's own, for which no closed form is known.
+    `slots` is None if its blocks take adapters and prompts, else the reason why not. `params` counts all its weights;
+    None if it is not built like CLIP's own towers, for then no closed form is known.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class ModelShape:
 
     @property
     def towers(self) -> tuple[TowerShape, TowerShape]:
+        """The image tower and the text tower."""
         return self.image, self.text
 
     @property
@@ -68,7 +70,7 @@ def _slots(config: dict[str, Any], side: str) -> tuple[str, str | None]:
 
 
 def shape_of(model: str, config: Mapping[str, Any]) -> ModelShape:
-    """The same for a config at hand, under the name `model`."""
+    """The sizes of the model that this open_clip config describes; `model` is its name."""
     vision, text, embed = config["vision_cfg"], config["text_cfg"], config["embed_dim"]
     side = vision.get("image_size", 224)
     height, width = side if isinstance(side, list) else (side, side)

@@ -1,4 +1,4 @@
-"""What all commands share: how they end, and what they print when they can't."""
+"""What all commands share: exit codes, error messages, a progress count."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ USER_MISTAKE, INTERRUPTED = 2, 130
 def command(function: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
     """Call a command's function; give back the exit code of the process.
 
-    A UserError is one message and exit code 2, Ctrl-C is 130. A reader that goes away (`| head`) ends the command
-    without a word.
+    A UserError is one message and exit code 2, Ctrl-C is 130. If the reader of its output ends (`| head`), the
+    command ends silently.
     """
     from bench.config.errors import UserError
 

@@ -31,7 +31,7 @@ def round_trip(settings: Method | Loss) -> None:
 @on_method
 def check_settings_survive_yaml(subject: Subject) -> None:
     assert subject.method is not None
-    assert subject.method.paper, "says no `paper`"
+    assert subject.method.paper, "has no `paper`"
     round_trip(subject.method)
     for preset in subject.method.presets.values():
         round_trip(type(subject.method).model_validate({**subject.method.model_dump(), **preset}))
@@ -39,7 +39,7 @@ def check_settings_survive_yaml(subject: Subject) -> None:
 
 @on_method
 def check_fits_or_is_refused_while_planning(subject: Subject) -> None:
-    """On a backbone with a ResNet `check` says no with a UserError, or all works."""
+    """On a backbone with a ResNet, `check` refuses with a UserError, or the method works."""
     assert subject.method is not None
     subject.method.check(subject.shape)
     try:
@@ -66,7 +66,7 @@ def check_backbone_unchanged_by_attach(subject: Subject) -> None:
 
 @on_method
 def check_state_dict_holds_backbone_and_trainable_only(subject: Subject) -> None:
-    """What else it held would be saved with neither the backbone nor the adapter, or with both."""
+    """Anything else would be saved neither with the backbone nor with the adapter."""
     model = subject.attached()
     trained = {id(parameter) for parameter in model.trainable().values()}  # one that serves twice has two names
     held = {name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in trained}
@@ -81,7 +81,7 @@ def check_starts_at_the_backbone(subject: Subject) -> None:
     size = len(plain) // 2  # heads may change the embeddings' size; cosines compare
     moved = distance(plain[:size] @ plain[size:].T, model[:size] @ model[size:].T)
     if subject.method.starts_elsewhere:
-        assert moved > CLOSE, "says that it starts elsewhere, but starts at the backbone"
+        assert moved > CLOSE, "`starts_elsewhere` is set, but the output starts at the backbone's"
     else:
         assert moved < CLOSE, f"cosines differ by {moved:.1e} before any training, and `starts_elsewhere` is None"
 
@@ -103,7 +103,7 @@ def check_counts_equal_the_closed_form(subject: Subject) -> None:
 
 @on_method
 def check_the_count_grows_with_the_knob(subject: Subject) -> None:
-    """What `budget:` relies on."""
+    """A budget is solved by bisection over the knob, so the count must grow with it."""
     assert subject.method is not None
     knob, step = subject.method.knob, subject.method.knob_step
     if knob is None:
@@ -131,7 +131,7 @@ def check_the_count_grows_with_the_knob(subject: Subject) -> None:
 
 @on_method
 def check_two_instances_share_no_storage(subject: Subject) -> None:
-    """Two adapted models in one process know nothing of each other: no tensor, no module is common to both."""
+    """Two adapted models in one process are independent: they share no tensor and no module."""
     one, other = subject.attached(), subject.attached()
     modules = {id(module) for module in one.modules()} & {id(module) for module in other.modules()}
     assert not modules, f"{len(modules)} modules belong to two models at once"

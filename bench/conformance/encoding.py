@@ -44,7 +44,7 @@ def check_an_item_is_independent_of_its_batch(subject: Subject) -> None:
 
 @on_method
 def check_padding_matters_only_where_declared(subject: Subject) -> None:
-    """`trims_text` says whether cutting the padding off is exact; it is cut off here."""
+    """Cutting off the padding is exact if `trims_text` is true, and only then."""
     assert subject.method is not None
     model, data = subject.attached(perturbed=True), batch()
     whole = model.encode_text(data.tokens, True)

@@ -33,7 +33,7 @@ def _value(subject: Subject, features: Features, ids: Sequence[int] = (0, 1, 1, 
 
 @on_loss
 def check_loss_settings_survive_yaml(subject: Subject) -> None:
-    assert subject.loss.paper, "says no `paper`"
+    assert subject.loss.paper, "has no `paper`"
     round_trip(subject.loss)
 
 

@@ -27,7 +27,7 @@ CLOSE = 1e-5  # largest difference of cosines that counts as rounding
 
 
 class Skip(Exception):
-    """Raised by a check that has nothing to say about a subject; its text is the reason."""
+    """Raised by a check that does not apply to a subject; its text is the reason."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,14 @@ class Subject:
 
     @cached_property
     def shape(self) -> ModelShape:
+        """The sizes of the tiny backbone."""
         return shape_of("tiny", TINY)
 
     def attached(self, seed: int = 0, perturbed: bool = False, train: bool = False) -> DualEncoder:
-        """A tiny backbone with the method and its loss attached, in eval mode unless `train`; perturbed: moved on."""
+        """A tiny backbone with the method and its loss attached, in eval mode unless `train`.
+
+        perturbed: every trained parameter gets some noise, as after training.
+        """
         model = backbone(self.kind)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -58,6 +62,7 @@ class Subject:
         return model.train(train)
 
     def loss_of(self, model: DualEncoder, data: Batch) -> Tensor:
+        """The loss of a batch (scalar), with the method's own terms."""
         features = model(data.images, data.tokens, self.loss.second_view)
         return self.loss(features, data.image_ids, model) + sum(penalty() for penalty in model.penalties)
 
@@ -91,15 +96,18 @@ def cosines(model: DualEncoder, data: Batch | None = None) -> Tensor:
 
 
 def distance(one: Tensor, other: Tensor) -> float:
+    """The largest absolute difference of two tensors of one shape."""
     return float((one - other).abs().max())
 
 
 def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of all parameters and buffers that are not empty."""
     found = itertools.chain(model.named_parameters(), model.named_buffers())
     return ((name, tensor) for name, tensor in found if tensor.numel())
 
 
 def address(tensor: Tensor) -> int:
+    """Where a tensor's memory begins."""
     return tensor.untyped_storage().data_ptr()
 
 

@@ -50,8 +50,8 @@ def run_check(name: str, subject: Subject, excuse: str | None = None) -> Outcome
     except Skip as skip:
         state, reason = "skipped", str(skip)
     except Exception as error:
-        told = str(error).strip().splitlines()
-        reason = told[0] if told else type(error).__name__
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
         state = "failed"
         if not isinstance(error, AssertionError):
             last = traceback.extract_tb(error.__traceback__)[-1]

@@ -64,5 +64,6 @@ def batch(seed: int = 1, image_size: int = 24) -> Batch:
 
 
 def eval_set() -> EvalSet:
+    """A split of four images with a caption each, other ones than `batch` gives by default."""
     held_out = batch(seed=9)
     return EvalSet(lambda: [held_out.images], lambda: [held_out.tokens], torch.arange(4), torch.arange(4))

@@ -15,7 +15,7 @@ from methods import losses
 
 @on_method
 def check_all_that_is_trainable_gets_gradients(subject: Subject) -> None:
-    """That nothing else does is what the closed form and the frozen weights show."""
+    """Other checks show that nothing else is trained: the closed form, and the frozen weights."""
     model = subject.attached(perturbed=True, train=True)
     trainable = model.trainable()
     if not trainable:

@@ -33,10 +33,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A dataset the harness knows: its title, the splits it has (the first is the default).
+    """A dataset that the harness knows: its title and its splits, the default one first.
 
-    A dataset that is generated instead of read from the user's disk says what identifies it (`version`), and `make`
-    gives its folder, in which annotations in the Karpathy layout and images lie.
+    For a generated dataset, `version` identifies its content, and `make` returns its folder with images and with
+    annotations in the Karpathy layout.
     """
 
     title: str
@@ -125,7 +125,7 @@ def raw_splits(settings: DatasetSettings) -> dict[str, tuple[Item, ...]]:
 
 
 def split_of(settings: DatasetSettings) -> str:
-    """The split's name, the dataset's default where none is set; UserError for one that the dataset has not."""
+    """The split's name, by default the dataset's first; UserError if the dataset does not have it."""
     info = DATASETS.get(settings.name)
     if info is None:
         raise UserError(f"no dataset {settings.name!r}; there are {', '.join(DATASETS)}")
@@ -135,7 +135,7 @@ def split_of(settings: DatasetSettings) -> str:
 
 
 def is_empty(caption: str) -> bool:
-    """Whether a caption says nothing: no letter and no digit (RSICD has lines of a lone full stop)."""
+    """Whether a caption has neither a letter nor a digit (RSICD has lines with only a full stop)."""
     return not any(char.isalnum() for char in caption)
 
 

@@ -1,4 +1,4 @@
-"""``python -m bench.data``: lists the known datasets, checks one on disk. Exit codes: 0 clean, 1 problems, 2 misuse."""
+"""`python -m bench.data`: list the known datasets, or check one on disk. Exit codes: 0 clean, 1 problems, 2 misuse."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.data.annotations import FILES
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
+    """0: no problems; 1: the data has problems; 2: the user has something to fix."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.data", description="Datasets: what is known, what is on disk."
     )

@@ -72,7 +72,7 @@ def read(layout: str, name: str, folder: Path) -> dict[str, tuple[Item, ...]]:
     """Items of each split the files hold, as written: {"train": ..., "val": ..., "test": ...}, val perhaps absent.
 
     Captions of one image are gathered under it, in the order of the files. UserError names the file and the line or
-    entry (counted from 1) of whatever is wrong, and any image that stands in two splits.
+    entry (counted from 1) of whatever is wrong, and any image that is in two splits.
     """
     splits = _READERS[layout](find(layout, name, folder))
     seen: dict[str, str] = {}

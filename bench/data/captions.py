@@ -1,4 +1,4 @@
-"""Captions as a recipe's tokenizer expects them: named presets."""
+"""Captions cleaned before they are tokenised: named presets."""
 
 from __future__ import annotations
 

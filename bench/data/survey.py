@@ -1,4 +1,4 @@
-"""What stands in a dataset and what is wrong with it: a listing for people, before any run."""
+"""Counts and problems of a dataset on disk, as text, before any run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check(settings: DatasetSettings, echo: Callable[[str], None] = print) -> int:
-    """Echoes counts per split and every problem with the data; returns how many problems there are.
+    """Print counts per split and every problem with the data, line by line through `echo`; the number of problems.
 
     A problem is an empty caption, a missing image, one that does not decode, or two names that are found as one file.
     UserError if the annotations can't be read at all.

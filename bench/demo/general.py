@@ -1,8 +1,9 @@
 """The general world the tiny CLIP is pre-trained on: things seen from the side, shapes, patterns, colours and counts.
 
-It stands for the web pictures that real CLIPs have seen. It differs from the demo world in rendering (plain outlines on
-a plain or patterned ground, no shadows, no view from above) and in vocabulary (everyday things), and shares with it
-what general data would share: colours, counts, sizes, relations, and a few words such as tree, water, road and boat.
+It takes the place of the web pictures that real CLIPs have seen. It differs from the demo world in rendering (plain
+outlines on a plain or patterned ground, no shadows, no view from above) and in vocabulary (everyday things), and shares
+with it what general data would share: colours, counts, sizes, relations, and a few words such as tree, water, road and
+boat.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ TRUNK, WHEEL, PANE = (110, 80, 56), (40, 40, 44), (206, 226, 240)
 
 
 class Canvas(Pen):
-    """A pen that knows what colour it stands on."""
+    """A pen that knows the colour of the ground."""
 
     ground: Colour = COLOURS["white"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from bench.store.cluster import Queue
 from bench.store.folder import RESULT
-from bench.store.jobs import Queue
 from bench.store.standing import Facts, Standing, State, clock, judge
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from bench.launch.follow import follow
 from bench.launch.schedulers import Submitted, submitted
 from bench.plan.grid import expand
 from bench.store import planned
-from bench.store.jobs import Queue
+from bench.store.cluster import Queue
 from bench.store.planned import PLAN
 from bench.store.standing import Facts, Standing, State, Total, counts, judge, lost, total
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from bench.config.settings import SCHEDULERS
-from bench.store.jobs import Job, Queue, Submission
+from bench.store.cluster import Job, Queue, Submission
 
 
 class Launcher(Protocol):

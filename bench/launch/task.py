@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from bench.config.errors import Stopped
 from bench.launch.schedulers import current_job
 from bench.plan.spec import RunSpec
 from bench.store import record
-from bench.store.folder import LOG, RUN, RunLocked
+from bench.store.folder import RUN, RunLocked
 from bench.store.record import Failure
 
 WAIT_SECONDS = 2.0  # before a run that another process holds is tried again
@@ -50,34 +50,6 @@ def run_one(run_dir: str | Path, should_stop: Callable[[], bool] = never) -> Out
         failure = Failure(type=type(error).__name__, message=str(error), traceback=traceback.format_exc())
         record_failure(run_dir, failure)
         return "failed"
-
-
-def run_many(
-    run_dirs: Sequence[str | Path], parallel: int = 1, should_stop: Callable[[], bool] = never
-) -> dict[str, Outcome]:
-    """Compute runs one after another in this process, or `parallel` at a time in workers; return outcomes by run id.
-
-    A dataset and backbone that consecutive runs share are loaded once. Each run's output goes to its log.txt. Runs
-    that another process holds are left out. Once `should_stop()` is true, the current runs save their state, and runs
-    that have not started have no outcome.
-    """
-    runs = [Path(run_dir) for run_dir in run_dirs]
-    if parallel > 1:
-        from bench.launch.local import LocalPool
-
-        return LocalPool(parallel, wait_for_held=False).compute(runs, should_stop)
-    outcomes: dict[str, Outcome] = {}
-    for run_dir in runs:
-        if should_stop():
-            break
-        try:
-            with output_to(run_dir / LOG):
-                outcomes[run_dir.name] = run_one(run_dir, should_stop)
-        except OSError as error:  # its folder is missing, or the disk is full: the other runs may still work
-            outcomes[run_dir.name] = "failed"
-            print(error, flush=True)
-        print(f"{run_dir.name}: {outcomes[run_dir.name]}", flush=True)
-    return outcomes
 
 
 @contextmanager

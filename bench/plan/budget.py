@@ -11,7 +11,7 @@ from bench.config.errors import UserError
 from methods.base import Method
 
 CLOSE = 0.9  # the smallest share of a budget that counts as reaching it
-FIRST = 64  # so many multiples of the knob's step are tried for the smallest that can be had
+FIRST = 64  # multiples of the knob's step that are tried to find the smallest valid one
 UNITS = {"": 1, "k": 10**3, "m": 10**6}
 
 
@@ -42,10 +42,10 @@ def fit(
     make: Callable[[Mapping[str, Any]], Method],
     count: Callable[[Method], int | None],
 ) -> Fitted:
-    """Solve a method's knob for a budget, from below; without a knob its one count reaches the budget or does not.
+    """The method at the largest knob whose count stays within the budget. Without a knob it has one count.
 
-    `make` builds the method with these settings beside its own; UserError where they can't be had. `count` is the
-    closed form; it grows with the knob. `what` names the method in the note.
+    `make(settings)` builds the method with these settings beside its own; UserError if they are not valid. `count` is
+    the closed form, which grows with the knob. `what` names the method in the note.
     """
     plain = make({})
     if knob is None:

@@ -14,9 +14,10 @@ from methods.base import Method
 
 
 def listing(backbone: str) -> list[dict[str, Any]]:
-    """One entry a method with its settings' defaults (None where one must be given) and its presets' counts.
+    """One entry for each method, with the defaults of its settings (None: it has none) and the counts of its presets.
 
-    `trainable_params` is None where the backbone can't take the method, or where it depends on what must be given.
+    `trainable_params` is None if the backbone can't take the method, or if the count depends on a setting without a
+    default. UserError if there is no such backbone.
     """
     shape = model_shape(backbone)
     return [
@@ -35,7 +36,7 @@ def listing(backbone: str) -> list[dict[str, Any]]:
 
 
 def _found() -> Iterator[tuple[str, type[Method]]]:
-    """All methods; an installed package's that can't be had is told, and leaves the others alone."""
+    """All methods by name. One of an installed package that can't be imported is a note on stderr, not an error."""
     for name in methods.names():
         try:
             yield name, methods.get(name)

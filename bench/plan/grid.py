@@ -17,12 +17,13 @@ from pydantic import Field
 import methods
 from bench import data
 from bench.config.backbones import is_file, model_shape
-from bench.config.document import Document, Key, parse_yaml, read_document, show
+from bench.config.document import OVERRIDE, Document, Key, parse_yaml, read_document, show
 from bench.config.errors import UserError
 from bench.config.parse import parse
 from bench.config.settings import SCHEDULERS, BackboneSettings, DatasetSettings, Settings, TrainSettings
 from bench.config.shapes import ModelShape
 from bench.plan import budget
+from bench.plan.recipes import RECIPES
 from bench.plan.spec import RunSpec, data_identity, weights_identity
 from methods import losses
 from methods.base import Method
@@ -36,7 +37,7 @@ class _Grid(Settings):
 
 
 class _File(Settings):
-    """The sections of a sweep file but for the schedulers' blocks; they are parsed once the axes are known."""
+    """The sections of a sweep file without the schedulers' blocks. Each is parsed when its axes are known."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     dataset: Any
@@ -46,16 +47,16 @@ class _File(Settings):
     grid: _Grid
 
 
-# What may stand beside a method's own settings.
-BESIDE = ("preset", "train", "loss")
+# What a sweep file may write beside a method's own settings.
+BESIDE = ("preset", "recipe", "train", "loss")
 
-# Without training these decide the score; the rest of the train settings can't matter.
+# The train settings that matter for a method that does not train.
 EVALUATION = ("augment", "captions", "eval_batch_size", "workers")
 
 
 @contextmanager
 def _placed(place: str) -> Iterator[None]:
-    """Puts the place in front of a UserError that does not know it."""
+    """Add the place to a UserError that comes without one."""
     try:
         yield
     except UserError as error:
@@ -75,7 +76,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class _Choice:
-    """One value of each key of a section, and where each was written."""
+    """One value of each key of a section, and the place of each."""
 
     values: dict[str, Any]
     places: dict[str, str]
@@ -84,8 +85,8 @@ class _Choice:
 def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep file, apply `key=value` overrides, and give back every run of its grid.
 
-    Any list where a setting takes one value is an axis; where the setting is itself a list, a list of lists is. An
-    override wins everywhere, also over a method's own `train` and `loss`. Order: dataset, backbone, method as listed,
+    A list is an axis if the setting takes one value; a list of lists is one if the setting is a list. An override
+    applies everywhere, also to a method with its own `train` or `loss`. Order: dataset, backbone, method as listed,
     its settings, loss, budget, train, seed. A method that does not train gets one run: its seed is 0 and the train
     settings that can't matter are the defaults. With `budget`, every other method gets a run at each number of
     trainable parameters that its knob can reach; the notes say what it reached and what was left out.
@@ -144,7 +145,7 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
 def _override(document: Document, override: str) -> None:
     key, equals, text = override.partition("=")
-    place = f"--set {override}"
+    place = f"{OVERRIDE} {override}"
     if not equals or not all(key.split(".")):
         raise UserError(f"{place}: expected key=value, such as train.epochs=2")
     path = tuple(key.split("."))
@@ -158,7 +159,7 @@ def _override(document: Document, override: str) -> None:
 
 
 def _forget(settings: dict[str, Any], path: Sequence[str]) -> None:
-    """Take a method's own value away, so that the override's counts."""
+    """Remove a method's own value, so that the override applies."""
     own = settings.get(path[0])
     blocks = own if isinstance(own, list) else [own]
     if len(path) == 1 or path[0] == "loss":
@@ -305,7 +306,11 @@ def _method_runs(
         cls = methods.get(name)
     own = dict(settings) if isinstance(settings, Mapping) else {} if settings is None else settings
     special = {key: own.pop(key, None) for key in BESIDE} if isinstance(own, dict) else dict.fromkeys(BESIDE)
-    own_trains = _section(TrainSettings, document, (*path, "train"), special["train"] or {})
+    own_trains = [
+        _Choice(dict(recipe) | choice.values, choice.places)
+        for recipe in _recipes(document, path, special["recipe"])
+        for choice in _section(TrainSettings, document, (*path, "train"), special["train"] or {})
+    ]
     if special["loss"] is not None:
         found_losses = list(_losses(document, (*path, "loss"), special["loss"]))
     elif common_loss is not None:
@@ -346,7 +351,7 @@ def _sized(
 ) -> Iterator[budget.Fitted]:
     """The method as it is set, or at each budget, with a note; checked against the backbone either way.
 
-    `given` is what the sweep file says of it; if that fixes the knob, the method has one size.
+    `given`: the settings in the sweep file. If the knob is among them, the method has one size.
     """
 
     def count(method: Method) -> int | None:
@@ -364,7 +369,7 @@ def _sized(
 
 
 def _presets(document: Document, path: Key, cls: type[Method], listed: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """Each preset that is asked for with its settings; none and nothing where there is none."""
+    """The name and settings of each preset in the sweep file; an empty one if it has none."""
     if listed is None:
         return [("", {})]
     found = []
@@ -373,6 +378,19 @@ def _presets(document: Document, path: Key, cls: type[Method], listed: Any) -> l
             known = ", ".join(cls.presets) or "none"
             raise UserError(f"{place}: {cls.name}: unknown preset {show(value)} (allowed: {known})")
         found.append((value, cls.presets[value]))
+    return found
+
+
+def _recipes(document: Document, path: Key, listed: Any) -> list[Mapping[str, Any]]:
+    """The training settings of each recipe in the sweep file, without those that a --set replaces."""
+    if listed is None:
+        return [{}]
+    found: list[Mapping[str, Any]] = []
+    for value, place in _values(document, (*path, "recipe"), listed):
+        if not isinstance(value, str) or value not in RECIPES:
+            raise UserError(f"{place}: unknown recipe {show(value)} (allowed: {', '.join(RECIPES)})")
+        settings = RECIPES[value].train
+        found.append({key: settings[key] for key in settings if not document.is_override(("train", key))})
     return found
 
 

@@ -64,7 +64,7 @@ class RunSpec:
 
     @classmethod
     def load(cls, path: Path) -> RunSpec:
-        """Read a run.yaml."""
+        """Read a run.yaml; UserError, with file and line, for what does not fit."""
         document = read_document(path)
         return cls.from_dict(document.data, document)
 
@@ -81,8 +81,8 @@ class RunSpec:
     def run_id(self) -> str:
         """`<method>[-<settings that differ from the defaults>]-s<seed>-<hash8>`, safe as a folder's name.
 
-        The hash covers all settings, the data and the weights by content; not the sweep's name, where data and
-        weights lie, nor the number of loaders. UserError if data or weights are missing.
+        The hash covers all settings, and data and weights by content. It does not cover the sweep's name, the paths of
+        data and weights, and the number of loaders. UserError if data or weights are missing.
         """
         content = self.to_dict()
         del content["sweep"], content["train"]["workers"], content["dataset"]["root"], content["dataset"]["annotations"]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -15,11 +14,11 @@ import numpy as np
 import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
-from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
+from bench.reporting.labels import Label, place
 from bench.reporting.tables import Block
 
 COLUMN, PAGE = 3.4, 7.0  # inches: the width of a column, and of the text, of a two-column paper
@@ -101,18 +100,7 @@ def _inks(ink: _Ink) -> dict[Any, Any]:
     return {**text, **paper, "axes.edgecolor": ink.faint, "grid.color": ink.grid}
 
 
-@dataclass(frozen=True)
-class _Label:
-    """A text to be placed near (x, y) in data units; `line` if it names a horizontal line."""
-
-    text: Annotation
-    x: float
-    y: float
-    spread: float  # of the error bar
-    line: bool = False
-
-
-def _draw(axes: Axes, rows: pd.DataFrame, ink: _Ink) -> list[_Label]:
+def _draw(axes: Axes, rows: pd.DataFrame, ink: _Ink) -> list[Label]:
     axes.set_xlabel("trainable parameters")
     axes.set_ylabel("test mean recall (%)")
     axes.set_axisbelow(True)
@@ -145,12 +133,12 @@ def _draw(axes: Axes, rows: pd.DataFrame, ink: _Ink) -> list[_Label]:
                 # The best configuration carries the curve's name; its siblings on the line say what differs.
                 lone = row[1]["point"] and row[0] not in best.index
                 text = row[1]["point"] if lone else f"{curve} {row[1]['point']}"
-                labels.append(_Label(_text(axes, text, at, height, _mix(colour, ink)), at, height, bar))
+                labels.append(Label(_text(axes, text, at, height, _mix(colour, ink)), at, height, bar))
     for row in rows[rows["trainable_params"] == 0].to_dict("records"):
         axes.axhline(row["mean_recall"], color=ink.faint, lw=0.9, ls=(0, (4, 2)), zorder=2)
         text = f"{row['method']} {row['config']}".strip() + f" {row['mean_recall']:.1f}"
         at = axes.get_xlim()[0]
-        labels.append(_Label(_text(axes, text, at, row["mean_recall"], ink.faint), at, row["mean_recall"], 0, True))
+        labels.append(Label(_text(axes, text, at, row["mean_recall"], ink.faint), at, row["mean_recall"], 0, True))
     return labels
 
 
@@ -190,85 +178,3 @@ def _power(value: float) -> str:
         if value >= unit:
             return f"{value / unit:g}{name}"
     return f"{value:g}"
-
-
-def place(axes: Axes, labels: Sequence[_Label], renderer: RendererBase, leader: str) -> None:
-    """Move each label to the cheapest free spot around its point, the most crowded first; twice, so that early
-    ones can make way. A leader line joins a label to its point where it had to go far.
-
-    Cost: overlap with labels, markers, error bars and the frame weighs most, then lines crossed, then distance.
-    """
-    if not labels:
-        return
-    unit = axes.figure.dpi / 72  # pixels a point
-    frame = axes.get_window_extent(renderer)
-    points = axes.transData.transform([(label.x, label.y) for label in labels])
-    boxes = [label.text.get_window_extent(renderer) for label in labels]
-    sizes = np.array([(box.width, box.height) for box in boxes])
-    solid, soft = _obstacles(axes, 3 * unit)
-    placed: dict[int, np.ndarray] = {}
-    gaps = [np.abs(points - point).sum(1) for point in points]
-    crowd = [float((gap < 60 * unit).sum()) - 100 * label.line for gap, label in zip(gaps, labels, strict=True)]
-    order = sorted(range(len(labels)), key=lambda i: -crowd[i])
-    for _ in range(2):
-        for i in order:
-            spots, far = _spots(points[i], sizes[i], unit, frame, labels[i].line)
-            others = [box for j, box in placed.items() if j != i]
-            cost = 30 * _overlaps(spots, np.array([*solid, *others]).reshape(-1, 4), unit)
-            cost += 2 * _overlaps(spots, soft, 0) + far / unit / 8
-            outside = (spots[:, :2] < frame.min).any(1) | (spots[:, 2:] > frame.max).any(1)
-            placed[i] = spots[np.argmin(cost + 1000 * outside)]
-    for i, label in enumerate(labels):
-        label.text.set_position(tuple((placed[i][:2] - points[i]) / unit))
-        nearest = np.clip(points[i], placed[i][:2], placed[i][2:])
-        if not label.line and np.hypot(*(nearest - points[i])) > 9 * unit:
-            ends = axes.transData.inverted().transform([points[i], nearest])
-            axes.plot(*ends.T, color=leader, lw=0.4, zorder=1.5, scalex=False, scaley=False)
-
-
-def _spots(point: np.ndarray, size: np.ndarray, unit: float, frame: Any, line: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Candidate boxes (n, 4) in pixels and how far each is from its point (n,)."""
-    if line:
-        left = np.linspace(frame.x0 + 2 * unit, max(frame.x1 - size[0] - unit, frame.x0), 25)
-        corners = np.array([(x, y) for y in (point[1] + unit, point[1] - size[1] - unit) for x in left])
-        far = np.concatenate([left - left[0], left - left[0] + 10 * unit]) / 4
-    else:
-        rings, angles = (
-            np.array([4, 6, 9, 13, 18, 24, 32, 42, 54, 70, 90, 120]) * unit,
-            np.linspace(0, 2 * np.pi, 33)[:-1],
-        )
-        ring, angle = (grid.ravel() for grid in np.meshgrid(rings, angles))
-        toward = np.stack([np.cos(angle), np.sin(angle)], 1)
-        corners = point + toward * ring[:, None] + (toward - 1) / 2 * size
-        # Right, left, above, below read best; slanted spots only where those are taken.
-        far = ring + unit * (1 - np.abs(toward).max(1)) * 6
-    return np.concatenate([corners, corners + size], 1), far
-
-
-def _obstacles(axes: Axes, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (n, 4) in pixels that labels must not touch (markers, error bars), and that they should not (lines)."""
-    solid, soft = [], []
-    for line in axes.get_lines():
-        path = line.get_transform().transform(line.get_xydata())
-        if line.get_marker() not in ("None", "", None, "_"):
-            solid += [(x - radius, y - radius, x + radius, y + radius) for x, y in path]
-        if line.get_linestyle() != "None":
-            soft += list(_along(path, radius))
-    for bars in axes.collections:
-        for bar in bars.get_paths():  # error bars, in data units
-            ends = axes.transData.transform(bar.vertices)
-            solid.append((ends[0][0] - radius / 2, ends[:, 1].min(), ends[0][0] + radius / 2, ends[:, 1].max()))
-    return np.array(solid).reshape(-1, 4), np.array(soft).reshape(-1, 4)
-
-
-def _along(path: np.ndarray, radius: float) -> Iterable[tuple[float, float, float, float]]:
-    for start, end in pairwise(path):
-        for share in np.linspace(0, 1, max(2, int(np.hypot(*(end - start)) / radius / 2))):
-            x, y = start + share * (end - start)
-            yield x - 1, y - 1, x + 1, y + 1
-
-
-def _overlaps(spots: np.ndarray, boxes: np.ndarray, margin: float) -> np.ndarray:
-    """How many of the boxes (m, 4) each spot (n, 4) touches, a margin in pixels included: (n,)."""
-    near = (spots[:, None, :2] - margin < boxes[None, :, 2:]) & (spots[:, None, 2:] + margin > boxes[None, :, :2])
-    return near.all(2).sum(1).astype(float)

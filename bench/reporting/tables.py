@@ -26,8 +26,8 @@ def summarise(runs: Runs) -> pd.DataFrame:
 
     `seeds` counts the finished runs; recalls and train_seconds are their means, `_std` the sample standard deviation
     (n - 1; missing for one seed), peak_bytes their maximum. Besides: `group`, `planned` (seeds in the plan), `whole`
-    (the method trains the backbone itself), `curve` (the method and what no number tells apart, such as LoRA's
-    targets: rows of one curve differ in numbers alone) and `point` (those numbers).
+    (the method trains the backbone itself), `curve` (the method and its settings that are not numbers, such as
+    LoRA's targets: rows of one curve differ in numbers alone) and `point` (those numbers).
     """
     known = runs.frame[(runs.frame["group"] != "") & (runs.frame["status"] != "superseded")]
     rows = known.groupby("group", sort=False).agg(
@@ -53,7 +53,7 @@ def summarise(runs: Runs) -> pd.DataFrame:
 
 
 def _configs(rows: pd.DataFrame) -> pd.Series:
-    """What tells a row from the other rows of its method; unique within a method of one dataset and backbone."""
+    """The settings in which a row differs from the others of its method; unique within a dataset and backbone."""
     config = pd.Series("", index=rows.index)
     for _, siblings in rows.groupby("method", sort=False):
         own = [
@@ -71,7 +71,7 @@ def _configs(rows: pd.DataFrame) -> pd.Series:
 
 
 def _curves(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """The curve of each row, by name, and what tells it from the others on it."""
+    """The name of each row's curve, and the settings in which the row differs from others on that curve."""
     curve, point = pd.Series("", index=rows.index), pd.Series("", index=rows.index)
     for method, siblings in rows.groupby("method", sort=False):
         own = [
@@ -94,7 +94,7 @@ def csv(rows: pd.DataFrame) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """A number as text, its standard deviation, the value behind it, and whether it is its column's best."""
+    """A number as text, its standard deviation as text, its value, and whether it is the best of its column."""
 
     text: str
     std: str = ""
@@ -104,6 +104,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
+    """One row of a table, formatted."""
+
     method: str
     config: str
     params: int | None
@@ -126,6 +128,7 @@ class Block:
 
     @property
     def title(self) -> str:
+        """The block's heading."""
         return f"{self.dataset}, {self.backbone}"
 
 
@@ -209,7 +212,7 @@ def _join(values: Sequence[Any]) -> str:
 
 
 def seconds(value: float) -> str:
-    """A duration as people say it: 8.1 s, 4.2 min, 1.35 h."""
+    """A duration as text: 8.1 s, 4.2 min, 1.35 h."""
     return f"{value:.1f} s" if value < 60 else f"{value / 60:.1f} min" if value < 3600 else f"{value / 3600:.2f} h"
 
 
@@ -227,11 +230,20 @@ def params(count: int | None, exact: bool = True) -> str:
     return f"{count / 1e6:.2f}M" if count < 99.5e6 else f"{count / 1e6:.0f}M"
 
 
-def unfinished(runs: Runs) -> list[tuple[str, str, str]]:
-    """(run id, status, why) of each run without a result in the table: failures first, runs that never ran last."""
+@dataclass(frozen=True)
+class Missing:
+    """A run without a result in the table, and why."""
+
+    run_id: str
+    status: str
+    note: str
+
+
+def unfinished(runs: Runs) -> list[Missing]:
+    """The runs without a result in the table: failures first, runs that never ran last."""
     order = {"failed": 0, "unreadable": 1, "superseded": 2, "missing": 3}
-    left = [(row.run_id, row.status, row.note) for row in runs.unfinished.itertuples()]
-    return sorted(left, key=lambda run: order[str(run[1])])
+    left = [Missing(str(row.run_id), str(row.status), str(row.note)) for row in runs.unfinished.itertuples()]
+    return sorted(left, key=lambda run: order[run.status])
 
 
 def code(runs: Runs) -> str:
@@ -263,7 +275,7 @@ def markdown(runs: Runs, parts: Sequence[Block]) -> str:
     left = unfinished(runs)
     if left:
         out += ["", f"## Not in the table: {len(left)} of {len(runs.frame)} runs", ""]
-        out += [f"- {_md(run_id)}: {status}: {_md(note)}" for run_id, status, note in left]
+        out += [f"- {_md(run.run_id)}: {run.status}: {_md(run.note)}" for run in left]
     return "\n".join(out) + "\n"
 
 
@@ -383,8 +395,8 @@ def terminal(runs: Runs, parts: Sequence[Block]) -> str:
             if len(block.lines) > 60:
                 console.print(f"  ... and {len(block.lines) - 60} more rows")
         left = unfinished(runs)
-        for run_id, status, note in left[:10]:
-            console.print(Text(f"{run_id}: {status}: {note}"), soft_wrap=True)
+        for run in left[:10]:
+            console.print(Text(f"{run.run_id}: {run.status}: {run.note}"), soft_wrap=True)
         if len(left) > 10:
             console.print(f"... and {len(left) - 10} more runs without a result")
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")

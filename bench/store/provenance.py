@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import secrets
 import shutil
 import socket
@@ -109,6 +110,19 @@ def lock_sha256() -> str | None:
         return None
 
 
+def lock_differs() -> list[str] | None:
+    """The installed packages whose version is not the lock file's, as "torch 2.13.0"; None where there is no lock."""
+    try:
+        text = (ROOT / LOCK_FILE).read_text(encoding="utf-8")
+    except OSError:
+        return None
+    pins: dict[str, set[str]] = {}
+    for name, pinned in re.findall(r"^([\w.-]+)==([\w.!+]+)", text, re.MULTILINE):
+        pins.setdefault(name, set()).add(pinned)  # several where Pythons or platforms need different ones
+    installed = {name: _version(name) for name in pins}
+    return [f"{name} {here}" for name, here in installed.items() if here is not None and here not in pins[name]]
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -122,6 +136,7 @@ def describe() -> dict[str, Any]:
         "git_commit": commit(),
         "git_dirty": is_dirty(),
         "lock_sha256": lock_sha256(),
+        "lock_differs": lock_differs(),
         "packages": {package: _version(package) for package in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),

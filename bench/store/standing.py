@@ -18,8 +18,8 @@ from bench.config.errors import UserError
 from bench.core.position import Position
 from bench.store import record
 from bench.store.attempts import Attempt, read_attempts
+from bench.store.cluster import Job, Queue, Submission
 from bench.store.folder import CLAIMS_ARE_SEEN, RESULT, is_claimed, read_progress
-from bench.store.jobs import Job, Queue, Submission
 from bench.store.record import Record
 
 FRESH_SECONDS = 120.0  # how long a sign of life counts where locks can't be trusted: between hosts

@@ -24,8 +24,9 @@ from pathlib import Path
 
 from bench.config.files import read_json, write_json
 from bench.core.position import Position
+from bench.launch.inline import run_many
 from bench.launch.slurm import queue
-from bench.launch.task import WAIT_SECONDS, record_failure, run_many
+from bench.launch.task import WAIT_SECONDS, record_failure
 from bench.store import record
 from bench.store.attempts import read_attempts
 from bench.store.folder import RESULT, log_tail, read_progress

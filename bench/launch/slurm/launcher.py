@@ -14,8 +14,8 @@ from bench.config.settings import SlurmSettings
 from bench.launch.slurm import queue
 from bench.launch.slurm.queue import job_names
 from bench.launch.slurm.submission import NewSubmission
+from bench.store.cluster import Queue
 from bench.store.folder import is_claimed
-from bench.store.jobs import Queue
 from bench.store.record import is_finished
 
 POLL_SECONDS, RETRY_SECONDS = 10.0, 60.0

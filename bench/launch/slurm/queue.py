@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.config.errors import UserError
 from bench.config.files import read_json
-from bench.store.jobs import Job, Queue, Submission
+from bench.store.cluster import Job, Queue, Submission
 
 FOLDER = "slurm"  # in the sweep's folder: one JSON file a submission
 SECONDS = 20.0  # time-out of a Slurm command: with the controller down, squeue would block for about 40 s

@@ -23,7 +23,7 @@ from bench.config.settings import SlurmSettings
 from bench.launch.slurm import job, queue
 from bench.launch.slurm.queue import array_of, job_names
 from bench.store import provenance
-from bench.store.jobs import Queue
+from bench.store.cluster import Queue
 from methods.registry import PLUGINS, plugins
 
 MAX_ARRAY_SIZE = 1001  # Slurm's default, for when scontrol does not answer
