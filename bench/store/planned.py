@@ -1,4 +1,4 @@
-"""plan.json: which runs a sweep consists of, for the report and the status. No torch."""
+"""plan.json: the runs of a sweep with their settings, for the report and the status. No torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Plan:
 
 
 def write(folder: Path, plan: Plan) -> None:
-    """Write the plan into the sweep's folder, which is made; UserError if that can't be."""
+    """Write the plan into the sweep's folder, which is created if need be; UserError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
