@@ -46,6 +46,7 @@ class Inputs:
         self.resize = "squash" if backbone.resize == "squash" else self.preset.resize
         self.on_pixels = on_pixels
         self.prepared = {} if prepared is None else prepared
+        self.mean, self.std = (torch.tensor(each, device=device) for each in (backbone.mean, backbone.std))
 
     def items(self, split: str) -> tuple[Item, ...]:
         """The items of `train`, `val` or `test`."""
@@ -70,7 +71,13 @@ class Inputs:
 
     def to_tensor(self, pictures: Tensor) -> Tensor:
         """uint8 pictures to normalised float32 (batch, 3, size, size) on the device."""
-        return normalise(pictures.to(self.device, non_blocking=True), self.backbone.mean, self.backbone.std)
+        return normalise(self.send(pictures), self.mean, self.std)
+
+    def send(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device. The host does not wait for the copy to a GPU: that takes pinned memory."""
+        if self.device.type == "cuda" and not tensor.is_pinned():
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     def tokens(self, split: str) -> Tensor:
         """Token ids (captions, context) of all captions in order, after the preset's cleaning."""
@@ -94,7 +101,7 @@ class Inputs:
 
         def batches() -> Iterator[Tensor]:
             for chunk in texts.split(step):
-                yield chunk.to(self.device)
+                yield self.send(chunk)
 
         return EvalSet(images, batches, caption_text, torch.arange(len(items)).repeat_interleave(counts))
 
@@ -123,7 +130,7 @@ class Inputs:
             )
             for pictures, image, caption in loader:
                 ids = tokens[first[image] + caption]
-                yield Batch(self.to_tensor(pictures), ids.to(self.device), image.to(self.device))
+                yield Batch(self.to_tensor(pictures), self.send(ids), self.send(image))
 
         return TrainBatches(batches, count // settings.batch_size)
 

@@ -60,16 +60,18 @@ def train_transform(augment: str, size: int) -> Callable[[Tensor], Tensor]:
     return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.RandAugment(2, 7)])
 
 
-def normalise(pictures: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalise(pictures: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
     """uint8 [b, h, w, 3] or [b, 3, h, w] -> float32 [b, 3, h, w], contiguous, on the same device.
+
+    Give mean and std as float32 tensors on a GPU's pictures: numbers would be copied there each time, with a wait.
 
     On the CPU equal to the last bit to torchvision's ToTensor and Normalize.
     """
     if pictures.shape[1] != 3:
         pictures = pictures.permute(0, 3, 1, 2)
     scaled = pictures.contiguous().to(torch.float32).div_(255)
-    shape = (1, 3, 1, 1)
-    return scaled.sub_(scaled.new_tensor(mean).view(shape)).div_(scaled.new_tensor(std).view(shape))
+    shift, scale = (torch.as_tensor(each, dtype=scaled.dtype, device=scaled.device) for each in (mean, std))
+    return scaled.sub_(shift.view(1, 3, 1, 1)).div_(scale.view(1, 3, 1, 1))
 
 
 def epoch_pairs(items: Sequence[Item], captions_per_epoch: str, seed: int, epoch: int) -> np.ndarray:

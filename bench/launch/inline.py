@@ -40,8 +40,8 @@ def run_many(
     """Compute runs one after another in this process, or `parallel` at a time in workers; return outcomes by run id.
 
     A dataset and backbone that consecutive runs share are loaded once. Each run's output goes to its log.txt. A run
-    that another process holds is "locked". Once `should_stop()` is true, the current runs save their state; runs that
-    have not started have no outcome.
+    that another process holds is "locked". Once `should_stop()` is true, the current runs save their state, and runs
+    that have not started have no outcome.
     """
     runs = [Path(run_dir) for run_dir in run_dirs]
     if parallel > 1:

@@ -175,7 +175,7 @@ def cancel(folder: Path) -> str:
     return f"cancelled {len(alive.jobs)} jobs with {len(alive.runs)} runs; runs at work save their state first"
 
 
-def retry(status: Status, picture: Picture, states: Iterable[str], reports: Path) -> int:
+def retry(status: Status, picture: Picture, states: Iterable[str], *, reports: Path) -> int:
     """Start the runs in these states again, with the launcher and settings of the sweep; return how many.
 
     The report goes into `reports`/<sweep>. UserError if the launcher refuses.
