@@ -67,7 +67,7 @@ def _run(arguments: argparse.Namespace) -> int:
         picture = status.look_twice()
         if not picture.queue_known:
             raise UserError(f"{picture.scheduler} did not answer, so nothing was submitted; try again later")
-        count = retry(status, picture, arguments.retry, arguments.reports)
+        count = retry(status, picture, arguments.retry, reports=arguments.reports)
         print(f"tried again: {count} runs")
     elif arguments.watch:
         _watch(status, arguments)
@@ -96,7 +96,7 @@ def _show(picture: Picture, arguments: argparse.Namespace) -> None:
         from rich.console import Console
 
         console = Console()
-        console.print(render(picture, console.width, arguments.all))
+        console.print(render(picture, console.width, everything=arguments.all))
         for line in hints(picture, arguments):
             console.print(line, style="dim", highlight=False, soft_wrap=True)
     else:
@@ -127,7 +127,7 @@ def _watch(status: Status, arguments: argparse.Namespace) -> None:
     console = Console()
 
     def drawn() -> RenderableType:
-        return render(picture, console.width, arguments.all, console.height)
+        return render(picture, console.width, everything=arguments.all, height=console.height)
 
     with Live(drawn(), console=console, auto_refresh=False) as live:
         while not _over(picture):

@@ -98,7 +98,7 @@ def _run(arguments: argparse.Namespace) -> int:
         folder, reports = arguments.results / sweep.name, arguments.reports / sweep.name
         if arguments.dry_run:
             print_plan(sweep, folder)
-            print_scripts(sweep, folder, reports, arguments.executor)
+            print_scripts(sweep, folder, reports, executor=arguments.executor)
             return 0
         return _execute(sweep, folder, reports, arguments)
     except KeyboardInterrupt as interrupt:
@@ -153,14 +153,14 @@ def print_plan(sweep: Sweep, folder: Path) -> None:
     _print_counts(sweep, folder)
 
 
-def print_scripts(sweep: Sweep, folder: Path, reports: Path, executor: str) -> None:
+def print_scripts(sweep: Sweep, folder: Path, reports: Path, *, executor: str) -> None:
     """Print what would be submitted for the runs that are not finished; nothing if `executor` is a local one."""
     from bench import launch
     from bench.launch.start import unfinished
 
     todo, name = unfinished(sweep, folder), launch.scheduler_for(executor)
     if todo and name:
-        for script in launch.scheduler(name).scripts(folder, sweep.schedulers[name], reports, list(todo)):
+        for script in launch.scheduler(name).scripts(folder, sweep.schedulers[name], reports, runs=list(todo)):
             print(f"\n{script}")
 
 

@@ -1,10 +1,10 @@
-"""What packing saves: 20 runs of the demo world, one a process against ten a process, as with `slurm.runs_per_job`.
+"""The time that packing saves: 20 runs of the demo, one a process or ten a process (`slurm.runs_per_job: 10`).
 
-    python benchmarks/packing.py [--runs 20] [--pack 10] [--parallel 1]
+    python benchmarks/packing.py [--runs 20] [--pack 10]
 
-It prints the fixed cost of a run for both: the process's wall time without training and evaluation, that is the start,
-the imports, the backbone, the data and what is written, divided by its runs. Both take turns, so that a busy machine
-is busy for both. Expected time: 12 minutes on 2 CPU cores.
+It prints the fixed cost of a run for both ways: the wall time of the process without training and evaluation (start,
+imports, backbone, data, writing), divided by its runs. The two ways alternate, so that other load on the machine slows
+both. Expected time: 12 minutes on 2 CPU cores.
 """
 
 from __future__ import annotations

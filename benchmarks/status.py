@@ -1,10 +1,10 @@
-"""How long `python -m bench.status` takes over a big sweep: 2,000 finished runs and 200 at work.
+"""The time that `python -m bench.status` takes over a big sweep: 2,000 finished runs and 200 running ones.
 
     python benchmarks/status.py [--finished 2000] [--running 200] [--repeat 5]
 
-It writes the run folders, holds the claims of those at work, puts a stand-in for squeue in front of the PATH (which
-answers at once, as a healthy Slurm does), and prints the seconds from start to end of the whole process, the
-interpreter's start included. Expected time: half a minute.
+It writes the run folders, holds the claims of the running ones, and puts a stand-in for squeue on the PATH that answers
+at once. It prints the seconds of the whole process, the start of the interpreter included. Expected time: half a
+minute.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def result(run_id: str, spec: dict) -> dict:
 
 
 def build(folder: Path, finished: int, running: int) -> list[Path]:
-    """Write a sweep's results; return the folders of the runs at work."""
+    """Write a sweep's results; return the folders of the running runs."""
     file = folder / "big.yaml"
     file.write_text(SWEEP.format(seeds=", ".join(map(str, range(-(-(finished + running) // 10))))))
     specs = {run.run_id: run.to_dict() for run in expand(file).runs[: finished + running]}
@@ -76,7 +76,7 @@ def build(folder: Path, finished: int, running: int) -> list[Path]:
     tasks = {run_id: f"12_{i}" for i, run_id in enumerate(specs)}
     (sweep / queue.FOLDER).mkdir()
     files.write_json(sweep / queue.FOLDER / "1.json", manifest | {"tasks": tasks})
-    at_work = []
+    busy = []
     for index, (run_id, spec) in enumerate(specs.items()):
         run_dir = sweep / run_id
         run_dir.mkdir()
@@ -90,12 +90,12 @@ def build(folder: Path, finished: int, running: int) -> list[Path]:
             progress = {"phase": "train", "epoch": 7, "epochs": 20, "step": 130, "steps": 400, "loss": 1.25}
             progress |= {"val_mean_recall": 31.5, "eta_seconds": 1234.5, "updated": time.time()}
             files.write_json(run_dir / PROGRESS, progress)
-            at_work.append(run_dir)
-    rows = [f"{tasks[run_dir.name]}|RUNNING|None|1:00:00|{TOKEN}" for run_dir in at_work]
+            busy.append(run_dir)
+    rows = [f"{tasks[run_dir.name]}|RUNNING|None|1:00:00|{TOKEN}" for run_dir in busy]
     (folder / "rows").write_text("\n".join(rows) + "\n")
     (folder / "squeue").write_text(f"#!/bin/sh\nexec cat '{folder}/rows'\n")
     (folder / "squeue").chmod(0o755)
-    return at_work
+    return busy
 
 
 def main() -> None:
@@ -113,9 +113,9 @@ def main() -> None:
             seconds = []
             for _ in range(given.repeat):
                 started = time.perf_counter()
-                said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+                printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
                 seconds.append(round(time.perf_counter() - started, 2))
-            counts = {state: count for state, count in json.loads(said)["counts"].items() if count}
+            counts = {state: count for state, count in json.loads(printed)["counts"].items() if count}
             assert counts == {"finished": given.finished, "running": given.running}, counts
             print(
                 f"bench.status {target.name}: {counts}: {seconds} s, median {sorted(seconds)[len(seconds) // 2]:.2f} s"

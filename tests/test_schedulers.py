@@ -73,7 +73,7 @@ class Fake:
         self.folder, self.settings, self.reports = folder, settings, reports
         return self
 
-    def scripts(self, folder: Path, settings: FakeSettings, reports: Path, runs: Sequence[Path]) -> list[str]:
+    def scripts(self, folder: Path, settings: FakeSettings, reports: Path, *, runs: Sequence[Path]) -> list[str]:
         return [f"fake-submit --queue={settings.queue} {run.name}" for run in runs]
 
     # --- bench.launch.schedulers.Launcher ---

@@ -370,7 +370,7 @@ def test_retry_takes_the_asked_states_and_the_sweeps_own_settings(folder, monkey
 
 
 def test_retry_starts_the_sweep_as_it_was_started(tmp_path, monkeypatch, capsys):
-    """A local sweep stays local though there is a Slurm; overrides, workers, plug-ins and the report's folder are kept."""
+    """A local sweep stays local where Slurm is; overrides, workers, plug-ins and the folder of the report are kept."""
     made = []
     monkeypatch.setattr(overview, "make", lambda *what, **given: made.append(Recorder(*what, **given)) or made[-1])
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")

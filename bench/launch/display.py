@@ -55,7 +55,7 @@ def plain(picture: Picture, everything: bool) -> str:
     return "\n".join([*(f"{run.state:8}  {run.run_id}  {run.words}".rstrip() for run in rows), *summary(picture)])
 
 
-def render(picture: Picture, width: int, everything: bool = False, height: int | None = None) -> RenderableType:
+def render(picture: Picture, width: int, *, everything: bool = False, height: int | None = None) -> RenderableType:
     """Tables for a terminal of this width: at most ROWS runs of a state unless `everything`; fewer to fit `height`."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar

@@ -176,7 +176,7 @@ def cancel(folder: Path) -> str:
     return f"cancelled {len(alive.jobs)} jobs with {len(alive.runs)} runs; runs at work save their state first"
 
 
-def retry(status: Status, picture: Picture, states: Iterable[str], reports: Path | None = None) -> int:
+def retry(status: Status, picture: Picture, states: Iterable[str], *, reports: Path | None = None) -> int:
     """Start the runs in these states again, as their sweep was started; return how many.
 
     The report goes where the sweep's goes, or into `reports`/<sweep>. UserError if the launcher refuses.

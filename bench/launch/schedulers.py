@@ -58,7 +58,7 @@ class Scheduler(Protocol):
         `settings` is the scheduler's own block. Unless `detached`, the launcher waits for the runs.
         """
 
-    def scripts(self, folder: Path, settings: Any, reports: Path, runs: Sequence[Path]) -> list[str]:
+    def scripts(self, folder: Path, settings: Any, reports: Path, *, runs: Sequence[Path]) -> list[str]:
         """The job scripts for these runs, as text; works without the scheduler."""
 
 

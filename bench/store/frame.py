@@ -42,7 +42,7 @@ COLUMNS = {
     "provenance": "object",  # dict as in result.json; empty where there is no result
 }
 
-# Not part of a group: where things lie, who asked, how many loaders. Data and weights are told apart by their hashes.
+# Not part of a group: names, paths and the number of loaders. Data and weights differ by their hashes.
 _APART = ("sweep", "seed", "train.workers")
 _PATHS = ("dataset.root", "dataset.annotations")
 

@@ -1,4 +1,4 @@
-"""plan.json: which runs a sweep consists of, and how it was last started. For report, status and retries; no torch."""
+"""plan.json: the runs of a sweep with their settings, and how it was last started. No torch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Plan:
 
 
 def write(folder: Path, plan: Plan) -> None:
-    """Write the plan into the sweep's folder, which is made; UserError if that can't be."""
+    """Write the plan into the sweep's folder, which is created if need be; UserError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

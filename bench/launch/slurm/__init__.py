@@ -39,7 +39,7 @@ def make_launcher(folder: Path, settings: SlurmSettings, reports: Path, *, detac
     return SlurmLauncher(folder, settings, reports, detached=detached)
 
 
-def scripts(folder: Path, settings: SlurmSettings, reports: Path, runs: Sequence[Path]) -> list[str]:
+def scripts(folder: Path, settings: SlurmSettings, reports: Path, *, runs: Sequence[Path]) -> list[str]:
     """The sbatch scripts for these runs, as text; works without Slurm."""
     from bench.launch.slurm.launcher import SlurmLauncher
 
