@@ -12,11 +12,11 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.launch.task import STOP_SIGNALS, WAIT_SECONDS, Outcome, never, record_failure
+from bench.launch.task import LOST_GPU, STOP_SIGNALS, WAIT_SECONDS, Outcome, lost_again, never, record_failure
 from bench.store.attempts import SHARED_BY
 from bench.store.folder import log_tail
 
@@ -47,6 +47,7 @@ def cpu_cores() -> int:
 class _Worker:
     slot: int
     process: subprocess.Popen[bytes]
+    gpu: str = ""
     run: Path | None = None
 
     def give(self, run: Path) -> None:
@@ -74,7 +75,8 @@ class LocalPool:
 
     A worker that dies takes its current run with it, which is recorded as failed, and is replaced. Runs held by
     another process are waited for, unless told otherwise. On any exception, Ctrl-C included, all workers are ended
-    before it goes on; runs that save their state within some seconds go on from there the next time.
+    before it goes on; runs that save their state within some seconds go on from there the next time. A run whose worker
+    lost its GPU to a CUDA error is tried once more by another worker, on another GPU if the pool has one.
     """
 
     workers: int | None = None
@@ -95,6 +97,7 @@ class LocalPool:
         count = min(slots, len(runs))
         waiting = deque((0.0, run.absolute()) for run in runs)  # (not before, run)
         outcomes: dict[str, Outcome] = {}
+        lost_on: dict[str, set[Path]] = {gpu: set() for gpu in gpus}
         stopping = False
         pool = [self._start(slot, slots, gpus) for slot in range(count)]
         try:
@@ -104,8 +107,8 @@ class LocalPool:
                     for worker in pool:
                         worker.stop()
                 for worker in pool:
-                    if not worker.run and not stopping and waiting and waiting[0][0] <= time.monotonic():
-                        worker.give(waiting.popleft()[1])
+                    if not worker.run and not stopping and (next_run := _take(waiting, lost_on.get(worker.gpu, ()))):
+                        worker.give(next_run)
                 for worker in _ready([worker for worker in pool if worker.run or not stopping]):
                     assert worker.process.stdout is not None
                     line, run = worker.process.stdout.readline(), worker.run
@@ -114,6 +117,15 @@ class LocalPool:
                         if outcome == "stopped" or (outcome == "locked" and self.wait_for_held):
                             waiting.append((time.monotonic() + WAIT_SECONDS, run))
                         worker.run = None
+                        if outcome == "lost":  # the worker ends
+                            if lost_again(run):
+                                outcomes[run.name] = "failed"
+                            else:
+                                waiting.append((0.0, run))
+                            if len({each.gpu for each in pool}) > 1:
+                                lost_on[worker.gpu].add(run)
+                            _bury(worker, blame=False)
+                            pool[worker.slot] = self._start(worker.slot, slots, gpus)
                         continue
                     if run:
                         outcomes[run.name] = "stopped" if should_stop() else "failed"
@@ -124,12 +136,12 @@ class LocalPool:
         return outcomes
 
     def _start(self, slot: int, slots: int, gpus: Sequence[str]) -> _Worker:
-        environment = dict(os.environ)
+        environment, gpu = dict(os.environ), gpus[slot % len(gpus)] if gpus else ""
         for name in THREADS:
             environment.setdefault(name, str(max(1, cpu_cores() // slots)))
         if gpus:
             environment[SHARED_BY] = str(math.ceil(slots / len(gpus)))
-            environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "bench.launch.worker", self.target]
         pipe = subprocess.PIPE
@@ -140,7 +152,16 @@ class LocalPool:
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return _Worker(slot, process)
+        return _Worker(slot, process, gpu)
+
+
+def _take(waiting: deque[tuple[float, Path]], avoid: Collection[Path]) -> Path | None:
+    """Take the first run out of `waiting` (not before, run) that may start now and is not one to avoid."""
+    for entry in waiting:
+        if entry[0] <= time.monotonic() and entry[1] not in avoid:
+            waiting.remove(entry)
+            return entry[1]
+    return None
 
 
 def _ready(pool: Sequence[_Worker], seconds: float = 0.5) -> list[_Worker]:
@@ -163,7 +184,7 @@ def _bury(worker: _Worker, blame: bool) -> None:
         cause = f"was ended by {signal.Signals(-code).name}{hint}"
     if worker.run and blame:
         record_failure(worker.run, "WorkerDied", f"the process of this run {cause}", log_tail(worker.run))
-    elif code > 0 and not worker.run:
+    elif code > 0 and code != LOST_GPU and not worker.run:
         raise RuntimeError(f"a worker {cause} before it was given a run")
 
 
