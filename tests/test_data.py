@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 import bench.demo
 from bench.config.errors import UserError
@@ -358,6 +359,15 @@ def test_check_lists_every_problem(tmp_path, capsys):
     assert "files with several names: 0" in out
     assert "4 problems" in out
     assert ["test", "2", "10", "2", "9"] in [line.split() for line in out.splitlines()]  # nine "a park ." of two images
+
+
+def test_check_names_pictures_without_a_known_range(tmp_path, capsys):
+    write_pir(tmp_path)
+    render_all(tmp_path, ["bridge_1.tif", "park_1.tif", "val/port_2.tif", "test/port_2.tif"])
+    Image.new("F", (9, 9), 0.5).save(tmp_path / "park_1.tif")
+    code, out, _ = check_output(capsys, "rsitmd", "--root", str(tmp_path))
+    assert code == 1
+    assert "unreadable images: 1\n  train/park_1.tif: grey values with fractions have no known range" in out
 
 
 def test_check_sees_two_names_for_one_file(tmp_path, capsys):

@@ -1,4 +1,9 @@
-"""Images decoded and resized once, into a memory-mapped cache keyed by their content."""
+"""Images decoded and resized once, into a memory-mapped cache keyed by their content.
+
+One rule for all formats: a picture is its first frame as 8-bit RGB, turned as its EXIF orientation says, without its
+alpha. Deeper grey and colour are scaled by the file's depth (the high byte of 16 bits). What has no known range
+(signed, 32-bit and fractional grey), or nothing in the upper 15/16 of its 16 bits, is refused by name.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +25,23 @@ from bench.config.errors import UserError
 from bench.config.files import cache_dir
 from bench.data.images import locate
 
-VERSION = 1  # raise it when the same file would give other pixels
+VERSION = 2  # raise it when the same file would give other pixels
 RESIZES = ("crop", "squash")
 _CHUNK = 256  # images in memory at once
+_LONGEST = (
+    100  # times the shorter side: the shorter side is brought to the model's size, so longer ones fill the memory
+)
+_FAINTEST = 16  # the smallest highest value, of 255, that deep grey or colour must reach
+_ORIENTATION, _PHOTOMETRIC = 0x0112, 262  # tags of EXIF and of TIFF
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def prepare(
@@ -53,9 +72,51 @@ def prepare(
 
 
 def decode(path: Path) -> Image.Image:
-    """The whole image, decoded, as RGB. Raises what Pillow raises; a decompression bomb raises too, under `strict`."""
+    """The whole image, decoded, by the rule above.
+
+    UserError, without the path, for what the rule refuses; else what Pillow raises, under `strict` for a decompression
+    bomb too. `fault` makes words of either.
+    """
     with Image.open(path) as image:
-        return image.convert("RGB")
+        width, height = image.size
+        if max(width, height) > _LONGEST * min(width, height):
+            raise UserError(f"{width} x {height} pixels: one side is over {_LONGEST} times the other; cut it to pieces")
+        coding = str(image.tile)  # such as "I;16B"; decoding empties it
+        image.load()
+        grey = image.mode in ("I", "F") or image.mode.startswith("I;")
+        colours = _scaled(image, coding) if grey else image.convert("RGB")
+        if (grey or ";16" in coding) and np.asarray(colours).max() < _FAINTEST:
+            raise UserError(
+                f"over 8 bits a value, but none is above 1/{256 // _FAINTEST} of their range: the picture would be "
+                "almost black in 8 bits; scale its values to the whole range"
+            )
+        orientation = _orientation(image)
+        return colours.transpose(_TURNS[orientation]) if orientation in _TURNS else colours
+
+
+def _scaled(image: Image.Image, coding: str) -> Image.Image:
+    """Grey of 12 or 16 bits as RGB; UserError for grey whose range the file does not say."""
+    if image.mode == "F":
+        raise UserError("grey values with fractions have no known range; save it with 8 or 16 bits")
+    if image.mode == "I" and image.format != "PPM":  # which means 16 bits by it
+        raise UserError("signed or 32-bit grey has no known range; save it with 8 or 16 unsigned bits")
+    values = np.asarray(image) >> (4 if "I;12" in coding else 8)
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # white is zero; Pillow minds that up to 8 bits only
+        values = 255 - values
+    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The orientation of a decoded image that is still to be applied: Pillow has turned TIFF, and TIFF alone."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # EXIF that can't be read says nothing
+        return 1
+
+
+def fault(error: Exception) -> str:
+    """Why an image can't be decoded."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def resized(image: Image.Image, size: int, resize: str) -> Image.Image:
@@ -136,7 +197,7 @@ def _build(
         try:
             return resized(decode(path), size, resize).tobytes()
         except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-            return f"{type(error).__name__}: {error}"
+            return fault(error)
 
     def rows(threads: ThreadPoolExecutor) -> Iterator[bytes]:
         done, broken = 0, []

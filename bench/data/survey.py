@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bench.data import DATASETS, Item, is_empty, load, locate, raw_splits
 from bench.data.annotations import FILES
-from bench.data.pixels import decode, pool, strict
+from bench.data.pixels import decode, fault, pool, strict
 
 if TYPE_CHECKING:
     from bench.config.settings import DatasetSettings
@@ -71,17 +71,17 @@ def _empty_captions(raw: dict[str, tuple[Item, ...]]) -> Iterator[str]:
 
 
 def _unreadable(found: dict[str, Path | None]) -> Iterator[str]:
-    def fault(named: tuple[str, Path | None]) -> str | None:
+    def complaint(named: tuple[str, Path | None]) -> str | None:
         name, path = named
         try:
             if path is not None:
                 decode(path)
         except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-            return f"{name}: {type(error).__name__}: {error}"
+            return f"{name}: {fault(error)}"
         return None
 
     with strict(), pool() as threads:
-        yield from filter(None, threads.map(fault, found.items()))
+        yield from filter(None, threads.map(complaint, found.items()))
 
 
 def _doubles(found: dict[str, Path | None]) -> Iterator[str]:
