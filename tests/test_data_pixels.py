@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import struct
 import subprocess
 import sys
@@ -183,6 +184,45 @@ def test_truncated_cache_is_rebuilt(root, decoded):
     file.write_bytes(file.read_bytes()[:-1])
     assert np.array_equal(pixels.prepare(root, NAMES, 16, "crop"), first)
     assert len(decoded) == 6
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[" * 100_000,
+        lambda text: "\udcff",
+        lambda text: "[]",
+        lambda text: json.dumps(dict.fromkeys(json.loads(text), 3)),
+        lambda text: json.dumps({name: [size, time, 5] for name, (size, time, _) in json.loads(text).items()}),
+        lambda text: json.dumps({name: [size, time, "\u20ac"] for name, (size, time, _) in json.loads(text).items()}),
+    ],
+)
+def test_a_damaged_manifest_is_made_again(root, damage):
+    first = np.array(pixels.prepare(root, NAMES, 16, "crop"))
+    (manifest,) = root.parent.glob("cache/pixels/manifest-*.json")
+    whole = manifest.read_text()
+    manifest.write_text(damage(whole), errors="surrogateescape")
+    assert np.array_equal(pixels.prepare(root, NAMES, 16, "crop"), first)
+    assert json.loads(manifest.read_text()) == json.loads(whole)
+
+
+def test_a_manifest_that_is_a_folder_is_a_clear_error(root):
+    pixels.prepare(root, NAMES, 16, "crop")
+    (manifest,) = root.parent.glob("cache/pixels/manifest-*.json")
+    manifest.unlink()
+    manifest.mkdir()
+    with pytest.raises(UserError, match=r"can't write the pixel cache .* set PETL_BENCH_CACHE"):
+        pixels.prepare(root, NAMES, 16, "crop")
+
+
+def test_a_cache_that_cannot_be_read_is_a_clear_error(root, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(np, "memmap", refuse)
+    with pytest.raises(UserError, match=r"can't read the pixel cache .*Permission denied.* set PETL_BENCH_CACHE"):
+        pixels.prepare(root, NAMES, 16, "crop")
 
 
 def test_two_processes_at_once(root):

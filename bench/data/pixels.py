@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -66,9 +67,12 @@ def prepare(
     key.update("".join(hashes).encode())
     target = folder / f"{key.hexdigest()[:32]}-{size}-{resize}.u8"
     shape = (len(names), size, size, 3)
-    if not target.is_file() or target.stat().st_size != np.prod(shape):
+    if _size(target) != np.prod(shape):
         _build(target, root, paths, names, size, resize, progress)
-    return np.memmap(target, dtype=np.uint8, mode="r", shape=shape)
+    try:
+        return np.memmap(target, dtype=np.uint8, mode="r", shape=shape)
+    except OSError as error:
+        raise UserError(f"can't read the pixel cache {target}: {error.strerror}; set PETL_BENCH_CACHE") from error
 
 
 def decode(path: Path) -> Image.Image:
@@ -153,6 +157,14 @@ def pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
 
+def _size(path: Path) -> int:
+    """Bytes of a file; -1 if it can't be seen: then making it says why."""
+    try:
+        return path.stat().st_size if path.is_file() else -1
+    except OSError:
+        return -1
+
+
 def _located(root: Path, names: Sequence[str]) -> list[Path]:
     found = [locate(root, name) for name in names]
     missing = [name for name, path in zip(names, found, strict=True) if path is None]
@@ -163,8 +175,8 @@ def _located(root: Path, names: Sequence[str]) -> list[Path]:
 
 def _hashes(folder: Path, root: Path, paths: list[Path]) -> list[str]:
     """sha256 of each file, remembered in a manifest for the root by relative path, size and mtime."""
-    manifest = folder / f"manifest-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
-    known = json.loads(manifest.read_text("utf-8")) if manifest.is_file() else {}
+    manifest = folder / f"manifest-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.json"
+    known = _known(manifest)
 
     def entry(path: Path) -> tuple[str, list]:
         name, stat = path.relative_to(root).as_posix(), path.stat()
@@ -182,6 +194,20 @@ def _hashes(folder: Path, root: Path, paths: list[Path]) -> list[str]:
     if any(known.get(name) != each for name, each in entries):
         _replace(manifest, [json.dumps(known | dict(entries)).encode()])
     return [digest for _, (_, _, digest) in entries]
+
+
+def _known(manifest: Path) -> dict[str, list]:
+    """The manifest's entries, name: [size, mtime, sha256]; one that is damaged counts as none and is written anew."""
+    try:
+        found = json.loads(manifest.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {
+        name: [size, time, digest]
+        for name, entry in (found.items() if isinstance(found, dict) else ())
+        for size, time, digest in ([entry] if isinstance(entry, list) and len(entry) == 3 else ())
+        if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)
+    }
 
 
 def _build(
