@@ -24,7 +24,7 @@ from PIL import Image
 
 from bench.config.errors import UserError
 from bench.config.files import cache_dir
-from bench.data.images import locate
+from bench.data.images import absent, locate
 
 VERSION = 2  # raise it when the same file would give other pixels
 RESIZES = ("crop", "squash")
@@ -51,16 +51,19 @@ def prepare(
     size: int,
     resize: str,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    split: str | None = None,
 ) -> np.ndarray:
     """Pixels of the named images as a read-only memory map, uint8 [n, size, size, 3], rows in the order of `names`.
 
-    resize: "crop" is open_clip's evaluation geometry, "squash" ignores the aspect ratio (see `resized`).
+    resize: "crop" is open_clip's evaluation geometry, "squash" ignores the aspect ratio (see `resized`). split: whose
+    images they are; it says in which folders they are looked for (see `locate`).
     The cache file lies under cache_dir()/pixels. Its key covers every image file's bytes, the order, size, resize and
     Pillow's version; a file's hash is remembered by path, size and mtime, so unchanged files are not read again.
     Several processes may prepare at once: files appear only when complete. progress(done, total) counts images.
     UserError if images are missing or unreadable (the first few by name), or if the cache can't be written.
     """
-    paths = _located(root, names)
+    paths = _located(root, names, split)
     folder = cache_dir() / "pixels"
     hashes = _hashes(folder, root, paths)
     key = hashlib.sha256(f"{VERSION} {PIL.__version__} {size} {resize} ".encode())
@@ -165,9 +168,9 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _located(root: Path, names: Sequence[str]) -> list[Path]:
-    found = [locate(root, name) for name in names]
-    missing = [name for name, path in zip(names, found, strict=True) if path is None]
+def _located(root: Path, names: Sequence[str], split: str | None) -> list[Path]:
+    found = [locate(root, name, split) for name in names]
+    missing = [absent(root, name) for name, path in zip(names, found, strict=True) if path is None]
     if missing:
         raise UserError(_complaint(root, "missing", missing, len(names)))
     return [path for path in found if path is not None]
