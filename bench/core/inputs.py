@@ -58,7 +58,7 @@ class Inputs:
         key = ("pixels", split, edge, self.resize)
         if key not in self.prepared:
             names = [item.image for item in self.items(split)]
-            self.prepared[key] = prepare(self.dataset.root, names, edge, self.resize, self.on_pixels)
+            self.prepared[key] = prepare(self.dataset.root, names, edge, self.resize, self.on_pixels, split=split)
         found: np.ndarray = self.prepared[key]
         return found
 
