@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from bench.config.errors import UserError
 from bench.config.settings import Settings
 from bench.config.shapes import ModelShape, TowerShape
+from methods.lazy import DualEncoder
 
 __all__ = ["Method", "ModelShape", "Target", "TowerShape"]
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
 
 # The linear layers of a block, for methods that adapt layers by name.
 Target = Literal["attn.q", "attn.k", "attn.v", "attn.out", "mlp.c_fc", "mlp.c_proj"]

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from methods.base import Method, ModelShape
-from methods.lazy import nn
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, nn
 
 
 class LNTuning(Method):

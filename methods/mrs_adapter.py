@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from bench.config.errors import UserError
 from methods.base import Method, ModelShape
-from methods.lazy import F, bottlenecks
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, F, bottlenecks
 
 
 class MRSAdapter(Method):

@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from bench.config.errors import UserError
 from methods.base import Method, ModelShape, Target, check_slots
-from methods.lazy import tuners
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, tuners
 
 
 class Peft(Method):

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from methods.base import Method, ModelShape, sides_by_depth
-from methods.lazy import bottlenecks
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, bottlenecks
 
 
 class UniAdapter(Method):

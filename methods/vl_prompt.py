@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from methods.base import Method, ModelShape, check_context, check_depth
-from methods.lazy import prompts
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, prompts
 
 Depth = Annotated[int, Field(ge=1)] | Literal["all"]
 

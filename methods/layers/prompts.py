@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from bench.core.model import DualEncoder
 
 
 def normal_prompts(count: int, width: int, std: float) -> nn.Parameter:

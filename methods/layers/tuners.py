@@ -16,8 +16,8 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from bench.config.errors import UserError
+from bench.config.shapes import ModelShape
 from bench.core.model import DualEncoder
-from methods.base import ModelShape
 from methods.layers.attention import split_attention
 
 ADAPTER = "default"

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from bench.config.settings import Settings
 from bench.config.shapes import ModelShape
 from methods.base import check_slots
-from methods.lazy import Tensor
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder, Features
+from methods.lazy import DualEncoder, Features, Tensor
 
 
 class Loss(Settings):

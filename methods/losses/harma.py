@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
-from methods.lazy import Tensor, torch
+from methods.lazy import DualEncoder, Features, Tensor, torch
 from methods.losses.base import Loss
 from methods.losses.info_nce import info_nce
 from methods.losses.triplet import violations
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder, Features
 
 
 def adaptive_triplet(image: Tensor, text: Tensor, margin: float) -> Tensor:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
-from methods.lazy import Tensor
+from methods.lazy import DualEncoder, Features, Tensor
 from methods.losses.base import Loss
 from methods.losses.triplet import hardest_triplet
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder, Features
 
 
 class HMMC(Loss):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from methods.lazy import F, Tensor, torch
+from methods.lazy import DualEncoder, F, Features, Tensor, torch
 from methods.losses.base import Loss
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder, Features
 
 
 def info_nce(image: Tensor, text: Tensor, scale: Tensor, image_ids: Tensor | None = None) -> Tensor:

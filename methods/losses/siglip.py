@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from methods.lazy import F, Tensor, torch
+from methods.lazy import DualEncoder, F, Features, Tensor, torch
 from methods.losses.base import Loss
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder, Features
 
 
 def sigmoid(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, image_ids: Tensor | None = None) -> Tensor:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from methods.lazy import Tensor, torch
+from methods.lazy import DualEncoder, Features, Tensor, torch
 from methods.losses.base import Loss
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder, Features
 
 
 def violations(scores: Tensor, margin: float) -> tuple[Tensor, Tensor]:
