@@ -7,7 +7,7 @@ from methods.lazy import DualEncoder
 
 
 class BitFit(Method):
-    """Trains every bias of both towers, those of the LayerNorms included; nothing is added. 171,008 on ViT-B-32."""
+    """Trains every bias of both towers, also those of the LayerNorms. 171,008 parameters on ViT-B-32."""
 
     name = "bitfit"
     paper = "Ben Zaken et al. 2022, arXiv 2106.10199"

@@ -7,7 +7,7 @@ from methods.lazy import DualEncoder
 
 
 class FullFinetune(Method):
-    """Makes all of the backbone trainable, `logit_scale` included."""
+    """Trains all of the backbone, `logit_scale` included: 151,277,313 parameters on ViT-B-32."""
 
     name = "full_finetune"
     paper = "Radford et al. 2021, arXiv 2103.00020"

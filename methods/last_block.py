@@ -12,8 +12,9 @@ HEADS = ("visual.ln_post.", "visual.proj", "ln_final.", "text_projection")
 
 
 class LastBlock(Method):
-    """Trains the last `blocks` blocks of both towers, and with `heads` what follows them: the final LayerNorm and the
-    projection. 10,898,176 on ViT-B-32.
+    """Trains the last `blocks` blocks of both towers, and with `heads` the final LayerNorms and the projections.
+
+    10,898,176 parameters on ViT-B-32.
     """
 
     name = "last_block"

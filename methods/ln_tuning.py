@@ -7,7 +7,7 @@ from methods.lazy import DualEncoder, nn
 
 
 class LNTuning(Method):
-    """Trains every LayerNorm of both towers; nothing is added. 65,536 on ViT-B-32."""
+    """Trains every LayerNorm of both towers. 65,536 parameters on ViT-B-32."""
 
     name = "ln_tuning"
     paper = "Zhao et al. 2024, arXiv 2312.11420"
