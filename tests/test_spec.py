@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -97,12 +98,48 @@ def test_yaml_lines():
         ("&a [*a]", "x.yaml:1: an alias that contains itself"),
         ("[1]: 2", "x.yaml:1: a key must be one word"),
         ("a: \x00", "x.yaml: not valid YAML"),
+        # Limits.
+        (
+            "a: &a [1, 1]\n"
+            + "\n".join(f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]" for i in range(22)),
+            "x.yaml:1: over 20,000 values, counting aliases as often as they are used",
+        ),
+        ("[" * 40 + "]" * 40, "x.yaml:1: nested over 32 deep"),
+        ("[" * 100_000, "x.yaml:1: nested over 32 deep"),
+        ("- " * 50_000, "x.yaml:1: nested over 32 deep"),
+        ("\nx: 1e999", "x.yaml:2: 1e999 is too large for a number"),
+        ("\nx: -9223372036854775809", "x.yaml:2: -9223372036854775809 is too large for a number"),
+        ("\nx: " + "9" * 5000, "x.yaml:2: 99999999"),
+        ("\nx: " + "9" * 500 + ".0", "x.yaml:2: 99999999"),
+        ('\nx: "\\ud800"', "x.yaml:2: half a character (a lone surrogate) in '\\ud800'"),
+        ('\n"\\udfff": 1', "x.yaml:2: half a character (a lone surrogate) in '\\udfff'"),
     ],
 )
 def test_bad_yaml(text, message):
     with pytest.raises(UserError) as caught:
         parse_yaml(text, "x.yaml")
     assert str(caught.value).startswith(message)
+    assert len(str(caught.value)) < 300
+
+
+def test_the_largest_numbers():
+    assert parse_yaml("[9223372036854775807, -9223372036854775807, 1e308]", "x")[0] == [2**63 - 1, 1 - 2**63, 1e308]
+
+
+def test_what_is_no_text_file_is_refused(tmp_path):
+    (tmp_path / "large.yaml").write_text("# x\n" * 2**17)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path, message in {
+        tmp_path / "large.yaml": r"large\.yaml: over 256 KiB",
+        tmp_path / "pipe.yaml": "pipe.yaml: not a regular file",
+        tmp_path: "not a regular file",
+        Path("/dev/zero"): "/dev/zero: not a regular file",
+        Path("/proc/self/mem"): "/proc/self/mem: not a regular file",
+        Path("x" * 300): "xxx: can't be read: File name too long",
+        Path("a\0b"): "can't be read",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            expand(path)
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
