@@ -146,7 +146,7 @@ class _Builder:
             value = _SCALARS[kind][2](node.value)
         except (KeyError, ValueError):
             raise UserError(f"{where}: cannot read {show(node.value)} as {show(node.tag)}") from None
-        if kind in ("int", "float") and abs(value) > (LARGEST_INT if kind == "int" else sys.float_info.max):
+        if kind in ("int", "float") and not abs(value) <= (LARGEST_INT if kind == "int" else sys.float_info.max):
             raise UserError(f"{where}: {shorten(node.value)} is too large for a number")
         return value
 
@@ -154,8 +154,13 @@ class _Builder:
 def whole_characters(text: str, where: str) -> str:
     """The text; UserError if it can't be written as UTF-8, such as a file name of another encoding."""
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise UserError(f"{where}: half a character (a lone surrogate) in {show(text)}; write it in UTF-8")
+        raise UserError(f"{where}: {half_character(text)}")
     return text
+
+
+def half_character(text: str) -> str:
+    """What is wrong with a text that can't be written as UTF-8."""
+    return f"half a character (a lone surrogate) in {show(text)}; write it in UTF-8"
 
 
 OVERRIDE = "--set"
@@ -180,6 +185,8 @@ class Document:
 
     def put(self, path: tuple[str, ...], value: Any, place: str) -> None:
         """Write a value, into each item where a section on the way is a list. UserError for what is no section."""
+        if len(path) > DEEPEST:
+            raise UserError(f"{place}: nested over {DEEPEST} deep")
         for known in [known for known in self.places if known[: len(path)] == path]:
             del self.places[known]
         self.places[path] = place
@@ -209,6 +216,6 @@ def show(value: Any) -> str:
     return shorten("nothing" if value is None else json.dumps(value) if isinstance(value, bool) else repr(value))
 
 
-def shorten(text: str) -> str:
-    """The text, cut to 60 characters."""
-    return text if len(text) <= 60 else text[:59] + "…"
+def shorten(text: str, length: int = 60) -> str:
+    """The text, cut to so many characters."""
+    return text if len(text) <= length else text[: length - 1] + "…"

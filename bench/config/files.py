@@ -64,20 +64,28 @@ def read_json(path: Path) -> Any | None:
 def is_regular(path: Path) -> bool:
     """Whether there is a file of bytes: no folder, pipe or device, nor one that the kernel makes up (/proc, /sys).
 
-    UserError for a path that can't be a file's name.
+    False for a path that can't be a file's name.
     """
     try:
         real = path.resolve()
         return path.is_file() and not any(real.is_relative_to(each) for each in ("/proc", "/sys"))
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
-        raise UserError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: links in a circle
+        return False
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder; a path that can't be one's name has none."""
+    """Whether there is a folder; False for a path that can't be one's name."""
     try:
         return path.is_dir()
     except OSError:
+        return False
+
+
+def exists(path: Path) -> bool:
+    """Whether anything has that path; False for a path that can't be a name."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
         return False
 
 
@@ -85,7 +93,7 @@ def read_small(path: Path, limit: int) -> bytes:
     """The bytes of a regular file of at most `limit`; UserError, with the path, for anything else."""
     try:
         if not is_regular(path):
-            raise UserError(f"{path}: not a regular file" if path.exists() else f"no file {path}")
+            raise UserError(f"{path}: not a regular file" if exists(path) else f"no file {path}")
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
