@@ -153,8 +153,10 @@ class _Builder:
 
 def whole_characters(text: str, where: str) -> str:
     """The text; UserError if it can't be written as UTF-8, such as a file name of another encoding."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise UserError(f"{where}: {half_character(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: {half_character(text)}") from None
     return text
 
 

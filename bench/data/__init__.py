@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bench.config.errors import UserError
 from bench.config.files import is_folder
-from bench.data.annotations import Item, find, read
+from bench.data.annotations import Item, content, find, read
 from bench.data.images import locate
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def identity(settings: DatasetSettings) -> str:
     if split != "pir":
         digest.update(f" {settings.val_fraction} {settings.split_seed}".encode())
     for path in find(split, settings.name, folder):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(hashlib.sha256(content(path)).digest())
     return digest.hexdigest()
 
 
