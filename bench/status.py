@@ -40,7 +40,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="list every run")
     parser.add_argument("--json", action="store_true", help="for programs; with --watch a line a look")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--reports",
+        type=Path,
+        metavar="DIR",
+        help="for --retry: where the report goes; default: as the sweep's",
+    )
     parser.add_argument(
         "--plugin", type=Path, action="append", default=[], metavar="FILE", help="the sweep's plug-in, for --retry"
     )
@@ -74,9 +79,9 @@ def _run(arguments: argparse.Namespace) -> int:
 def hints(picture: Picture, arguments: argparse.Namespace) -> list[str]:
     """The commands that retry failed and lost runs, if there are any."""
     target = shlex.quote(str(arguments.target))
-    for option, default in (("results", "results"), ("reports", "reports")):
-        if str(getattr(arguments, option)) != default:
-            target += f" --{option} {shlex.quote(str(getattr(arguments, option)))}"
+    for option, default in (("results", Path("results")), ("reports", None)):
+        if (given := getattr(arguments, option)) != default:
+            target += f" --{option} {shlex.quote(str(given))}"
     found = []
     for state, what in (("failed", "tries the failed ones again"), ("lost", "submits the lost ones again")):
         if picture.counts[state]:

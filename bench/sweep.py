@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +66,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.file is None and arguments.overrides and "=" not in arguments.overrides[-1]:
         arguments.file = Path(arguments.overrides.pop())  # `--set a=1 FILE`: argparse gives --set all that follows
+    arguments.command = shlex.join(["python", "-m", "bench.sweep", *(sys.argv[1:] if argv is None else argv)])
     if arguments.file is None:
         parser.error("which sweep? give its file, such as sweeps/demo.yaml")
     return arguments
@@ -116,6 +118,7 @@ def _execute(sweep: Sweep, folder: Path, reports: Path, arguments: argparse.Name
         executor=arguments.executor,
         workers=arguments.workers,
         stay=arguments.follow,
+        command=arguments.command,
         on_pixels=progress_counter("preparing images"),
     )
     return _report(sweep, folder, reports) if over else 0

@@ -10,12 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 import bench.demo
 from bench.config.errors import UserError
 from bench.data import __main__ as cli
 from bench.data import identity, is_empty, load, locate
 from bench.data.captions import clean
+from bench.data.pixels import prepare
 from tests.standins import render_all
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "annotations"
@@ -228,13 +230,36 @@ def test_missing_folders(tmp_path):
 
 
 def test_locate_takes_the_first_place_that_has_the_image(tmp_path):
-    places = ["train/x.tif", "images/train/x.tif", "imgs/train/x.tif", "x.tif", "images/x.tif", "images/test/x.tif"]
+    places = ["train/x.tif", "images/train/x.tif", "imgs/train/x.tif", "x.tif", "images/x.tif"]
     for place in reversed(places):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).touch()
-        assert locate(tmp_path, "train/x.tif") == tmp_path / place
-    assert locate(tmp_path, "x.tif") == tmp_path / "x.tif"
-    assert locate(tmp_path, "y.tif") is None
+        assert locate(tmp_path, "train/x.tif", "train") == tmp_path / place
+    assert locate(tmp_path, "x.tif", "train") == tmp_path / "x.tif"
+    assert locate(tmp_path, "y.tif", "train") is None
+
+
+def test_a_missing_test_folder_is_not_served_from_training_pictures(tmp_path, capsys):
+    """The folder in the name decides; a bare name is looked for in its split's folders, which validation shares."""
+    for folder in ("train", "images/val"):
+        render_all(tmp_path, [f"{folder}/x.tif"])
+    for name, split in (("test/x.tif", "test"), ("x.tif", "test"), ("test/x.tif", "train"), ("a/test/b/x.tif", "val")):
+        assert locate(tmp_path, name, split) is None
+    assert locate(tmp_path, "val/x.tif", "val") == tmp_path / "images/val/x.tif"
+    assert locate(tmp_path, "x.tif", "train") == tmp_path / "train/x.tif"
+    assert locate(tmp_path, "x.tif", "val") == tmp_path / "images/val/x.tif"
+    (tmp_path / "images/val/x.tif").unlink()
+    assert locate(tmp_path, "x.tif", "val") == tmp_path / "train/x.tif"  # held out of the training pictures
+    assert locate(tmp_path, "val/x.tif", "val") is None
+
+    write_pir(tmp_path)
+    render_all(tmp_path, ["train/bridge_1.tif", "train/park_1.tif", "train/port_2.tif", "val/port_2.tif"])
+    given = load(dataset(tmp_path))
+    with pytest.raises(UserError, match=r"1 of 1 images missing .*\n  test/port_2\.tif \(.*train/port_2\.tif is of"):
+        prepare(given.root, [item.image for item in given.test], 16, "crop", split="test")
+    code, out, _ = check_output(capsys, "rsitmd", "--root", str(tmp_path))
+    assert code == 1
+    assert "missing images: 1\n  test/port_2.tif (" in out
 
 
 def test_locate_never_leaves_the_root(tmp_path):
@@ -248,9 +273,9 @@ def test_locate_never_leaves_the_root(tmp_path):
     (tmp_path / "alias").symlink_to(root)
     for name in ("link.tif", "images/x.tif", "../outside/x.tif", str(outside / "x.tif"), "a/../../outside/x.tif"):
         with pytest.raises(UserError, match="leaves the dataset's root"):
-            locate(root, name)
-    assert locate(root, "inside.tif") == root / "inside.tif"
-    assert locate(tmp_path / "alias", "x.tif") == tmp_path / "alias" / "x.tif"
+            locate(root, name, "train")
+    assert locate(root, "inside.tif", "train") == root / "inside.tif"
+    assert locate(tmp_path / "alias", "x.tif", "train") == tmp_path / "alias" / "x.tif"
 
 
 def test_demo_is_built_once(tmp_path, monkeypatch):
@@ -358,6 +383,15 @@ def test_check_lists_every_problem(tmp_path, capsys):
     assert "files with several names: 0" in out
     assert "4 problems" in out
     assert ["test", "2", "10", "2", "9"] in [line.split() for line in out.splitlines()]  # nine "a park ." of two images
+
+
+def test_check_names_pictures_without_a_known_range(tmp_path, capsys):
+    write_pir(tmp_path)
+    render_all(tmp_path, ["bridge_1.tif", "park_1.tif", "val/port_2.tif", "test/port_2.tif"])
+    Image.new("F", (9, 9), 0.5).save(tmp_path / "park_1.tif")
+    code, out, _ = check_output(capsys, "rsitmd", "--root", str(tmp_path))
+    assert code == 1
+    assert "unreadable images: 1\n  train/park_1.tif: grey values with fractions have no known range" in out
 
 
 def test_check_sees_two_names_for_one_file(tmp_path, capsys):

@@ -61,7 +61,7 @@ def register(name: str, info: DatasetInfo) -> None:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset's items by split. Images are found under `root` with `locate(root, item.image)`.
+    """A dataset's items by split. Images are found under `root` with `locate(root, item.image, split)`.
 
     `sha256` covers the split's name and, per split and in order, every image name with its captions.
     """

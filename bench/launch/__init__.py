@@ -11,6 +11,11 @@ from bench.launch.schedulers import Launcher, current_job, executors, scheduler,
 __all__ = ["Launcher", "current_job", "executors", "make", "scheduler", "scheduler_for"]
 
 
+def resolved(executor: str) -> str:
+    """The executor that `auto` means on this machine; any other is itself."""
+    return scheduler_for(executor) or ("inline" if executor == "inline" else "local")
+
+
 def make(
     executor: str,
     *,

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench.config.errors import UserError
 from bench.launch.local import LocalPool
 from bench.launch.task import WAIT_SECONDS, Outcome, never, output_to, run_one
 from bench.store.folder import LOG
@@ -26,7 +27,10 @@ class Inline:
         waiting, held = deque(runs), 0
         while waiting:
             run = waiting.popleft()
-            if run_one(run) == "locked":
+            outcome = run_one(run)
+            if outcome == "lost":
+                raise UserError(f"the GPU was lost in {run.name}; the same command continues in a new process")
+            if outcome == "locked":
                 waiting.append(run)
                 held += 1
                 if held >= len(waiting):
@@ -57,4 +61,6 @@ def run_many(
             outcomes[run_dir.name] = "failed"
             print(error, flush=True)
         print(f"{run_dir.name}: {outcomes[run_dir.name]}", flush=True)
+        if outcomes[run_dir.name] == "lost":
+            break  # and the next run would fail at once
     return outcomes

@@ -12,11 +12,11 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.launch.task import STOP_SIGNALS, WAIT_SECONDS, Outcome, never, record_failure
+from bench.launch.task import LOST_GPU, STOP_SIGNALS, WAIT_SECONDS, Outcome, lost_again, never, record_failure
 from bench.store.attempts import SHARED_BY
 from bench.store.folder import log_tail
 from bench.store.record import Failure
@@ -48,6 +48,7 @@ def cpu_cores() -> int:
 class _Worker:
     slot: int
     process: subprocess.Popen[bytes]
+    gpu: str = ""
     run: Path | None = None
 
     def give(self, run: Path) -> None:
@@ -76,8 +77,9 @@ class LocalPool:
     """`workers` processes (default: one a GPU, else one a core, at most 8), each computing one run after another.
 
     If a worker dies, its current run is recorded as failed and the worker is replaced. Runs that another process holds
-    are waited for if `wait_for_held`. An exception, Ctrl-C included, ends all workers before it is raised; a run that
-    saves its state within STOP_SECONDS continues from there the next time.
+    are waited for if `wait_for_held`. A run whose worker lost its GPU to a CUDA error is tried once more by another
+    worker, on another GPU if the pool has one. An exception, Ctrl-C included, ends all workers before it is raised; a
+    run that saves its state within STOP_SECONDS continues from there the next time.
     """
 
     workers: int | None = None
@@ -103,6 +105,7 @@ class LocalPool:
         count = min(slots, len(runs))
         waiting = deque((0.0, run.absolute()) for run in runs)  # (not before, run)
         outcomes: dict[str, Outcome] = {}
+        lost_on: dict[str, set[Path]] = {gpu: set() for gpu in gpus}
         stopping = False
         pool = [self._start(slot, slots, gpus) for slot in range(count)]
         try:
@@ -112,8 +115,8 @@ class LocalPool:
                     for worker in pool:
                         worker.stop()
                 for worker in pool:
-                    if not worker.run and not stopping and waiting and waiting[0][0] <= time.monotonic():
-                        worker.give(waiting.popleft()[1])
+                    if not worker.run and not stopping and (next_run := _take(waiting, lost_on.get(worker.gpu, ()))):
+                        worker.give(next_run)
                 for worker in _ready([worker for worker in pool if worker.run or not stopping]):
                     assert worker.process.stdout is not None
                     line, run = worker.process.stdout.readline(), worker.run
@@ -122,6 +125,15 @@ class LocalPool:
                         if outcome == "stopped" or (outcome == "locked" and self.wait_for_held):
                             waiting.append((time.monotonic() + WAIT_SECONDS, run))
                         worker.run = None
+                        if outcome == "lost":  # the worker ends
+                            if lost_again(run):
+                                outcomes[run.name] = "failed"
+                            else:
+                                waiting.append((0.0, run))
+                            if len({each.gpu for each in pool}) > 1:
+                                lost_on[worker.gpu].add(run)
+                            _bury(worker, blame=False)
+                            pool[worker.slot] = self._start(worker.slot, slots, gpus)
                         continue
                     if run:
                         outcomes[run.name] = "stopped" if should_stop() else "failed"
@@ -132,12 +144,12 @@ class LocalPool:
         return outcomes
 
     def _start(self, slot: int, slots: int, gpus: Sequence[str]) -> _Worker:
-        environment = dict(os.environ)
+        environment, gpu = dict(os.environ), gpus[slot % len(gpus)] if gpus else ""
         for name in THREADS:
             environment.setdefault(name, str(max(1, cpu_cores() // slots)))
         if gpus:
             environment[SHARED_BY] = str(math.ceil(slots / len(gpus)))
-            environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "bench.launch.worker", self.target]
         pipe = subprocess.PIPE
@@ -148,7 +160,16 @@ class LocalPool:
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return _Worker(slot, process)
+        return _Worker(slot, process, gpu)
+
+
+def _take(waiting: deque[tuple[float, Path]], avoid: Collection[Path]) -> Path | None:
+    """Take the first run out of `waiting` (not before, run) that may start now and is not one to avoid."""
+    for entry in waiting:
+        if entry[0] <= time.monotonic() and entry[1] not in avoid:
+            waiting.remove(entry)
+            return entry[1]
+    return None
 
 
 def _ready(pool: Sequence[_Worker], seconds: float = 0.5) -> list[_Worker]:
@@ -172,7 +193,7 @@ def _bury(worker: _Worker, blame: bool) -> None:
     if worker.run and blame:
         failure = Failure(type="WorkerDied", message=f"the process of this run {cause}", traceback=log_tail(worker.run))
         record_failure(worker.run, failure)
-    elif code > 0 and not worker.run:
+    elif code > 0 and code != LOST_GPU and not worker.run:
         raise RuntimeError(f"a worker {cause} before it was given a run")
 
 

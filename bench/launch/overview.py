@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.config.document import read_yaml
 from bench.config.errors import UserError
-from bench.config.settings import SCHEDULERS, Settings
-from bench.launch import make
+from bench.config.settings import SCHEDULERS
+from bench.launch import make, resolved
 from bench.launch.follow import follow
-from bench.launch.schedulers import Submitted, submitted
+from bench.launch.schedulers import submitted
 from bench.plan.grid import expand
 from bench.store import planned
 from bench.store.cluster import Queue
-from bench.store.planned import PLAN
+from bench.store.planned import PLAN, Start
 from bench.store.standing import Facts, Standing, State, Total, counts, judge, lost, total
+from methods.registry import add_plugin
 
 LOOK_AGAIN_SECONDS = 5.0  # between the two looks that must both miss a run before it counts as lost
 READERS = 16  # reading from a network file system is mostly waiting
@@ -175,32 +176,37 @@ def cancel(folder: Path) -> str:
     return f"cancelled {len(alive.jobs)} jobs with {len(alive.runs)} runs; runs at work save their state first"
 
 
-def retry(status: Status, picture: Picture, states: Iterable[str], *, reports: Path) -> int:
-    """Start the runs in these states again, with the launcher and settings of the sweep; return how many.
+def retry(status: Status, picture: Picture, states: Iterable[str], *, reports: Path | None = None) -> int:
+    """Start the runs in these states again, as their sweep was started; return how many.
 
-    The report goes into `reports`/<sweep>. UserError if the launcher refuses.
+    The report goes where the sweep's goes, or into `reports`/<sweep>. UserError if the launcher refuses.
     """
     folder = status.folder
     runs = [folder / run.run_id for run in picture.runs if run.state in states]
     if not runs:
         return 0
-    sent = submitted(folder)
-    blocks: Mapping[str, Settings] = {}
-    if status.file:
-        blocks = expand(status.file).schedulers
-    elif sent:
-        blocks = {sent.name: _last_settings(sent)}
-    launcher = make(sent.name if sent else "auto", folder=folder, reports=reports / folder.name, blocks=blocks)
+    start = _start(status, reports)
+    for path in start.plugins:
+        add_plugin(Path(path))
+    blocks = {name: SCHEDULERS[name].model_validate_json(json.dumps(block)) for name, block in start.blocks.items()}
+    out_dir = Path(start.reports)
+    launcher = make(start.executor, folder=folder, reports=out_dir, blocks=blocks, workers=start.workers)
     new = launcher.missing(runs)
     if launcher.detached:
         launcher.launch(new)
     else:
         with follow(new):
             launcher.launch(new)
-        print(f"report: python -m bench.report {shlex.quote(str(folder))}")
+        print(f"report: python -m bench.report {shlex.quote(str(folder))} --out {shlex.quote(str(out_dir))}")
     return len(new)
 
 
-def _last_settings(sent: Submitted) -> Settings:
-    """The scheduler's block of settings as the newest submission used it."""
-    return SCHEDULERS[sent.name].model_validate_json(json.dumps(sent.submissions[-1].content[sent.name]))
+def _start(status: Status, reports: Path | None) -> Start:
+    """How the sweep was started; for plans of earlier versions, which do not say, as its newest submission was."""
+    plan = planned.read(status.folder)
+    out_dir = str((reports or Path("reports")).absolute() / status.folder.name)
+    if plan and plan.start:
+        return replace(plan.start, reports=out_dir) if reports else plan.start
+    if sent := submitted(status.folder):
+        return Start(sent.name, out_dir, blocks={sent.name: sent.submissions[-1].content[sent.name]})
+    return Start(resolved("auto"), out_dir)

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.config.files import write_bytes
-from bench.launch import make
+from bench.launch import make, resolved
 from bench.launch.follow import follow
 from bench.plan.grid import Sweep
 from bench.plan.spec import RunSpec
 from bench.store import planned, record
 from bench.store.folder import RUN
-from bench.store.planned import Plan
+from bench.store.planned import Plan, Start
 from methods.registry import plugins, sources
 
 
@@ -32,17 +32,27 @@ def start(
     executor: str = "auto",
     workers: int | None = None,
     stay: bool = False,
+    command: str | None = None,
     on_pixels: Callable[[int, int], None] | None = None,
 ) -> bool:
     """Write the plan and launch the unfinished runs; return whether all runs are over.
 
     They are not if a cluster scheduler computes them and `stay` is false. `folder`: the sweep's results; `reports`:
-    where its report goes. `workers`: how many local workers. `on_pixels(done, total)` is called while images are
-    prepared. UserError for missing images or weights before any run starts, and for a launcher that refuses the runs.
+    where its report goes. `workers`: how many local workers. `command`: what the user typed, for the record.
+    `on_pixels(done, total)` is called while images are prepared. UserError for missing images or weights before any run
+    starts, and for a launcher that refuses the runs.
     """
     todo = unfinished(sweep, folder)
     runs = {run.run_id: run.to_dict() for run in sweep.runs}
-    planned.write(folder, Plan(sweep.name, runs, str(sweep.file)))
+    how = Start(
+        executor=resolved(executor),
+        reports=str(reports.absolute()),
+        workers=workers,
+        blocks={name: block.model_dump(mode="json") for name, block in sweep.schedulers.items()},
+        plugins=[str(path) for path in plugins()],
+        command=command,
+    )
+    planned.write(folder, Plan(sweep.name, runs, str(sweep.file), how))
     if not todo:
         return True
     launcher = make(executor, folder=folder, reports=reports, blocks=sweep.schedulers, workers=workers, follow=stay)

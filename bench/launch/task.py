@@ -14,16 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from bench.config.errors import Stopped
+from bench.config.errors import GpuLost, Stopped
 from bench.launch.schedulers import current_job
 from bench.plan.spec import RunSpec
 from bench.store import record
+from bench.store.attempts import read_attempts
 from bench.store.folder import RUN, RunLocked
 from bench.store.record import Failure
 
 WAIT_SECONDS = 2.0  # before a run that another process holds is tried again
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # Slurm sends a job's warning to all of its processes
-Outcome = Literal["finished", "failed", "stopped", "locked"]
+Outcome = Literal["finished", "failed", "stopped", "locked", "lost"]
+LOST_GPU = 75  # the exit code of a worker whose run is "lost"
 
 
 def never() -> bool:
@@ -35,7 +37,8 @@ def run_one(run_dir: str | Path, should_stop: Callable[[], bool] = never) -> Out
     """Compute the run and return its outcome; any failure is recorded in its result.json, and none is raised.
 
     "locked": another process holds the run. "stopped": `should_stop()` was true; the run saved its state and can
-    continue.
+    continue. "lost": a CUDA error took the GPU from this process, which must end. The run can continue in another
+    process; the second time in a row it is recorded as failed.
     """
     run_dir = Path(run_dir)
     try:
@@ -46,6 +49,12 @@ def run_one(run_dir: str | Path, should_stop: Callable[[], bool] = never) -> Out
         return "locked"
     except Stopped:
         return "stopped"
+    except GpuLost as error:
+        traceback.print_exc()
+        if lost_again(run_dir):
+            words = f"the GPU was lost twice, in two processes: a fault of the GPU, or of the code on it ({error})"
+            record_failure(run_dir, Failure(type="GpuLost", message=words, traceback=traceback.format_exc()))
+        return "lost"
     except Exception as error:  # before or after `execute` catches errors: run.yaml, an import, writing result.json
         failure = Failure(type=type(error).__name__, message=str(error), traceback=traceback.format_exc())
         record_failure(run_dir, failure)
@@ -83,3 +92,10 @@ def record_failure(run_dir: Path, failure: Failure) -> None:
     except Exception:  # the run.yaml itself may be what is broken
         spec = {}
     record.write_failure(run_dir, spec, failure)
+
+
+def lost_again(run_dir: Path) -> bool:
+    """Whether the run has lost its GPU in two attempts in a row, so that it is not retried."""
+    outcomes = [attempt.outcome for attempt in read_attempts(run_dir)]
+    in_a_row = next((i for i, outcome in enumerate(reversed(outcomes)) if outcome != "lost"), len(outcomes))
+    return in_a_row > 0 and in_a_row % 2 == 0  # even: a failed run that is computed anew is retried once, too

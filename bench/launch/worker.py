@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from bench.launch.task import STOP_SIGNALS, redirect
+from bench.launch.task import LOST_GPU, STOP_SIGNALS, redirect
 from bench.store.folder import LOG
 
 
@@ -48,6 +48,8 @@ def main(argv: Sequence[str]) -> None:
             outcome = getattr(import_module(module), name)(run, stopping.is_set)
             redirect(Path(os.devnull))
             answers.write(json.dumps({"run": str(run), "outcome": outcome}) + "\n")
+            if outcome == "lost":
+                os._exit(LOST_GPU)
     os._exit(0)  # a normal exit takes seconds with torch loaded, which a job near its limit does not have
 
 

@@ -34,7 +34,7 @@ class Attempt:
     gpus: float
     at: Position
     ended: float | None = None
-    outcome: str | None = None  # finished, failed, stopped, killed
+    outcome: str | None = None  # finished, failed, stopped, killed, lost (its GPU)
     reached: Position | None = None
 
 

@@ -73,11 +73,15 @@ def compute(orders: Orders) -> dict[str, str]:
     with Warnings(orders.signal_seconds, lambda: _too_late(orders)) as warnings:
         while not warnings.asked.is_set() and (runs := orders.unsettled()):
             outcomes |= run_many(runs, orders.parallel, warnings.asked.is_set)
+            if "lost" in outcomes.values():
+                break  # this process can compute no other run
             if time.monotonic() > patience:
                 break  # other processes hold the rest, and compute it
             warnings.asked.wait(WAIT_SECONDS if orders.unsettled() else 0)
     if warnings.asked.is_set() and orders.unsettled():
         _requeue_if_needed(orders, warnings.warned)
+    elif "lost" in outcomes.values() and orders.unsettled():
+        _lose_gpu()
     return outcomes
 
 
@@ -178,6 +182,16 @@ def _requeue_if_needed(orders: Orders, warned: bool) -> None:
         _requeue("preempted")
     elif warned:
         _time_out(orders)
+
+
+def _lose_gpu() -> None:
+    """A CUDA error took the GPU from this process: back into the queue with the runs that are not settled.
+
+    A run that loses its GPU twice in a row has been recorded as failed, so this ends.
+    """
+    job = OwnJob.ask_patiently()
+    if job is not None and job.state == "RUNNING":
+        _requeue("its GPU was lost to a CUDA error")
 
 
 def _time_out(orders: Orders) -> None:
