@@ -13,9 +13,9 @@ from methods.lazy import DualEncoder, tuners
 class LoRA(Method):
     """`W x + alpha/rank * B A x` on the targeted layers of every block; B starts at zero.
 
-    open_clip has q, k and v in one matrix. Where attention is targeted, it is first split into three `nn.Linear`s (equal
-    to 1e-7), so that each has an A of its own: `rank * (in + out)` parameters a targeted layer. The peft library on
-    the packed layer would share A among them, adapt the output as well, and merge weights in every forward pass.
+    open_clip has q, k and v in one matrix. Where attention is targeted, it is split into three `nn.Linear`s (equal to
+    1e-7), so that each has an A of its own: `rank * (in + out)` parameters a targeted layer. The peft library on the
+    packed layer would share A among them, adapt the output as well, and merge weights in every forward pass.
     `preset: table` is the published tables' LoRA of attention: 491,520 parameters on ViT-B-32 with q, k and v split,
     where the packed layer has 368,640. `preset: table_mlp` is that of the MLP: 614,400.
     """

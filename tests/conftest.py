@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,14 @@ jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """Calls inside are not checked."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
+    """Calls inside are not checked, and dataclasses have their own `__init__` again, which torch.compile can trace."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in [module for name, module in sys.modules.items() if name.startswith(CHECKED)]:
+            for each in vars(module).values():
+                if is_dataclass(each) and hasattr(each.__init__, "__wrapped__"):
+                    patch.setattr(each, "__init__", each.__init__.__wrapped__)
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
         yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True, scope="session")

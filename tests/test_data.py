@@ -14,6 +14,7 @@ from PIL import Image
 
 import bench.demo
 from bench.config.errors import UserError
+from bench.config.files import cache_dir, file_sha256
 from bench.data import __main__ as cli
 from bench.data import identity, is_empty, load, locate
 from bench.data.captions import clean
@@ -186,6 +187,16 @@ TEST_ENTRY = {"image": "test/a.tif", "caption": ["x"]}
         ("pir", break_file("val.json", '[{"image": "a/../../b", "caption": "x"}]'), "entry 1: .* leaves the dataset's"),
         ("pir", break_file("val.json", '[{"image": "", "caption": "x"}]'), "entry 1: '' is not an image's file name"),
         ("pir", break_file("val.json", json.dumps([{"image": "x" * 300, "caption": "x"}])), "entry 1: .* file name"),
+        ("pir", break_file("val.json", json.dumps([{"image": "é" * 128, "caption": "x"}])), "entry 1: .* file name"),
+        ("pir", break_file("val.json", json.dumps([{"image": "a/" * 2000, "caption": "x"}])), "entry 1: .* file name"),
+        ("pir", break_file("val.json", '[{"image": "\\ud800", "caption": "x"}]'), "entry 1: half a character .*ud800"),
+        (
+            "pir",
+            break_file("val.json", '[{"image": "a", "caption": ["\\udfff"]}]'),
+            "entry 1: half a character .*udfff",
+        ),
+        ("pir", break_file("val.json", f'[{{"image": {"9" * 5000}}}]'), r"val\.json: not valid JSON"),
+        ("pir", break_file("val.json", f"[{'[' * 900 + ']' * 900}]"), r"val\.json, entry 1: expected"),
         ("pir", break_file("val.json", json.dumps([TEST_ENTRY, TEST_ENTRY | {"image": "test/port_2.tif"}])), "both in"),
         (
             "precomp",
@@ -216,6 +227,53 @@ def test_malformed_annotations(tmp_path, split, damage, message):
     damage(tmp_path)
     with pytest.raises(UserError, match=message):
         load(dataset(tmp_path, split=split))
+
+
+def test_paths_that_no_system_takes(tmp_path, monkeypatch, capsys):
+    write_pir(tmp_path)
+    for root in ("x" * 300, "a\0b", "~nobody-of-this-name/x"):
+        with pytest.raises(UserError, match=r"dataset\.root of rsitmd: no folder"):
+            identity(dataset(root))
+    code, _, err = check_output(capsys, "rsitmd", "--root", "\udcff")
+    assert code == 2
+    assert "half a character" in err
+    (tmp_path / "train.json").unlink()
+    (tmp_path / "train.json").symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=r"no file train\.json"):
+        load(dataset(tmp_path))
+
+
+def test_without_a_home_the_cache_wants_a_folder(monkeypatch):
+    monkeypatch.delenv("PETL_BENCH_CACHE")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda _: (_ for _ in ()).throw(KeyError("no such user")))
+    with pytest.raises(UserError, match=r"no home folder .* set PETL_BENCH_CACHE"):
+        cache_dir()
+
+
+def test_an_odd_cache_folder_is_one_message_for_the_demo(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"can't write the cache .*file.* set PETL_BENCH_CACHE"):
+        load(SimpleNamespace(name="demo", root=None, split=None, annotations=None, val_fraction=0.2, split_seed=0))
+
+
+def test_a_remembered_hash_is_believed_only_if_it_is_one(tmp_path, monkeypatch):
+    """The note of a large file's hash may be damaged, or its folder one that can't be written."""
+    monkeypatch.setattr("bench.config.files.LARGE_BYTES", 4)
+    monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "weights").write_text("weights")
+    expected = file_sha256(tmp_path / "weights")
+    (note,) = (tmp_path / "cache" / "hashes").iterdir()
+    for damage in (b"", b"\xff\xfe", expected[:-1].encode(), b"g" * 64):
+        note.write_bytes(damage)
+        assert file_sha256(tmp_path / "weights") == expected
+        assert note.read_text() == expected
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "file"))
+    assert file_sha256(tmp_path / "weights") == expected
+    with pytest.raises(UserError, match="can't be read"):
+        file_sha256(Path("/proc/self/mem"))
 
 
 def test_missing_folders(tmp_path):

@@ -157,7 +157,7 @@ def state_sha256(module: nn.Module) -> str:
 # --- checkpoint files -------------------------------------------------------------------------------------------------
 
 
-def read_state_dict(path: Path) -> tuple[dict[str, Shaped[Tensor, ...]], bool]:
+def read_state_dict(path: Path) -> tuple[dict[str, Shaped[Tensor, " ..."]], bool]:
     """A CLIP checkpoint's tensors by name, float ones in float32, and whether it is OpenAI's (so with QuickGELU).
 
     Reads safetensors; `torch.save`d state dicts, bare (RemoteCLIP, GeoRSCLIP) or under `state_dict` (open_clip's
@@ -208,7 +208,7 @@ class _TensorsOnly(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, prefix: str) -> None:
         super().__init__(archive.open(f"{prefix}/data.pkl"))
         self.archive, self.prefix = archive, prefix
-        self.storages: dict[str, Shaped[Tensor, ...]] = {}
+        self.storages: dict[str, Shaped[Tensor, " ..."]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
@@ -231,11 +231,11 @@ class _TensorsOnly(pickle.Unpickler):
         return self.storages[name]
 
 
-def _torchscript_tensors(path: Path) -> dict[str, Shaped[Tensor, ...]]:
+def _torchscript_tensors(path: Path) -> dict[str, Shaped[Tensor, " ..."]]:
     with zipfile.ZipFile(path) as archive:
         prefix = archive.namelist()[0].split("/")[0]
         root = _TensorsOnly(archive, prefix).load()
-    tensors: dict[str, Shaped[Tensor, ...]] = {}
+    tensors: dict[str, Shaped[Tensor, " ..."]] = {}
 
     def walk(node: Any, name: str) -> None:
         if isinstance(node, Tensor):

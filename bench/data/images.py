@@ -28,7 +28,7 @@ def locate(root: Path, name: str, split: str | None) -> Path | None:
     candidates += [folder / written.name for folder in folders]
     allowed = named[-1:] or _SPLIT_FOLDERS.get(split or "", ())
     candidates += [folder / each / written.name for each in allowed for folder in folders]
-    found = next((path for path in candidates if path.is_file()), None)
+    found = next((path for path in candidates if _is_file(path)), None)
     if found is not None and not found.resolve().is_relative_to(root.resolve()):
         raise UserError(
             f"image {name!r}: {found} is a link that leaves the dataset's root {root}; "
@@ -44,5 +44,12 @@ def absent(root: Path, name: str) -> str:
     """
     base = PurePosixPath(name).name
     places = (Path(folder, split, base) for folder in _FOLDERS for split in _SPLIT_FOLDERS)
-    stray = next((place for place in places if (root / place).is_file()), None)
+    stray = next((place for place in places if _is_file(root / place)), None)
     return name if stray is None else f"{name} ({stray} is of another split)"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a path that is too long, or a folder that may not be read
+        return False

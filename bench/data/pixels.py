@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from bench.config.errors import UserError
-from bench.config.files import cache_dir
+from bench.config.files import cache_dir, cache_errors
 from bench.data.images import absent, locate
 
 VERSION = 2  # raise it when the same file would give other pixels
@@ -255,13 +255,11 @@ def _replace(target: Path, parts: Iterable[bytes]) -> None:
     # Plain writes, not through a memory map: on a full disk a map kills the process with SIGBUS.
     draft = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
-            file.writelines(parts)
-        draft.replace(target)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"can't write the pixel cache {target}: {reason}; make room or set PETL_BENCH_CACHE") from error
+        with cache_errors("pixel cache", target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as file:
+                file.writelines(parts)
+            draft.replace(target)
     finally:
         with suppress(OSError):  # gone already, or its folder could not be made
             draft.unlink()
