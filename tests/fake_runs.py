@@ -1,4 +1,4 @@
-"""What the pool's tests let workers do instead of training: the folder's name says how the run goes."""
+"""Fake runs for the tests of the pool: the folder's name decides how a run ends, and nothing is trained."""
 
 from __future__ import annotations
 

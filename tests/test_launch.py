@@ -54,8 +54,8 @@ def results(runs: Sequence[Path]) -> list[Record]:
     return [each for each in found if each]
 
 
-def said(result: Record, key: str) -> Any:
-    """What a fake run says of its process."""
+def about_process(result: Record, key: str) -> Any:
+    """What a fake run recorded about its process."""
     assert result.provenance is not None
     return result.provenance[key]
 
@@ -83,10 +83,10 @@ def test_one_worker_does_many_runs(folders):
     LocalPool(1, TARGET).launch(runs)
     found = results(runs)
     assert [result.status for result in found] == ["finished"] * 5
-    assert len({said(result, "pid") for result in found}) == 1
-    assert said(found[0], "environment")["OMP_NUM_THREADS"] == str(local.cpu_cores())
+    assert len({about_process(result, "pid") for result in found}) == 1
+    assert about_process(found[0], "environment")["OMP_NUM_THREADS"] == str(local.cpu_cores())
     assert [(run / "log.txt").read_text() for run in runs] == [f"this is {run.name}\n" for run in runs]
-    assert not alive(said(found[0], "pid"))
+    assert not alive(about_process(found[0], "pid"))
 
 
 def test_a_dead_worker_fails_its_run_alone(folders, capfd):
@@ -124,7 +124,7 @@ def test_each_worker_has_its_gpu(folders, monkeypatch):
     runs = folders("good-1", "good-2", "good-3")
     pool = LocalPool(None, TARGET)
     pool.launch(runs)
-    assert {said(result, "environment")["CUDA_VISIBLE_DEVICES"] for result in results(runs)} <= {"3", "5"}
+    assert {about_process(result, "environment")["CUDA_VISIBLE_DEVICES"] for result in results(runs)} <= {"3", "5"}
 
 
 @pytest.mark.parametrize(

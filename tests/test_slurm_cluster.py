@@ -147,8 +147,8 @@ def undisturbed(_possible, root, tmp_path_factory) -> tuple:
 def test_sixty_runs_in_arrays_of_twenty_and_nothing_twice(cluster, user, capsys):
     user.write(seeds=60, job="LIGHT_SECONDS=0.1", slurm="array_parallelism: 7")
     assert user.sweep() == 0
-    told = capsys.readouterr().out
-    assert "submitted: 60 runs" in told
+    printed = capsys.readouterr().out
+    assert "submitted: 60 runs" in printed
     [first] = queue.submissions(user.dir)
     assert [array["size"] for array in first.content["arrays"]] == [20, 20, 20]
     most = set()
@@ -159,9 +159,9 @@ def test_sixty_runs_in_arrays_of_twenty_and_nothing_twice(cluster, user, capsys)
 
     until(some_done, "ten runs", 120)
     assert user.sweep() == 0
-    told = capsys.readouterr().out
-    assert "in the queue: " in told
-    assert "submitted: " not in told
+    printed = capsys.readouterr().out
+    assert "in the queue: " in printed
+    assert "submitted: " not in printed
     assert len(queue.submissions(user.dir)) == 1
     cluster.wait_until_empty(240)
     assert max(most) <= 7
@@ -203,10 +203,10 @@ def test_at_a_submit_limit_the_rest_follows_later(cluster, user, capsys, monkeyp
     try:
         until(lambda: "5" in cluster.run("sacctmgr", "-n", "-P", "show", "assoc", "format=MaxSubmitJobs"), "the limit")
         assert user.sweep() == 0
-        told = capsys.readouterr().out
-        assert "submitted: 5 runs" in told
-        assert "no job for the report: " in told
-        assert "not submitted: 4 runs, for Slurm takes no more now" in told
+        printed = capsys.readouterr().out
+        assert "submitted: 5 runs" in printed
+        assert "no job for the report: " in printed
+        assert "not submitted: 4 runs, for Slurm takes no more now" in printed
         assert user.sweep("--follow") == 0
     finally:
         cluster.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from bench.launch.display import plain, render, summary
 from bench.launch.overview import Status
 from bench.launch.slurm import queue
 from bench.status import main
-from bench.store import planned, record
+from bench.store import planned, record, standing
 from bench.store.folder import ATTEMPTS, LOCK, PROGRESS, RESULT
 from bench.store.planned import PLAN
 from methods import registry
@@ -141,7 +142,7 @@ def test_every_state(folder, held, tmp_path, monkeypatch):
     command(tmp_path, "sacct", rows(f"{tasks['ended']}|CANCELLED by 0|2099-01-01T00:00:00|"), monkeypatch)
     found = folder.look()
     eta = found["here"][1].rpartition("1:")[2]
-    assert int(eta.removesuffix(" left")) in range(10, 21)  # 100 s, said 20 s ago
+    assert int(eta.removesuffix(" left")) in range(10, 21)  # 100 s left, as of 20 s ago
     assert found == {
         "done": ("finished", "mean recall 33.2"),
         "bad": ("failed", "ValueError: the reason"),
@@ -211,7 +212,7 @@ def test_a_run_is_lost_only_if_two_looks_miss_it(folder, tmp_path, monkeypatch):
 
 
 def test_without_slurm(folder, tmp_path, monkeypatch):
-    """Local runs: nobody is asked; a killed one is lost once its process is gone, one on another host after a while."""
+    """Local runs: no scheduler is asked. A killed run is lost once its process is gone, or silent on another host."""
     asked = command(tmp_path, "squeue", "", monkeypatch)
     folder.run("new")
     folder.attempt(folder.run("elsewhere"), -900)
@@ -223,6 +224,16 @@ def test_without_slurm(folder, tmp_path, monkeypatch):
     assert found["elsewhere"][0] == "running"
     assert found["silent"] == ("lost", "its process is gone; saved at the end of epoch 3")
     assert not asked.exists()
+
+
+def test_where_claims_are_not_seen_fresh_progress_counts(folder, monkeypatch):
+    """As on systems other than Linux: a run of this host is running as long as it writes its progress."""
+    for name, updated in (("busy", -10), ("silent", -800)):
+        folder.attempt(folder.run(name), -900, host=socket.gethostname())
+        folder.progress(folder.path / name, updated=updated)
+    assert [state for state, _ in folder.look().values()] == ["lost", "lost"]
+    monkeypatch.setattr(standing, "CLAIMS_ARE_SEEN", False)
+    assert [state for state, _ in folder.look().values()] == ["running", "lost"]
 
 
 def test_json_from_anywhere(folder, tmp_path, monkeypatch):
@@ -237,12 +248,12 @@ def test_json_from_anywhere(folder, tmp_path, monkeypatch):
     environment = os.environ | {"PYTHONPATH": str(Path(status.__file__).parents[1])}
     call = [sys.executable, "-m", "bench.status", str(folder.path), "--json"]
     done = subprocess.run(call, cwd=tmp_path / "else", env=environment, capture_output=True, text=True, check=True)
-    said = json.loads(done.stdout)
-    assert said.pop("time") >= folder.now
+    printed = json.loads(done.stdout)
+    assert printed.pop("time") >= folder.now
     nothing = dict.fromkeys(("epoch", "step", "steps", "eta_seconds"))
     first = {"run_id": "done", "method": "lora", "state": "finished", "words": "mean recall 33.2", "job": None}
     second = {"run_id": "queued", "method": "lora", "state": "waiting", "words": "job 12_0 pending (Resources)"}
-    assert said == {
+    assert printed == {
         "schema": 1,
         "sweep": "demo",
         "folder": str(folder.path),

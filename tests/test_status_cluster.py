@@ -72,8 +72,8 @@ def test_from_submission_to_cancellation(cluster, root, tmp_path, monkeypatch, c
 
     cluster.run("scancel", first["job"])
     until(lambda: counts() == {"running": 2, "waiting": 1, "lost": 1}, "a lost run", 60)
-    said = "its job ended: CANCELLED; saved at epoch 1, step "  # once the accounting has heard of it
-    until(lambda: looked()["lost"][0]["words"].startswith(said), "the accounting's word")
+    words = "its job ended: CANCELLED; saved at epoch 1, step "  # once the accounting has heard of it
+    until(lambda: looked()["lost"][0]["words"].startswith(words), "the accounting's word")
     assert looked()["lost"][0]["run_id"] == first["run_id"]
 
     cluster.kill("slurmctld")

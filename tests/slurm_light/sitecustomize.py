@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def execute(run_dir: Path, *, should_stop: Callable[[], bool], keep: bool = False, job: str | None = None) -> Record:
-    """What stands in for bench.compute.execute.execute: the same files, and no torch."""
+    """A replacement of bench.compute.execute.execute that writes the same files without torch."""
     from bench.config.errors import Stopped
     from bench.config.files import read_json, write_json
     from bench.core.position import Position
