@@ -1,16 +1,58 @@
-"""What the tests share: no cache of the user's is touched, and one thread is enough."""
+"""What the tests share: shapes are checked, no cache of the user's is touched, and one thread is enough."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
-
-import numpy as np
-import pytest
-from PIL import Image
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch  # before anything of the project: methods.lazy then has the real types, not stand-ins
+from PIL import Image
+
+# In every test, each call of a function in these modules is held to its annotations, the shapes included.
+CHECKED = ("bench.core", "bench.data.pixels", "bench.data.transforms", "bench.evidence", "methods")
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Calls inside are not checked, and dataclasses have their own `__init__` again, which torch.compile can trace."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in [module for name, module in sys.modules.items() if name.startswith(CHECKED)]:
+            for each in vars(module).values():
+                if is_dataclass(each) and hasattr(each.__init__, "__wrapped__"):
+                    patch.setattr(each, "__init__", each.__init__.__wrapped__)
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compiled_code_is_not_checked():
+    """torch.compile(fullgraph=True) can't trace the code that checks shapes: what it compiles runs without."""
+    compile_ = torch.compile
+
+    def compiled(model: Any, **options: Any) -> Callable[..., Any]:
+        graph = compile_(model, **options)
+
+        def call(*args: Any) -> Any:
+            with unchecked():
+                return graph(*args)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", compiled)
+        yield
 
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 60, 200), "grey": (120, 120, 120)}

@@ -17,7 +17,7 @@ from bench.launch.inline import Inline
 from bench.launch.local import LocalPool
 from bench.store import record
 from bench.store.folder import RUN, RunLocked, claim, is_claimed
-from bench.store.record import Record
+from bench.store.record import Failure, Record
 from tests import records
 
 TESTS = Path(__file__).parent
@@ -193,14 +193,14 @@ def test_auto(monkeypatch, tmp_path):
 def test_a_failure_never_replaces_a_finished_result(folders):
     [run] = folders("x")
     records.finish(run)
-    task.record_failure(run, "WorkerDied", "gone", "")
+    task.record_failure(run, Failure(type="WorkerDied", message="gone"))
     assert record.is_finished(run)
 
 
 def test_an_unreadable_run_is_recorded(folders):
     [run] = folders("x")
     (run / RUN).write_text("a: [")
-    task.record_failure(run, "UserError", "cannot be read", "trace")
+    task.record_failure(run, Failure(type="UserError", message="cannot be read", traceback="trace"))
     result = record.read(run)
     assert result is not None
     assert (result.status, result.spec, result.provenance) == ("failed", {}, None)

@@ -23,9 +23,10 @@ from bench.launch.display import plain, render, summary
 from bench.launch.overview import Status
 from bench.launch.slurm import queue
 from bench.status import main
-from bench.store import record
+from bench.store import planned, record
 from bench.store.folder import ATTEMPTS, LOCK, PROGRESS, RESULT
 from bench.store.planned import PLAN
+from methods import registry
 from tests import records
 from tests.test_queue import command, rows
 
@@ -361,11 +362,37 @@ def test_retry_takes_the_asked_states_and_the_sweeps_own_settings(folder, monkey
     assert (made[0].executor, made[0].given["folder"]) == ("slurm", folder.path)
     settings = made[0].given["blocks"]["slurm"]
     assert (settings.partition, settings.setup) == ("gpu", ("module load x",))
-    assert made[0].given["reports"] == Path("elsewhere/demo")
+    assert made[0].given["reports"] == Path("elsewhere/demo").absolute()
     assert main([str(folder.path), "--retry", "failed", "--retry", "lost"]) == 0
     assert [run.name for run in made[1].launched] == ["bad", "gone"]
     assert capsys.readouterr().out.splitlines() == ["tried again: 1 runs", "tried again: 2 runs"]
     assert record.read(folder.path / "bad").status == "failed"  # nothing is cleared
+
+
+def test_retry_starts_the_sweep_as_it_was_started(tmp_path, monkeypatch, capsys):
+    """A local sweep stays local where Slurm is; overrides, workers, plug-ins and the folder of the report are kept."""
+    made = []
+    monkeypatch.setattr(overview, "make", lambda *what, **given: made.append(Recorder(*what, **given)) or made[-1])
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("from methods.bitfit import BitFit\n\n\nclass Mine(BitFit):\n    name = 'mine'\n")
+    monkeypatch.setenv(registry.PLUGINS, "")
+    run_dir = tmp_path / "demo" / "bad"
+    run_dir.mkdir(parents=True)
+    records.fail(run_dir)
+    how = planned.Start(
+        executor="local",
+        reports=str(tmp_path / "out"),
+        workers=3,
+        blocks={"slurm": {"partition": "short"}},
+        plugins=[str(plugin)],
+    )
+    planned.write(tmp_path / "demo", planned.Plan("demo", {"bad": {}}, None, how))
+    assert main([str(tmp_path / "demo"), "--retry", "failed"]) == 0
+    given = made[0].given
+    assert (made[0].executor, given["workers"], given["reports"]) == ("local", 3, tmp_path / "out")
+    assert given["blocks"]["slurm"].partition == "short"
+    assert registry.plugins() == [plugin]
 
 
 def test_cancel_ends_this_sweeps_jobs_alone(folder, tmp_path, monkeypatch, capsys):

@@ -9,14 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.core.model import DualEncoder
 
 
-def flops_per_pair(model: DualEncoder, images: Tensor, tokens: Tensor) -> int:
-    """Floating-point operations of one image and one caption through both towers, forward (a multiply-add is two)."""
+def flops_per_pair(
+    model: DualEncoder, images: Float[Tensor, "images 3 size size"], tokens: Int[Tensor, "texts context"]
+) -> int:
+    """Floating-point operations of the first image and the first text through both towers, forward only.
+
+    Counted by torch in eval mode: matrix products, convolutions and attention; a multiply-add is two operations.
+    """
     was_training = model.training
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -26,7 +32,10 @@ def flops_per_pair(model: DualEncoder, images: Tensor, tokens: Tensor) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start measuring peak memory anew: the device's on CUDA, else this process's (Linux)."""
+    """Start a new measurement of peak memory: the device's on CUDA, else this process's on Linux.
+
+    Where the process may not reset its own peak, the next `peak_memory` is that since its start.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -37,7 +46,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Peak bytes since `reset_peak_memory`: allocated on CUDA, else resident in this process; None where unknown."""
+    """Peak memory in bytes since `reset_peak_memory`: allocated on CUDA, else resident; None where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -48,7 +57,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:
-    """The device's name, how many of its kind there are, and the threads that torch computes with on the CPU."""
+    """`device` (its name), `device_count` (how many GPUs, or CPUs, there are), `threads` (of torch on the CPU)."""
     cuda = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if cuda else _cpu_name(),

@@ -89,8 +89,8 @@ def _published(part: tables.Block) -> list[dict[str, str]]:
 
 
 def _commands(runs: Runs) -> Iterator[tuple[str, str]]:
-    if runs.file:
-        yield "The whole sweep (finished runs are skipped)", f"python -m bench.sweep {shlex.quote(runs.file)}"
+    if runs.command:
+        yield "The whole sweep (finished runs are skipped)", runs.command
     example = runs.folder / str(runs.frame["run_id"].iloc[0])
     yield "One run, from its own run.yaml", f"python -m bench.run {shlex.quote(example.as_posix())}"
     yield "This report", f"python -m bench.report {shlex.quote(runs.folder.as_posix())}"
