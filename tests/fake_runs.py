@@ -18,7 +18,7 @@ from bench.launch.task import run_one
 from bench.store import attempts
 from tests import records
 
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PETL_BENCH_GPUS_HELD")
 
 
 def lose_gpu(run_dir: Path) -> str:

@@ -124,7 +124,21 @@ def test_each_worker_has_its_gpu(folders, monkeypatch):
     runs = folders("good-1", "good-2", "good-3")
     pool = LocalPool(None, TARGET)
     pool.launch(runs)
-    assert {about_process(result, "environment")["CUDA_VISIBLE_DEVICES"] for result in results(runs)} <= {"3", "5"}
+    where = [about_process(result, "environment") for result in results(runs)]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in where[:2]] == ["3", "5"]  # the pool gives them out in order
+    assert {each["PETL_BENCH_GPUS_HELD"] for each in where} == {"1.0"}
+
+
+@pytest.mark.parametrize(
+    ("job", "workers", "share"), [(None, 1, "1"), ("7", 1, "2.0"), ("7", 4, "0.5"), (None, 4, "0.5")]
+)
+def test_the_gpus_that_a_run_keeps(folders, monkeypatch, job, workers, share):
+    """All of its job's are counted, divided among the runs side by side; without a job the one that it uses."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr(local, "current_job", lambda: job)
+    runs = folders("good-1")
+    LocalPool(workers, TARGET).launch(runs)
+    assert about_process(results(runs)[0], "environment")["PETL_BENCH_GPUS_HELD"] == share
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.compute.build import build, load, make_deterministic, pick_device
+from bench.compute.build import build, deterministic, load, pick_device
 from bench.compute.progress import Progress
 from bench.config.errors import GpuLost, Stopped, UserError
 from bench.config.files import write_bytes, write_json
@@ -25,7 +25,7 @@ from bench.core.state import Fit, StateFiles, saved_position
 from bench.core.train import fit
 from bench.plan.spec import RunSpec
 from bench.store import folder, provenance, record
-from bench.store.attempts import SHARED_BY, end_attempt, start_attempt
+from bench.store.attempts import GPUS_HELD, end_attempt, start_attempt
 from bench.store.record import Cost, Failure, Metrics, Record, Scores
 from methods import registry
 
@@ -60,7 +60,8 @@ def execute(
         start_attempt(run_dir, gpus=_gpus_held(job), job=job, at=saved_position(files))
         parts: dict[str, Any]
         try:
-            parts = {"status": "finished", **_compute(spec, run_dir, files, should_stop, keep)}
+            with deterministic():
+                parts = {"status": "finished", **_compute(spec, run_dir, files, should_stop, keep)}
         except Exception as error:
             # What breaks while a scheduler ends everything around the run proves nothing: the saved state counts.
             if isinstance(error, Stopped) or should_stop():
@@ -107,10 +108,13 @@ def _note_stop(run_dir: Path, reached: Position) -> None:
 
 
 def _gpus_held(job: str | None) -> float:
-    """How many GPUs this run keeps from others: all that its job was given, divided among runs side by side."""
-    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    held = visible if job else min(visible, 1)
-    return held / int(os.environ.get(SHARED_BY, 1))
+    """How many GPUs this run keeps from others: its share of a pool's, else all of its job's, else the one it uses."""
+    if not torch.cuda.is_available():
+        return 0.0
+    if GPUS_HELD in os.environ:
+        return float(os.environ[GPUS_HELD])
+    visible = torch.cuda.device_count()
+    return visible if job else min(visible, 1)
 
 
 def _origin(device: torch.device) -> dict[str, Any]:
@@ -122,7 +126,6 @@ def _compute(
 ) -> dict[str, Any]:
     """Everything between the settings and the parts of the record."""
     device = pick_device()
-    make_deterministic()
     progress = Progress(run_dir, spec.train.epochs if spec.method.trains else 0)
     progress("data")
     loaded = load(spec, keep)
@@ -147,8 +150,7 @@ def _compute(
         )
         model.load_adapter(files.best_of(done.best_epoch))
     else:
-        cost.reset_peak_memory(device)
-        done = Fit(best_metrics=ranks.metrics(*evaluate(model, validation)), peak_bytes=cost.peak_memory(device))
+        done = Fit(best_metrics=ranks.metrics(*evaluate(model, validation)))  # without training, no cost of training
     model.save_adapter(run_dir / folder.ADAPTER)
     progress("test")
     test = inputs.eval_set("test")

@@ -76,7 +76,7 @@ def lr_factor(step: int, *, total: int, steps_per_epoch: int, settings: TrainSet
     if settings.schedule == "linear":
         return 1 - done
     if settings.schedule == "step":
-        return settings.step_gamma ** (step // steps_per_epoch // settings.step_epochs)
+        return settings.step_gamma ** ((step // steps_per_epoch + 1) // settings.step_epochs)
     return 1.0
 
 

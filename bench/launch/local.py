@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import selectors
@@ -16,8 +15,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.launch.schedulers import current_job
 from bench.launch.task import LOST_GPU, STOP_SIGNALS, WAIT_SECONDS, Outcome, lost_again, never, record_failure
-from bench.store.attempts import SHARED_BY
+from bench.store.attempts import GPUS_HELD
 from bench.store.folder import log_tail
 from bench.store.record import Failure
 
@@ -148,7 +148,8 @@ class LocalPool:
         for name in THREADS:
             environment.setdefault(name, str(max(1, cpu_cores() // slots)))
         if gpus:
-            environment[SHARED_BY] = str(math.ceil(slots / len(gpus)))
+            share = len(gpus) / slots
+            environment[GPUS_HELD] = str(share if current_job() else min(share, 1))  # a job keeps all that it was given
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "bench.launch.worker", self.target]

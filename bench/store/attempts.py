@@ -17,7 +17,7 @@ from typing import Any
 from bench.core.position import Position
 from bench.store.folder import ATTEMPTS, read_progress
 
-SHARED_BY = "PETL_BENCH_GPU_SHARED_BY"  # environment: how many runs are computed side by side on a GPU
+GPUS_HELD = "PETL_BENCH_GPUS_HELD"  # environment: the share of GPUs that each run of a pool's worker keeps from others
 
 
 @dataclass(frozen=True)

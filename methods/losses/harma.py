@@ -26,10 +26,14 @@ def _weighted(c: Float[Tensor, "batch batch"]) -> Float[Tensor, ""]:
     return ((1 - torch.exp(-c)).square() * c).sum()
 
 
+COLDEST = 1e-3  # the lowest temperature: cosines times 1000
+
+
 class HarMALoss(Loss):
     """HarMA's two losses: contrastive with same-image targets, plus `triplet_weight` times adaptive triplets.
 
-    `temperature` divides the cosines; it is where the trained one starts. Both weights are 1 in the released code.
+    `temperature` divides the cosines; it is where the trained one starts. Training may push it towards zero: it is
+    kept at `COLDEST` or above, for below zero the loss would reward wrong pairs. Both weights are 1 as released.
     """
 
     name = "harma"
@@ -43,5 +47,8 @@ class HarMALoss(Loss):
         model.extras["temperature"] = torch.nn.Parameter(torch.tensor(self.temperature))
 
     def __call__(self, features: Features, image_ids: Int[Tensor, " batch"], model: DualEncoder) -> Float[Tensor, ""]:
-        contrastive = info_nce(features.image, features.text, 1 / model.extras["temperature"], image_ids)
+        temperature = model.extras["temperature"]
+        with torch.no_grad():
+            temperature.clamp_(min=COLDEST)
+        contrastive = info_nce(features.image, features.text, 1 / temperature, image_ids)
         return contrastive + self.triplet_weight * adaptive_triplet(features.image, features.text, self.margin)

@@ -13,7 +13,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA start
 
 import torch
 
-from bench.compute.build import make_deterministic
+from bench.compute.build import deterministic
 from bench.store import provenance
 from tests.gpu.device import DEVICE, VARIABLE
 from tests.gpu.table import Table, write
@@ -24,11 +24,9 @@ TABLE = Table()
 @pytest.fixture(autouse=True)
 def _as_in_a_run() -> Iterator[None]:
     """Deterministic, float32 without TF32, and quiet about the peft library's remarks on its own settings."""
-    make_deterministic()
-    with warnings.catch_warnings():
+    with deterministic(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-    torch.use_deterministic_algorithms(False)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
