@@ -64,10 +64,13 @@ torch.compile, torch.compiler.substitute_in_graph = _compile(), _substitute()
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 60, 200), "grey": (120, 120, 120)}
 
 
+SHARE_NOTHING = ("test_conformance.py", "test_fake_cuda.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay on one worker, since they share fixtures; those of the conformance suite share nothing."""
+    """A file's tests stay on one worker, since they share fixtures, unless they share nothing."""
     for item in items:
-        if item.path.name != "test_conformance.py":
+        if item.path.name not in SHARE_NOTHING:
             item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 

@@ -10,12 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 import bench.demo
 from bench.config.errors import UserError
+from bench.config.files import cache_dir, file_sha256
 from bench.data import __main__ as cli
 from bench.data import identity, is_empty, load, locate
 from bench.data.captions import clean
+from bench.data.pixels import prepare
 from tests.standins import render_all
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "annotations"
@@ -184,6 +187,16 @@ TEST_ENTRY = {"image": "test/a.tif", "caption": ["x"]}
         ("pir", break_file("val.json", '[{"image": "a/../../b", "caption": "x"}]'), "entry 1: .* leaves the dataset's"),
         ("pir", break_file("val.json", '[{"image": "", "caption": "x"}]'), "entry 1: '' is not an image's file name"),
         ("pir", break_file("val.json", json.dumps([{"image": "x" * 300, "caption": "x"}])), "entry 1: .* file name"),
+        ("pir", break_file("val.json", json.dumps([{"image": "é" * 128, "caption": "x"}])), "entry 1: .* file name"),
+        ("pir", break_file("val.json", json.dumps([{"image": "a/" * 2000, "caption": "x"}])), "entry 1: .* file name"),
+        ("pir", break_file("val.json", '[{"image": "\\ud800", "caption": "x"}]'), "entry 1: half a character .*ud800"),
+        (
+            "pir",
+            break_file("val.json", '[{"image": "a", "caption": ["\\udfff"]}]'),
+            "entry 1: half a character .*udfff",
+        ),
+        ("pir", break_file("val.json", f'[{{"image": {"9" * 5000}}}]'), r"val\.json: not valid JSON"),
+        ("pir", break_file("val.json", f"[{'[' * 900 + ']' * 900}]"), r"val\.json, entry 1: expected"),
         ("pir", break_file("val.json", json.dumps([TEST_ENTRY, TEST_ENTRY | {"image": "test/port_2.tif"}])), "both in"),
         (
             "precomp",
@@ -216,6 +229,53 @@ def test_malformed_annotations(tmp_path, split, damage, message):
         load(dataset(tmp_path, split=split))
 
 
+def test_paths_that_no_system_takes(tmp_path, monkeypatch, capsys):
+    write_pir(tmp_path)
+    for root in ("x" * 300, "a\0b", "~nobody-of-this-name/x"):
+        with pytest.raises(UserError, match=r"dataset\.root of rsitmd: no folder"):
+            identity(dataset(root))
+    code, _, err = check_output(capsys, "rsitmd", "--root", "\udcff")
+    assert code == 2
+    assert "half a character" in err
+    (tmp_path / "train.json").unlink()
+    (tmp_path / "train.json").symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=r"no file train\.json"):
+        load(dataset(tmp_path))
+
+
+def test_without_a_home_the_cache_wants_a_folder(monkeypatch):
+    monkeypatch.delenv("PETL_BENCH_CACHE")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda _: (_ for _ in ()).throw(KeyError("no such user")))
+    with pytest.raises(UserError, match=r"no home folder .* set PETL_BENCH_CACHE"):
+        cache_dir()
+
+
+def test_an_odd_cache_folder_is_one_message_for_the_demo(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"can't write the cache .*file.* set PETL_BENCH_CACHE"):
+        load(SimpleNamespace(name="demo", root=None, split=None, annotations=None, val_fraction=0.2, split_seed=0))
+
+
+def test_a_remembered_hash_is_believed_only_if_it_is_one(tmp_path, monkeypatch):
+    """The note of a large file's hash may be damaged, or its folder one that can't be written."""
+    monkeypatch.setattr("bench.config.files.LARGE_BYTES", 4)
+    monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "weights").write_text("weights")
+    expected = file_sha256(tmp_path / "weights")
+    (note,) = (tmp_path / "cache" / "hashes").iterdir()
+    for damage in (b"", b"\xff\xfe", expected[:-1].encode(), b"g" * 64):
+        note.write_bytes(damage)
+        assert file_sha256(tmp_path / "weights") == expected
+        assert note.read_text() == expected
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "file"))
+    assert file_sha256(tmp_path / "weights") == expected
+    with pytest.raises(UserError, match="can't be read"):
+        file_sha256(Path("/proc/self/mem"))
+
+
 def test_missing_folders(tmp_path):
     with pytest.raises(UserError, match=r"no folder .*nowhere"):
         identity(dataset(tmp_path / "nowhere"))
@@ -228,13 +288,36 @@ def test_missing_folders(tmp_path):
 
 
 def test_locate_takes_the_first_place_that_has_the_image(tmp_path):
-    places = ["train/x.tif", "images/train/x.tif", "imgs/train/x.tif", "x.tif", "images/x.tif", "images/test/x.tif"]
+    places = ["train/x.tif", "images/train/x.tif", "imgs/train/x.tif", "x.tif", "images/x.tif"]
     for place in reversed(places):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).touch()
-        assert locate(tmp_path, "train/x.tif") == tmp_path / place
-    assert locate(tmp_path, "x.tif") == tmp_path / "x.tif"
-    assert locate(tmp_path, "y.tif") is None
+        assert locate(tmp_path, "train/x.tif", "train") == tmp_path / place
+    assert locate(tmp_path, "x.tif", "train") == tmp_path / "x.tif"
+    assert locate(tmp_path, "y.tif", "train") is None
+
+
+def test_a_missing_test_folder_is_not_served_from_training_pictures(tmp_path, capsys):
+    """The folder in the name decides; a bare name is looked for in its split's folders, which validation shares."""
+    for folder in ("train", "images/val"):
+        render_all(tmp_path, [f"{folder}/x.tif"])
+    for name, split in (("test/x.tif", "test"), ("x.tif", "test"), ("test/x.tif", "train"), ("a/test/b/x.tif", "val")):
+        assert locate(tmp_path, name, split) is None
+    assert locate(tmp_path, "val/x.tif", "val") == tmp_path / "images/val/x.tif"
+    assert locate(tmp_path, "x.tif", "train") == tmp_path / "train/x.tif"
+    assert locate(tmp_path, "x.tif", "val") == tmp_path / "images/val/x.tif"
+    (tmp_path / "images/val/x.tif").unlink()
+    assert locate(tmp_path, "x.tif", "val") == tmp_path / "train/x.tif"  # held out of the training pictures
+    assert locate(tmp_path, "val/x.tif", "val") is None
+
+    write_pir(tmp_path)
+    render_all(tmp_path, ["train/bridge_1.tif", "train/park_1.tif", "train/port_2.tif", "val/port_2.tif"])
+    given = load(dataset(tmp_path))
+    with pytest.raises(UserError, match=r"1 of 1 images missing .*\n  test/port_2\.tif \(.*train/port_2\.tif is of"):
+        prepare(given.root, [item.image for item in given.test], 16, "crop", split="test")
+    code, out, _ = check_output(capsys, "rsitmd", "--root", str(tmp_path))
+    assert code == 1
+    assert "missing images: 1\n  test/port_2.tif (" in out
 
 
 def test_locate_never_leaves_the_root(tmp_path):
@@ -248,9 +331,9 @@ def test_locate_never_leaves_the_root(tmp_path):
     (tmp_path / "alias").symlink_to(root)
     for name in ("link.tif", "images/x.tif", "../outside/x.tif", str(outside / "x.tif"), "a/../../outside/x.tif"):
         with pytest.raises(UserError, match="leaves the dataset's root"):
-            locate(root, name)
-    assert locate(root, "inside.tif") == root / "inside.tif"
-    assert locate(tmp_path / "alias", "x.tif") == tmp_path / "alias" / "x.tif"
+            locate(root, name, "train")
+    assert locate(root, "inside.tif", "train") == root / "inside.tif"
+    assert locate(tmp_path / "alias", "x.tif", "train") == tmp_path / "alias" / "x.tif"
 
 
 def test_demo_is_built_once(tmp_path, monkeypatch):
@@ -358,6 +441,15 @@ def test_check_lists_every_problem(tmp_path, capsys):
     assert "files with several names: 0" in out
     assert "4 problems" in out
     assert ["test", "2", "10", "2", "9"] in [line.split() for line in out.splitlines()]  # nine "a park ." of two images
+
+
+def test_check_names_pictures_without_a_known_range(tmp_path, capsys):
+    write_pir(tmp_path)
+    render_all(tmp_path, ["bridge_1.tif", "park_1.tif", "val/port_2.tif", "test/port_2.tif"])
+    Image.new("F", (9, 9), 0.5).save(tmp_path / "park_1.tif")
+    code, out, _ = check_output(capsys, "rsitmd", "--root", str(tmp_path))
+    assert code == 1
+    assert "unreadable images: 1\n  train/park_1.tif: grey values with fractions have no known range" in out
 
 
 def test_check_sees_two_names_for_one_file(tmp_path, capsys):

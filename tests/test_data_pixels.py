@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +68,94 @@ def test_odd_modes_become_rgb(root):
     assert got[:, 0, 0].tolist() == [[7, 7, 7], [1, 2, 3], [0, 0, 0]]
 
 
+GREY = np.arange(12, dtype=np.uint16).reshape(3, 4)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "jp2"])
+def test_16_bit_grey_is_scaled_by_its_depth(root, suffix):
+    Image.fromarray(GREY * 5000).save(root / f"deep.{suffix}")
+    got = np.asarray(pixels.decode(root / f"deep.{suffix}"))
+    assert got[..., 0].tolist() == (GREY * 5000 // 256).tolist()
+    assert (got == got[..., :1]).all()
+
+
+def tiff(data: bytes, bits: int, photometric: int) -> bytes:
+    """A grey TIFF of 2 x 1 values, of kinds that Pillow reads but does not write."""
+    tags = {256: 2, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8 + 2 + 12 * 8 + 4, 277: 1, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        (tiff(bytes([0x80, 0x0F, 0xFF]), 12, 1), [0x80, 0xFF]),  # two values in three bytes
+        (tiff(struct.pack("<HH", 0, 0xC000), 16, 0), [0xFF, 0x3F]),  # white is zero
+        (b"P5 2 1 65535\n" + struct.pack(">HH", 0x8000, 0xFFFF), [0x80, 0xFF]),
+    ],
+)
+def test_rare_depths_of_grey(root, file, values):
+    (root / "rare").write_bytes(file)
+    assert np.asarray(pixels.decode(root / "rare"))[0, :, 0].tolist() == values
+
+
+def test_16_bit_colour_takes_the_high_byte_and_is_refused_where_that_is_black(root):
+    def png(*values: int) -> bytes:
+        def chunk(kind: bytes, data: bytes) -> bytes:
+            return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+        head = struct.pack(">IIBBBBB", len(values) // 3, 1, 16, 2, 0, 0, 0)
+        rows = zlib.compress(b"\0" + struct.pack(f">{len(values)}H", *values))
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+    (root / "x.png").write_bytes(png(0x1234, 0x5678, 0x9ABC))
+    assert np.asarray(pixels.decode(root / "x.png"))[0, 0].tolist() == [0x12, 0x56, 0x9A]
+    (root / "x.png").write_bytes(png(0xFFF, 0, 0, 1, 2, 3))  # 12 bits of data
+    with pytest.raises(UserError, match="almost black in 8 bits"):
+        pixels.decode(root / "x.png")
+
+
+@pytest.mark.parametrize(
+    ("array", "why"),
+    [
+        (GREY.astype(np.int32) * 9_000_000, "32-bit grey"),
+        (GREY.astype(np.float32) / 12, "grey values with fractions"),
+        (GREY * 300, "almost black in 8 bits"),  # 12 bits of data in 16
+    ],
+)
+def test_grey_without_a_known_range_is_refused_by_name(root, array, why):
+    Image.fromarray(array).save(root / "odd.tif")
+    with pytest.raises(UserError, match=rf"odd\.tif \(.*{why}"):
+        pixels.prepare(root, [*NAMES, "odd.tif"], 16, "crop")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "png", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_its_file_says(root, suffix, orientation):
+    stored = np.zeros((16, 32, 3), np.uint8)
+    stored[:8, :16], stored[8:, 16:] = 200, 100  # two corners that no two of the eight ways put alike
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(root / f"x.{suffix}", exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    turned = np.swapaxes(stored, 0, 1) if orientation > 4 else stored
+    flips = {2: [1], 3: [0, 1], 4: [0], 6: [1], 7: [0, 1], 8: [0]}.get(orientation, [])
+    got = np.asarray(pixels.decode(root / f"x.{suffix}"))
+    assert got.shape == turned.shape
+    assert np.abs(got.astype(int) - np.flip(turned, flips)).max() < 8  # JPEG is not exact
+
+
+def test_exif_that_cannot_be_read_turns_nothing(root):
+    render("x").save(root / "x.png", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
+    assert np.array_equal(pixels.decode(root / "x.png"), render("x"))
+
+
+def test_a_strip_is_refused_before_it_fills_the_memory(root):
+    Image.new("RGB", (20_000, 4)).save(root / "strip.png")
+    with pytest.raises(UserError, match=r"strip\.png \(.*20000 x 4"):
+        pixels.prepare(root, [*NAMES, "strip.png"], 224, "crop")
+    assert pixels.decode(root / "b.jpg").size == (64, 64)
+
+
 def test_cache_is_keyed_by_content(root, decoded, monkeypatch):
     calls = []
     first = np.array(pixels.prepare(root, NAMES, 16, "crop", lambda done, total: calls.append((done, total))))
@@ -93,6 +184,45 @@ def test_truncated_cache_is_rebuilt(root, decoded):
     file.write_bytes(file.read_bytes()[:-1])
     assert np.array_equal(pixels.prepare(root, NAMES, 16, "crop"), first)
     assert len(decoded) == 6
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[" * 100_000,
+        lambda text: "\udcff",
+        lambda text: "[]",
+        lambda text: json.dumps(dict.fromkeys(json.loads(text), 3)),
+        lambda text: json.dumps({name: [size, time, 5] for name, (size, time, _) in json.loads(text).items()}),
+        lambda text: json.dumps({name: [size, time, "\u20ac"] for name, (size, time, _) in json.loads(text).items()}),
+    ],
+)
+def test_a_damaged_manifest_is_made_again(root, damage):
+    first = np.array(pixels.prepare(root, NAMES, 16, "crop"))
+    (manifest,) = root.parent.glob("cache/pixels/manifest-*.json")
+    whole = manifest.read_text()
+    manifest.write_text(damage(whole), errors="surrogateescape")
+    assert np.array_equal(pixels.prepare(root, NAMES, 16, "crop"), first)
+    assert json.loads(manifest.read_text()) == json.loads(whole)
+
+
+def test_a_manifest_that_is_a_folder_is_a_clear_error(root):
+    pixels.prepare(root, NAMES, 16, "crop")
+    (manifest,) = root.parent.glob("cache/pixels/manifest-*.json")
+    manifest.unlink()
+    manifest.mkdir()
+    with pytest.raises(UserError, match=r"can't write the pixel cache .* set PETL_BENCH_CACHE"):
+        pixels.prepare(root, NAMES, 16, "crop")
+
+
+def test_a_cache_that_cannot_be_read_is_a_clear_error(root, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(np, "memmap", refuse)
+    with pytest.raises(UserError, match=r"can't read the pixel cache .*Permission denied.* set PETL_BENCH_CACHE"):
+        pixels.prepare(root, NAMES, 16, "crop")
 
 
 def test_two_processes_at_once(root):

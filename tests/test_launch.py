@@ -7,16 +7,18 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import launch
-from bench.config import files
-from bench.launch import inline, local, task
+from bench.launch import inline, local, slurm, task
 from bench.launch.inline import Inline
 from bench.launch.local import LocalPool
-from bench.plan.spec import SlurmSettings
-from bench.store import folder, record
+from bench.store import record
+from bench.store.folder import RUN, RunLocked, claim, is_claimed
+from bench.store.record import Failure, Record
+from tests import records
 
 TESTS = Path(__file__).parent
 TARGET = "fake_runs:run"
@@ -46,8 +48,16 @@ def command(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", f"{file.parent}{os.pathsep}{os.environ['PATH']}")
 
 
-def results(runs: Sequence[Path]) -> list[dict]:
-    return [record.read(run) or {} for run in runs]
+def results(runs: Sequence[Path]) -> list[Record]:
+    found = [record.read(run) for run in runs]
+    assert None not in found
+    return [each for each in found if each]
+
+
+def about_process(result: Record, key: str) -> Any:
+    """What a fake run recorded about its process."""
+    assert result.provenance is not None
+    return result.provenance[key]
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -72,18 +82,18 @@ def test_one_worker_does_many_runs(folders):
     runs = folders(*(f"good-{i}" for i in range(5)))
     LocalPool(1, TARGET).launch(runs)
     found = results(runs)
-    assert [result["status"] for result in found] == ["finished"] * 5
-    assert len({result["pid"] for result in found}) == 1
-    assert found[0]["environment"]["OMP_NUM_THREADS"] == str(local.cpu_cores())
+    assert [result.status for result in found] == ["finished"] * 5
+    assert len({about_process(result, "pid") for result in found}) == 1
+    assert about_process(found[0], "environment")["OMP_NUM_THREADS"] == str(local.cpu_cores())
     assert [(run / "log.txt").read_text() for run in runs] == [f"this is {run.name}\n" for run in runs]
-    assert not alive(found[0]["pid"])
+    assert not alive(about_process(found[0], "pid"))
 
 
 def test_a_dead_worker_fails_its_run_alone(folders, capfd):
     runs = folders("good-1", "killed", "bad", "crash", "good-2", "exits", "good-3")
     LocalPool(2, TARGET).launch(runs)
     found = dict(zip([run.name for run in runs], results(runs), strict=True))
-    assert {name: result["status"] for name, result in found.items()} == {
+    assert {name: result.status for name, result in found.items()} == {
         "good-1": "finished",
         "killed": "failed",
         "bad": "failed",
@@ -92,12 +102,13 @@ def test_a_dead_worker_fails_its_run_alone(folders, capfd):
         "exits": "failed",
         "good-3": "finished",
     }
-    assert found["killed"]["error"]["message"] == (
+    errors = {name: result.error for name, result in found.items() if result.error}
+    assert errors["killed"].message == (
         "the process of this run was ended by SIGKILL (kill -9, or the machine ran out of memory)"
     )
-    assert "SIGABRT" in found["crash"]["error"]["message"]
-    assert "Fatal Python error: Aborted" in found["crash"]["error"]["traceback"]
-    assert "code 3" in found["exits"]["error"]["message"]
+    assert "SIGABRT" in errors["crash"].message
+    assert "Fatal Python error: Aborted" in errors["crash"].traceback
+    assert "code 3" in errors["exits"].message
     assert capfd.readouterr() == ("", "")
 
 
@@ -105,7 +116,7 @@ def test_a_run_held_elsewhere_is_tried_again(folders, monkeypatch):
     monkeypatch.setattr(local, "WAIT_SECONDS", 0.05)
     runs = folders("held", "good")
     LocalPool(1, TARGET).launch(runs)
-    assert [result["status"] for result in results(runs)] == ["finished", "finished"]
+    assert [result.status for result in results(runs)] == ["finished", "finished"]
 
 
 def test_each_worker_has_its_gpu(folders, monkeypatch):
@@ -113,7 +124,7 @@ def test_each_worker_has_its_gpu(folders, monkeypatch):
     runs = folders("good-1", "good-2", "good-3")
     pool = LocalPool(None, TARGET)
     pool.launch(runs)
-    assert {result["environment"]["CUDA_VISIBLE_DEVICES"] for result in results(runs)} <= {"3", "5"}
+    assert {about_process(result, "environment")["CUDA_VISIBLE_DEVICES"] for result in results(runs)} <= {"3", "5"}
 
 
 @pytest.mark.parametrize(
@@ -174,22 +185,42 @@ def test_inline_waits_for_held_runs(monkeypatch, tmp_path):
 def test_auto(monkeypatch, tmp_path):
     made = {}
     for found in (None, "/usr/bin/sbatch"):
-        monkeypatch.setattr(launch.shutil, "which", lambda name, found=found: found)
-        made[found] = type(launch.make("auto", None, tmp_path, SlurmSettings(), tmp_path)).__name__
-    assert made == {None: "LocalPool", "/usr/bin/sbatch": "SlurmArray"}
+        monkeypatch.setattr(slurm.shutil, "which", lambda name, found=found: found)
+        made[found] = type(launch.make("auto", folder=tmp_path, reports=tmp_path, blocks={})).__name__
+    assert made == {None: "LocalPool", "/usr/bin/sbatch": "SlurmLauncher"}
 
 
 def test_a_failure_never_replaces_a_finished_result(folders):
     [run] = folders("x")
-    files.write_json(run / folder.RESULT, {"status": "finished"})
-    task.record_failure(run, "WorkerDied", "gone", "")
+    records.finish(run)
+    task.record_failure(run, Failure(type="WorkerDied", message="gone"))
     assert record.is_finished(run)
 
 
 def test_an_unreadable_run_is_recorded(folders):
     [run] = folders("x")
-    (run / folder.RUN).write_text("a: [")
-    task.record_failure(run, "UserError", "cannot be read", "trace")
+    (run / RUN).write_text("a: [")
+    task.record_failure(run, Failure(type="UserError", message="cannot be read", traceback="trace"))
     result = record.read(run)
     assert result is not None
-    assert (result["status"], result["spec"], result["provenance"]) == ("failed", {}, None)
+    assert (result.status, result.spec, result.provenance) == ("failed", {}, None)
+
+
+def test_looking_at_an_own_claim_keeps_it(folders):
+    """The live view looks at runs that its own process computes; with POSIX locks, closing the file would end one."""
+    [run] = folders("x")
+    code = "import sys; from pathlib import Path; from bench.store.folder import is_claimed; "
+    code += "print(is_claimed(Path(sys.argv[1])))"
+
+    def seen_by_another_process() -> str:
+        done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    with claim(run):
+        assert is_claimed(run)
+        assert seen_by_another_process() == "True"
+        with pytest.raises(RunLocked), claim(run):
+            pass
+        assert seen_by_another_process() == "True"
+    assert not is_claimed(run)
+    assert seen_by_another_process() == "False"

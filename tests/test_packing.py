@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import run
+from bench.compute import build, execute
+from bench.launch.inline import run_many
 from bench.launch.local import LocalPool
-from bench.launch.task import LOG, run_many
-from bench.store import attempts, folder, record
+from bench.store import attempts, record
+from bench.store.folder import LOG, RESULT, STATE, RunLocked, read_progress
 from tests.test_run import MRS, make_run, numbers
 
 METHODS: list[dict] = [MRS, {"name": "full_finetune"}, {"name": "lora", "rank": 2}, {"name": "coop", "n_ctx": 4}]
@@ -28,21 +29,21 @@ def alone(root, tmp_path_factory) -> list[dict]:
     """The numbers of runs that share nothing."""
     found = []
     for run_dir in packed(root, tmp_path_factory.mktemp("alone")):
-        assert run.execute(run_dir)["error"] is None
+        assert execute.execute(run_dir).error is None
         found.append(numbers(run_dir))
     return found
 
 
 @pytest.fixture(autouse=True)
 def _nothing_kept():
-    run._kept.clear()
+    build._kept.clear()
 
 
 def test_in_one_process(root, alone, tmp_path, monkeypatch, capfd):
     """A full fine-tuning between the others changes its own copy alone; a diverged run fails alone."""
     loads = []
-    load_backbone = run.load_backbone
-    monkeypatch.setattr(run, "load_backbone", lambda settings: loads.append(settings) or load_backbone(settings))
+    load_backbone = build.load_backbone
+    monkeypatch.setattr(build, "load_backbone", lambda settings: loads.append(settings) or load_backbone(settings))
     runs = packed(root, tmp_path)
     bad = make_run(root, tmp_path / "bad", {"name": "full_finetune"}, lr=1e12, clip_grad_norm=None)
     outcomes = run_many([runs[0], bad, *runs[1:]])
@@ -63,20 +64,20 @@ def test_a_stop_saves_the_run_at_work_and_starts_no_other(root, alone, tmp_path)
     runs = packed(root, tmp_path)
     asked = itertools.count(1)
     assert run_many(runs, should_stop=lambda: next(asked) > 4) == {"0": "stopped"}
-    assert (runs[0] / folder.STATE).exists()
+    assert (runs[0] / STATE).exists()
     assert run_many(runs, should_stop=lambda: True) == {}
     run_many(runs)
     assert [numbers(run_dir) for run_dir in runs] == alone
 
 
 def test_a_stop_reaches_runs_side_by_side(root, tmp_path):
-    """Each worker saves the step it was at, also where loaders serve it, told to stop or by Ctrl-C."""
+    """Each worker saves the step it was at, also where loaders serve it, stopped by a request or by Ctrl-C."""
     runs = packed(root, tmp_path, workers=1, epochs=200)
     started = time.time()
 
     def training() -> bool:
         """Whether the first two have come into an epoch since."""
-        looks = [folder.read_progress(run_dir) or {} for run_dir in runs[:2]]
+        looks = [read_progress(run_dir) or {} for run_dir in runs[:2]]
         return all(look.get("phase") in ("train", "validate") and look["updated"] > started for look in looks)
 
     def interrupt() -> bool:
@@ -92,26 +93,26 @@ def test_a_stop_reaches_runs_side_by_side(root, tmp_path):
         first, second = attempts.read_attempts(run_dir)
         assert (first.outcome, second.outcome) == ("stopped", "stopped")
         assert (0, 0) < first.reached < second.reached
-    assert not any((run_dir / folder.RESULT).exists() for run_dir in runs)
+    assert not any((run_dir / RESULT).exists() for run_dir in runs)
     assert attempts.read_attempts(runs[2]) == []
 
 
 def test_after_running_out_of_memory_the_next_run_starts_clean(root, alone, tmp_path, monkeypatch):
-    fit = run.fit
+    fit = execute.fit
 
-    def full(*_):
-        monkeypatch.setattr(run, "fit", fit)
+    def full(*_, **__):
+        monkeypatch.setattr(execute, "fit", fit)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(run, "fit", full)
+    monkeypatch.setattr(execute, "fit", full)
     runs = packed(root, tmp_path)[:2]
     assert run_many(runs) == {"0": "failed", "1": "finished"}
-    assert "lower train.batch_size" in record.read(runs[0])["error"]["message"]
+    assert "lower train.batch_size" in record.read(runs[0]).error.message
     assert numbers(runs[1]) == alone[1]
 
 
 def test_what_another_process_holds_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "execute", lambda *_, **__: (_ for _ in ()).throw(folder.RunLocked("x")))
+    monkeypatch.setattr(execute, "execute", lambda *_, **__: (_ for _ in ()).throw(RunLocked("x")))
     (tmp_path / "x").mkdir()
     assert run_many([tmp_path / "x"]) == {"x": "locked"}
 
@@ -125,7 +126,7 @@ def test_a_folder_that_is_gone_fails_alone(root, tmp_path, capfd):
 
 
 def test_threads_of_a_resumed_run_are_its_own(root, tmp_path):
-    """A run goes on with the threads that it started with; the next run has the process's."""
+    """A run continues with the threads that it started with; the next run has those of the process."""
     threads = torch.get_num_threads()
     first, second = packed(root, tmp_path)[:2]
     try:
@@ -136,5 +137,5 @@ def test_threads_of_a_resumed_run_are_its_own(root, tmp_path):
         run_many([first, second])
     finally:
         torch.set_num_threads(threads)
-    used = [record.read(run_dir)["provenance"]["threads"] for run_dir in (first, second)]
+    used = [record.read(run_dir).provenance["threads"] for run_dir in (first, second)]
     assert used == [threads + 1, threads]

@@ -16,11 +16,11 @@ import bench
 import methods
 from bench import check, sweep
 from bench import methods as listing
-from bench.config import files
 from bench.config.errors import UserError
-from bench.plan.spec import expand
+from bench.plan.grid import expand
 from bench.store import record
 from methods import registry
+from tests import records
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "new-method.md").read_text(encoding="utf-8")
@@ -63,9 +63,9 @@ def test_the_page_leads_to_a_row(plugin, capsys):
     table = Path("reports/side/table.csv").read_text()
     assert [line.split(",")[2] for line in table.splitlines()[1:]].count("side_adapter") == 2
     run = next(Path("results/side").glob("side_adapter-bottleneck4-*"))
-    named = record.read(run)["provenance"]["plugins"]
-    assert list(named) == [str(plugin)]
-    assert bench.load(run).model.trainable_params() == record.read(run)["cost"]["trainable_params"]
+    found = record.read(run)
+    assert list(found.provenance["plugins"]) == [str(plugin)]
+    assert bench.load(run).model.trainable_params() == found.cost.trainable_params
 
 
 def test_a_plugin_is_listed(plugin, capsys):
@@ -106,10 +106,10 @@ def test_an_edited_plugin_is_told(plugin, capsys):
     folder = Path("results/side") / run.run_id
     folder.mkdir(parents=True)
     sha256 = registry.sources(type(run.method))[str(plugin)]
-    for made_by, told in (({str(plugin): sha256}, False), ({str(plugin): "older"}, True)):
-        files.write_json(folder / "result.json", {"status": "finished", "provenance": {"plugins": made_by}})
+    for made_by, noted in (({str(plugin): sha256}, False), ({str(plugin): "older"}, True)):
+        records.finish(folder, provenance={"plugins": made_by})
         assert sweep.main(arguments) == 0
-        assert ("1 finished runs were made by another version of the plug-in" in capsys.readouterr().out) == told
+        assert ("1 finished runs were made by another version of the plug-in" in capsys.readouterr().out) == noted
 
 
 def test_two_plugins_with_one_name(plugin, tmp_path, capsys):

@@ -10,8 +10,9 @@ import pytest
 
 from bench.config import files
 from bench.config.errors import UserError
-from bench.launch import queue
-from bench.launch.slurm.queue import Job, cancel, ends, look, read_manifests
+from bench.launch.slurm import queue
+from bench.launch.slurm.queue import cancel, ends, jobs_of, look, submissions
+from bench.store.cluster import Job
 
 
 def command(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -56,7 +57,7 @@ def test_one_look_answers_for_every_run(tmp_path, monkeypatch):
         ),
         monkeypatch,
     )
-    found = look(read_manifests(tmp_path))
+    found = look(submissions(tmp_path))
     assert found.known
     assert found.runs == {
         "a": Job("12_0", "petl-bench:demo:1", "running", None, 93605),
@@ -74,7 +75,7 @@ def test_a_job_id_used_again_is_not_ours(tmp_path, monkeypatch):
     command(
         tmp_path, "squeue", rows("12_0|RUNNING|None|5:00|petl-bench:demo:2", "12_1|RUNNING|None|5:00|x"), monkeypatch
     )
-    assert list(look(read_manifests(tmp_path)).runs) == ["new"]
+    assert list(look(submissions(tmp_path)).runs) == ["new"]
 
 
 @pytest.mark.parametrize(
@@ -92,13 +93,13 @@ def test_unknown_is_not_gone(script, tmp_path, monkeypatch):
     else:
         monkeypatch.setenv("PATH", str(tmp_path))
     submission(tmp_path, "1", {"a": "12_0"})
-    found = look(read_manifests(tmp_path))
+    found = look(submissions(tmp_path))
     assert (found.known, found.runs) == (False, {})
 
 
 def test_without_a_submission_nothing_is_asked(tmp_path, monkeypatch):
     asked = command(tmp_path, "squeue", "", monkeypatch)
-    assert look(read_manifests(tmp_path)).known
+    assert look(submissions(tmp_path)).known
     assert not asked.exists()
 
 
@@ -108,10 +109,10 @@ def test_manifests_come_in_order_and_broken_ones_not_at_all(tmp_path):
     submission(tmp_path, "3", {}, submitted="yesterday")
     files.write_json(tmp_path / queue.FOLDER / "4.json", ["no manifest"])
     (tmp_path / queue.FOLDER / "5.json").write_text('{"half":')
-    found = read_manifests(tmp_path)
+    found = submissions(tmp_path)
     assert [list(manifest.tasks) for manifest in found] == [["a"], ["b"]]
     assert found[0].submitted == datetime(2026, 11, 21, 15, 1, tzinfo=UTC)
-    assert found[0].jobs == {"1", "7"}
+    assert jobs_of(found[0]) == {"1", "7"}
 
 
 def test_how_tasks_ended(tmp_path, monkeypatch):
@@ -129,7 +130,7 @@ def test_how_tasks_ended(tmp_path, monkeypatch):
         ),
         monkeypatch,
     )
-    manifests = read_manifests(tmp_path)
+    manifests = submissions(tmp_path)
     token = manifests[0].token
     assert ends(manifests) == {(token, "12_0"): "TIMEOUT", (token, "12_1"): "CANCELLED"}
     assert asked.read_text() == "-X -n -P -j 12,13,14 -o JobID,State,Submit,Comment\n"

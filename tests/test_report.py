@@ -17,7 +17,8 @@ import pytest
 
 from bench import report
 from bench.config.errors import UserError
-from bench.reporting import figures, html, tables
+from bench.reporting import figures, page, tables
+from bench.reporting.build import build
 from bench.store.frame import RECALLS, collect
 from bench.store.naming import distinguish
 
@@ -117,7 +118,7 @@ def test_statistics_over_seeds(tmp_path: Path) -> None:
     means = [40.0, 41.0, 43.5]
     entries = [done(spec("lora", seed, train={"workers": seed}), mean) for seed, mean in enumerate(means)]
     entries.append(done(spec("zero_shot"), 20.125, 0))
-    built = report.build(write(tmp_path / "r", entries), tmp_path / "out")
+    built = build(write(tmp_path / "r", entries), tmp_path / "out")
     lora, zero = read_csv(built.out_dir / "table.csv")
     assert tuple(lora) == tables.TABLE_COLUMNS
     assert (lora["trainable_params"], lora["seeds"], lora["config"], lora["peak_bytes"]) == (
@@ -139,7 +140,7 @@ def test_statistics_over_seeds(tmp_path: Path) -> None:
 def test_missing_numbers_are_dashes(tmp_path: Path) -> None:
     a_spec, result = done(spec("lora"))
     result["cost"] = None
-    built = report.build(write(tmp_path / "r", [(a_spec, result), (spec("vpt"), None)]), tmp_path / "out")
+    built = build(write(tmp_path / "r", [(a_spec, result), (spec("vpt"), None)]), tmp_path / "out")
     lora, vpt = read_csv(built.out_dir / "table.csv")
     assert lora["trainable_params"] == lora["train_seconds"] == vpt["mean_recall"] == ""
     assert (vpt["seeds"], vpt["method"]) == ("0", "vpt")
@@ -160,7 +161,7 @@ def test_bad_results_are_named_not_fatal(tmp_path: Path) -> None:
         (spec("coop"), broken),
         (spec("vpt"), nan),
     ]
-    built = report.build(write(tmp_path / "r", entries), tmp_path / "out")
+    built = build(write(tmp_path / "r", entries), tmp_path / "out")
     assert (built.runs, built.unfinished) == (6, 5)
     for text in ((built.out_dir / "table.md").read_text(), (built.out_dir / "index.html").read_text(), built.text):
         for part in ("RuntimeError: CUDA out of memory Tried 2 GiB", "unreadable", "not run", "without metrics"):
@@ -225,7 +226,7 @@ def test_blocks_of_datasets_splits_and_backbones(tmp_path: Path) -> None:
     ]
     assert len(figures.recall_vs_params(parts).axes) == 6
     assert tables.tex(runs, parts).count("\\begin{tabular}") == 5
-    assert html._published(parts[0])[0]["dataset"] == "RSITMD"
+    assert page._published(parts[0])[0]["dataset"] == "RSITMD"
 
 
 NASTY = 'a_b&c%d$#{e}~^\\ <script>alert("1")</script> | [x] *y* `z`'
@@ -253,7 +254,7 @@ def test_page_and_markdown_escape_everything(tmp_path: Path) -> None:
         done(spec(NASTY, note="n")),
         failed(spec("x"), NASTY, "<i>"),
     ]
-    built = report.build(write(sweep, entries), tmp_path / "out")
+    built = build(write(sweep, entries), tmp_path / "out")
     page, table = ((built.out_dir / name).read_text() for name in ("index.html", "table.md"))
     assert "<script>alert" not in page + table
     assert "<b>r" not in page + table
@@ -267,7 +268,7 @@ def test_page_and_markdown_escape_everything(tmp_path: Path) -> None:
 
 def test_page_shows_differing_and_dirty_provenance(tmp_path: Path) -> None:
     entries = [done(spec("lora"), git_dirty=True), done(spec("vpt"), git_commit="beef", packages={"torch": "2.8"})]
-    page = (report.build(write(tmp_path / "r", entries), tmp_path / "out").out_dir / "index.html").read_text()
+    page = (build(write(tmp_path / "r", entries), tmp_path / "out").out_dir / "index.html").read_text()
     assert 'class="bad">Some runs were made with uncommitted changes' in page
     assert "c0ffee (1 run), beef (1 run)" in page
     assert "2.9 (1 run), 2.8 (1 run)" in page
@@ -297,13 +298,13 @@ def test_figure_labels_do_not_overlap(tmp_path: Path, seeds: int) -> None:
 
 @pytest.mark.parametrize("entries", [twelve()[:1], [(spec("lora"), None)], twelve(1)[1:2]], ids=["flat", "none", "one"])
 def test_figure_of_few_runs(tmp_path: Path, entries: list[Entry]) -> None:
-    built = report.build(write(tmp_path / "r", entries), tmp_path / "out")
+    built = build(write(tmp_path / "r", entries), tmp_path / "out")
     assert all(path.stat().st_size > 100 for path in built.paths)
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
     folder = write(tmp_path / "r", twelve()[:8])
-    first, second = (report.build(folder, tmp_path / name) for name in "ab")
+    first, second = (build(folder, tmp_path / name) for name in "ab")
     for one, other in zip(first.paths, second.paths, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
     pdf = next(path for path in first.paths if path.suffix == ".pdf").read_bytes()

@@ -314,7 +314,7 @@ def test_a_corrupt_checkpoint_says_what_to_do(root, tmp_path):
     assert result.error.user
 
 
-def test_flops_of_a_linear_layer_by_hand():
+def test_flops_of_linear_layers_by_hand():
     import torch
 
     from tests.test_backbone import batch, tiny
@@ -322,5 +322,5 @@ def test_flops_of_a_linear_layer_by_hand():
     model = tiny()
     one = cost.flops_per_pair(model, *batch(1))
     assert one == cost.flops_per_pair(model, *batch(3))
-    model.image_head = torch.nn.Linear(32, 10, bias=False)
-    assert cost.flops_per_pair(model, *batch(1)) - one == 2 * 32 * 10
+    model.image_head, model.text_head = (torch.nn.Linear(32, 10, bias=False) for _ in range(2))
+    assert cost.flops_per_pair(model, *batch(1)) - one == 2 * (2 * 32 * 10)

@@ -8,20 +8,26 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from bench import revision, sweep
+from bench import sweep
 from bench.config import files
 from bench.config.errors import UserError
-from bench.launch import queue, slurm, slurm_task
-from bench.launch.slurm.queue import Job, Queue
-from bench.plan.spec import SlurmSettings
-from bench.store import attempts, folder, record
-
-NOTHING_ALIVE = Queue(True, (), {})
+from bench.config.settings import SlurmSettings
+from bench.core.position import Position
+from bench.launch.slurm import job as slurm_job
+from bench.launch.slurm import launcher, queue, submission
+from bench.launch.slurm.launcher import SlurmLauncher
+from bench.launch.slurm.submission import NewSubmission
+from bench.store import attempts, provenance, record
+from bench.store.cluster import Job, Queue
+from bench.store.folder import RESULT
+from bench.store.record import Failure
+from tests import records
 
 
 @pytest.fixture
@@ -51,8 +57,12 @@ def folders(tmp_path):
     return make
 
 
-def array(folder: Path, **settings: object) -> slurm.SlurmArray:
-    return slurm.SlurmArray(folder, SlurmSettings(**settings), folder / "reports")  # type: ignore[arg-type]
+def array(folder: Path, **settings: object) -> SlurmLauncher:
+    return SlurmLauncher(folder, SlurmSettings(**settings), folder / "reports")  # type: ignore[arg-type]
+
+
+def submitting(folder: Path, alive: Queue, **settings: object) -> NewSubmission:
+    return NewSubmission(folder, SlurmSettings(**settings), folder / "reports", alive=alive)  # type: ignore[arg-type]
 
 
 def asked(tmp_path: Path) -> list[str]:
@@ -74,14 +84,14 @@ def asked(tmp_path: Path) -> list[str]:
 )
 def test_arrays_keep_together_to_the_parallelism(tmp_path, runs, at_once, alive, wanted):
     jobs = tuple(Job(f"1_{i}", "token", "running", None, None) for i in range(alive))
-    submission = slurm.Submission(array(tmp_path, array_parallelism=at_once), Queue(True, jobs, {}))
-    arrays = submission._arrays([Path(f"m-{i}") for i in range(runs)], 20)
+    new = submitting(tmp_path, Queue("Slurm", jobs=jobs), array_parallelism=at_once)
+    arrays = new._arrays([Path(f"m-{i}") for i in range(runs)], 20)
     assert [(len(found.packets), found.lane, found.share) for found in arrays] == wanted
 
 
 def test_packets(tmp_path):
-    submission = slurm.Submission(array(tmp_path, runs_per_job=4, parallel_runs=2), NOTHING_ALIVE)
-    [found] = submission._arrays([Path(f"m-{i}") for i in range(10)], 20)
+    new = submitting(tmp_path, Queue("Slurm"), runs_per_job=4, parallel_runs=2)
+    [found] = new._arrays([Path(f"m-{i}") for i in range(10)], 20)
     assert [len(packet) for packet in found.packets] == [4, 4, 2]
     with pytest.raises(UserError, match=r"slurm.parallel_runs \(4\) is more than slurm.runs_per_job \(1\)"):
         array(tmp_path, parallel_runs=4)
@@ -93,7 +103,7 @@ def test_a_warning_that_comes_too_early_is_refused(tmp_path):
 
 
 def test_settings_reach_the_script(tmp_path):
-    launcher = array(
+    settings = array(
         tmp_path,
         partition="gpu",
         account="lab",
@@ -107,7 +117,7 @@ def test_settings_reach_the_script(tmp_path):
         setup=("module load x",),
         extra={"nice": 3, "exclude": "n7"},
     )
-    [script] = launcher.scripts([Path("lora-1"), Path("vpt-1"), Path("lora-2")])
+    [script] = settings.scripts([Path("lora-1"), Path("vpt-1"), Path("lora-2")])
     lines = script.splitlines()
     for line in (
         "partition=gpu",
@@ -150,10 +160,10 @@ def test_a_plan_with_scripts_needs_no_slurm(tmp_path):
 
 def test_only_what_is_nowhere_is_missing(folders, monkeypatch):
     queued, finished, held, new = runs = folders("queued", "finished", "held", "new")
-    files.write_json(finished / folder.RESULT, {"status": "finished"})
-    alive = Queue(True, (), {"queued": Job("1_0", "t", "pending", "Priority", None)})
+    records.finish(finished)
+    alive = Queue("Slurm", runs={"queued": Job("1_0", "t", "pending", "Priority")})
     monkeypatch.setattr(queue, "look", lambda manifests: alive)
-    monkeypatch.setattr(store, "is_claimed", lambda run: run == held)
+    monkeypatch.setattr(launcher, "is_claimed", lambda run: run == held)
     assert array(queued.parent).missing(runs) == [new]
 
 
@@ -182,7 +192,7 @@ def test_a_killed_submission_is_made_up_for(folders, command, capsys):
     )
     with pytest.raises(UserError, match="Slurm did not take the jobs: no idea"):
         array(runs[0].parent).launch(runs)
-    [manifest] = queue.read_manifests(runs[0].parent)
+    [manifest] = queue.submissions(runs[0].parent)
     assert manifest.tasks == {"a": "7_0", "b": "7_1"}
     left = {path.name for path in (runs[0].parent / "slurm" / "jobs").glob("*/*")}
     assert left == {"7_0_submitted.pkl", "7_1_submitted.pkl", "7_submission.sh"}
@@ -192,7 +202,7 @@ def test_a_killed_submission_is_made_up_for(folders, command, capsys):
 def test_no_is_asked_again_before_it_is_believed(refusals, taken, folders, command, tmp_path, monkeypatch):
     """For some seconds after its start a controller says that no node could run anything."""
     [run] = folders("a")
-    monkeypatch.setattr(slurm, "FIT_PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(submission, "FIT_PAUSES", (0.0, 0.0, 0.0))
     command("squeue", "")
     command("srun", "")
     command("scontrol", "")
@@ -204,11 +214,11 @@ def test_no_is_asked_again_before_it_is_believed(refusals, taken, folders, comma
     )
     if taken:
         array(run.parent).launch([run])
-        assert queue.read_manifests(run.parent)[-1].tasks == {"a": "7"}
+        assert queue.submissions(run.parent)[-1].tasks == {"a": "7"}
     else:
         with pytest.raises(UserError, match="no node could run such a job"):
             array(run.parent).launch([run])
-        assert queue.read_manifests(run.parent) == []
+        assert queue.submissions(run.parent) == []
 
 
 def test_ctrl_c_leaves_the_jobs_running(folders, command, tmp_path, monkeypatch):
@@ -221,11 +231,11 @@ def test_ctrl_c_leaves_the_jobs_running(folders, command, tmp_path, monkeypatch)
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=interrupted, monotonic=time.monotonic))
-    launcher = array(run.parent)
-    launcher.detached = False
-    with pytest.raises(KeyboardInterrupt, match="no longer following; the jobs go on"):
-        launcher.launch([run])
+    monkeypatch.setattr(launcher, "time", SimpleNamespace(sleep=interrupted, monotonic=time.monotonic))
+    attached = array(run.parent)
+    attached.detached = False
+    with pytest.raises(KeyboardInterrupt, match="no longer following; the jobs continue"):
+        attached.launch([run])
     assert {line.split()[0] for line in asked(tmp_path)} == {"squeue"}
 
 
@@ -233,22 +243,33 @@ def test_ctrl_c_leaves_the_jobs_running(folders, command, tmp_path, monkeypatch)
 
 
 def test_a_snapshot_is_the_code_and_knows_its_commit(tmp_path):
-    copy = revision.snapshot(tmp_path / "code")
-    assert revision.snapshot(tmp_path / "code") == copy
-    assert [path.name for path in (tmp_path / "code").iterdir()] == [revision.digest()]
+    copy = provenance.snapshot(tmp_path / "code")
+    assert provenance.snapshot(tmp_path / "code") == copy
+    assert [path.name for path in (tmp_path / "code").iterdir()] == [provenance.digest()]
     code = "import bench.store.provenance as r, json; print(json.dumps([str(r.ROOT), r.commit(), r.is_dirty()]))"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=revision.ROOT,
+        cwd=provenance.ROOT,
         env={"PYTHONPATH": str(copy), "PYTHONSAFEPATH": "1"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert json.loads(done.stdout) == [str(copy), revision.commit(), revision.is_dirty()]
+    assert json.loads(done.stdout) == [str(copy), provenance.commit(), provenance.is_dirty()]
 
 
 # --- what a job decides ----------------------------------------------------------------------------------------------
+
+
+def orders_for(run: Path, max_timeouts: int) -> slurm_job.Orders:
+    return slurm_job.Orders(
+        run_dirs=(str(run),),
+        parallel=1,
+        timeout_min=60,
+        signal_seconds=120,
+        max_timeouts=max_timeouts,
+        submitted=time.time() - 5,
+    )
 
 
 @pytest.fixture
@@ -259,10 +280,10 @@ def job(tmp_path, folders, command, monkeypatch):
     monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path))
     [run] = folders("a")
 
-    def make(state: str = "RUNNING", preempted: bool = False, max_timeouts: int = 2) -> slurm_task.Orders:
+    def make(state: str = "RUNNING", preempted: bool = False, max_timeouts: int = 2) -> slurm_job.Orders:
         when = "2026-11-21T16:00:00" if preempted else "None"
         command("scontrol", f"echo JobId=6 ArrayJobId=5 JobState={state} Reason=None PreemptTime={when}")
-        return slurm_task.Orders((str(run),), 1, 60, 120, max_timeouts, time.time() - 5)
+        return orders_for(run, max_timeouts=max_timeouts)
 
     return make
 
@@ -283,13 +304,21 @@ def requeues(tmp_path: Path) -> int:
     ],
 )
 def test_who_requeues(job, tmp_path, state, preempted, warned, again):
-    slurm_task._make_room(job(state, preempted), warned)
+    slurm_job._requeue_if_needed(job(state, preempted), warned)
     assert requeues(tmp_path) == again
 
 
 def stop(run: Path, at: tuple[int, int], reached: tuple[int, int]) -> None:
-    attempts.start_attempt(run, 1.0, at)
-    attempts.end_attempt(run, "stopped", reached)
+    attempts.start_attempt(run, gpus=1.0, job="5_1", at=Position(*at))
+    attempts.end_attempt(run, "stopped", reached=Position(*reached))
+
+
+def error(run: Path) -> Failure:
+    """The error of a run that has failed."""
+    found = record.read(run)
+    assert found is not None
+    assert found.error is not None
+    return found.error
 
 
 def test_time_outs_that_get_on_go_on_so_many_times(job, tmp_path):
@@ -297,13 +326,12 @@ def test_time_outs_that_get_on_go_on_so_many_times(job, tmp_path):
     [run] = map(Path, orders.run_dirs)
     for count in range(2):
         stop(run, (count, 0), (count + 1, 0))
-        slurm_task._make_room(orders, True)
+        slurm_job._requeue_if_needed(orders, True)
         assert (requeues(tmp_path), record.read(run)) == (count + 1, None)
     stop(run, (2, 0), (2, 5))
-    slurm_task._make_room(orders, True)
+    slurm_job._requeue_if_needed(orders, True)
     assert requeues(tmp_path) == 2
-    result = record.read(run) or {}
-    assert result["error"]["message"] == (
+    assert error(run).message == (
         "timed out after 60 min at epoch 3, 3 times by now; the same command goes on from there, "
         "or raise slurm.max_timeouts"
     )
@@ -312,11 +340,11 @@ def test_time_outs_that_get_on_go_on_so_many_times(job, tmp_path):
 def test_a_failed_run_does_not_take_its_packet_along(job, tmp_path, folders):
     [other] = folders("b")
     orders = job()
-    orders = slurm_task.Orders((*orders.run_dirs, str(other)), 1, 60, 120, 2, orders.submitted)
+    orders = replace(orders, run_dirs=(*orders.run_dirs, str(other)))
     run = Path(orders.run_dirs[0])
     stop(run, (1, 4), (1, 4))
-    slurm_task._make_room(orders, True)
-    assert "without finishing a step" in (record.read(run) or {})["error"]["message"]
+    slurm_job._requeue_if_needed(orders, True)
+    assert "without finishing a step" in error(run).message
     assert orders.unsettled() == [other]
     assert requeues(tmp_path) == 1
 
@@ -324,9 +352,9 @@ def test_a_failed_run_does_not_take_its_packet_along(job, tmp_path, folders):
 def test_failures_from_before_are_tried_again(job):
     orders = job()
     [run] = map(Path, orders.run_dirs)
-    files.write_json(run / folder.RESULT, {"status": "failed"})
+    records.fail(run)
     assert orders.unsettled() == []
-    os.utime(run / folder.RESULT, (1, 1))
+    os.utime(run / RESULT, (1, 1))
     assert orders.unsettled() == [run]
 
 
@@ -339,21 +367,20 @@ def test_a_dead_process_is_accounted_for(job, tmp_path, folders, left):
     manifest = {"submitted": "2026-01-01T00:00:00+00:00", "token": "t", "tasks": tasks}
     (run.parent / "slurm").mkdir()
     files.write_json(run.parent / "slurm" / "1.json", manifest)
-    attempts.start_attempt(run, 1.0, (0, 0))
+    attempts.start_attempt(run, gpus=1.0, job="5_1", at=Position())
     (run / "log.txt").write_text("the last words\n")
-    assert slurm_task.main([str(run.parent), "137"]) == 137
-    error = (record.read(run) or {})["error"]
-    assert (
-        error["message"] == "the process of this run was ended by SIGKILL (kill -9, or more memory than slurm.mem_gb)"
+    assert slurm_job.main([str(run.parent), "137"]) == 137
+    assert error(run).message == (
+        "the process of this run was ended by SIGKILL (kill -9, or more memory than slurm.mem_gb)"
     )
-    assert error["traceback"] == "the last words"
+    assert error(run).traceback == "the last words"
     assert record.read(other) is None
     assert requeues(tmp_path) == left
 
 
 def test_a_job_that_slurm_ends_is_no_failure(job, tmp_path, folders):
     job("COMPLETING")
-    assert slurm_task.main([str(tmp_path / "results" / "x"), "143"]) == 143
+    assert slurm_job.main([str(tmp_path / "results" / "x"), "143"]) == 143
     assert not list(tmp_path.glob("results/x/*/result.json"))
 
 
@@ -370,7 +397,7 @@ with Warnings({seconds}, lambda: (print("too late", flush=True), os._exit(7))) a
 def listen(work: str, number: signal.Signals, seconds: float = 60) -> tuple[str, int]:
     """What a process prints that gets the signal while at this work, and its exit code."""
     code = LISTEN.format(seconds=seconds, work=work)
-    environment = os.environ | {"PYTHONPATH": str(revision.ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(provenance.ROOT)}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

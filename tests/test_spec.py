@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -97,12 +99,49 @@ def test_yaml_lines():
         ("&a [*a]", "x.yaml:1: an alias that contains itself"),
         ("[1]: 2", "x.yaml:1: a key must be one word"),
         ("a: \x00", "x.yaml: not valid YAML"),
+        # Limits.
+        (
+            "a: &a [1, 1]\n"
+            + "\n".join(f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]" for i in range(22)),
+            "x.yaml:1: over 20,000 values, counting aliases as often as they are used",
+        ),
+        ("[" * 40 + "]" * 40, "x.yaml:1: nested over 32 deep"),
+        ("[" * 100_000, "x.yaml:1: nested over 32 deep"),
+        ("- " * 50_000, "x.yaml:1: nested over 32 deep"),
+        ("\nx: 1e999", "x.yaml:2: 1e999 is too large for a number"),
+        ("\nx: -9223372036854775809", "x.yaml:2: -9223372036854775809 is too large for a number"),
+        ("x: !!float nan", "x.yaml:1: nan is too large for a number"),
+        ("\nx: " + "9" * 5000, "x.yaml:2: 99999999"),
+        ("\nx: " + "9" * 500 + ".0", "x.yaml:2: 99999999"),
+        ('\nx: "\\ud800"', "x.yaml:2: half a character (a lone surrogate) in '\\ud800'"),
+        ('\n"\\udfff": 1', "x.yaml:2: half a character (a lone surrogate) in '\\udfff'"),
     ],
 )
 def test_bad_yaml(text, message):
     with pytest.raises(UserError) as caught:
         parse_yaml(text, "x.yaml")
     assert str(caught.value).startswith(message)
+    assert len(str(caught.value)) < 300
+
+
+def test_the_largest_numbers():
+    assert parse_yaml("[9223372036854775807, -9223372036854775807, 1e308]", "x")[0] == [2**63 - 1, 1 - 2**63, 1e308]
+
+
+def test_what_is_no_text_file_is_refused(tmp_path):
+    (tmp_path / "large.yaml").write_text("# x\n" * 2**17)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path, message in {
+        tmp_path / "large.yaml": r"large\.yaml: over 256 KiB",
+        tmp_path / "pipe.yaml": "pipe.yaml: not a regular file",
+        tmp_path: "not a regular file",
+        Path("/dev/zero"): "/dev/zero: not a regular file",
+        Path("/proc/self/mem"): "/proc/self/mem: not a regular file",
+        Path("x" * 300): "no file xxx",
+        Path("a\0b"): "no file a",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            expand(path)
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
@@ -146,6 +185,16 @@ def test_bad_yaml(text, message):
         ),
         ({"[0, 1]": "[0, one]"}, "x.yaml:6: grid: seed: expected whole numbers from 0, got 'one'"),
         ({"name: x": "name: ../x"}, "x.yaml:1: sweep: name: expected letters, digits"),
+        ({"name: x": f"name: {'x' * 256}"}, "x.yaml:1: sweep: name: expected at most 255 characters, got 'xxx"),
+        ({"name: demo": f"name: rsitmd, root: {'x' * 256}"}, "x.yaml:2: dataset.root of rsitmd: no folder /"),
+        ({"name: demo": 'name: rsitmd, root: "a\\0b"'}, "x.yaml:2: dataset.root of rsitmd: no folder /"),
+        ({"weights: random": f"weights: {'x' * 256}.pt"}, "x.yaml:3: backbone.weights: no file /"),
+        ({"weights: random": 'weights: "a\\0.pt"'}, "x.yaml:3: backbone.weights: no file /"),
+        (
+            {"weights: random": "weights: /proc/self/mem"},
+            "x.yaml:3: backbone.weights: /proc/self/mem is no regular file",
+        ),
+        ({"weights: random": "weights: /dev/zero"}, "x.yaml:3: backbone.weights: /dev/zero is no regular file"),
         ({"name: x": "named: x"}, "x.yaml:1: sweep: 'name' is missing"),
         ("", "x.yaml: expected a sweep file with 'name:'"),
         ("- a", "x.yaml: expected a sweep file with 'name:'"),
@@ -235,6 +284,44 @@ def test_untrained_methods_run_once(plan):
     assert sweep.notes == ("2 of 8 combinations are the same run as another",)
 
 
+def test_runs_are_counted_before_they_are_built(plan):
+    """A billion runs, in each of the ways to write them, are refused in less time than a thousand take."""
+    thousand = str(list(range(1, 1001)))
+    lora = "    - lora: {rank: [2, 8]}\n"
+    for changes in (
+        {"[2, 8]": f"{thousand}, alpha: {thousand}, dropout: {thousand}"},
+        {"[0, 1]": thousand, "[2, 8]": thousand},
+        {"{epochs: 6}": f"{{epochs: {thousand}, batch_size: {thousand}, lr: {thousand}}}"},
+        {"{epochs: 6}": f"{{epochs: {thousand}}}", "{lr: 4e-4}": f"{{lr: {thousand}}}"},
+        {"random}": f"random, seed: {thousand}}}", "name: demo": f"name: demo, split_seed: {thousand}"},
+        {"grid:": f"loss: {{harma: {{temperature: {thousand}}}}}\ngrid:", "[0, 1]": thousand},
+        {"[0, 1]": thousand, lora: "    - zero_shot\n" + lora * 10},
+        {"{epochs: 6}": "[" + f"{{epochs: {thousand}}}, " * 11 + "]"},
+    ):
+        start = time.perf_counter()
+        with pytest.raises(UserError, match=r"runs, more than 10,000; shorten its lists, or make several sweeps of it"):
+            plan(changes)
+        assert time.perf_counter() - start < 2
+
+
+def test_the_limit_counts_what_is_built(plan, monkeypatch):
+    """At the number of combinations a sweep is planned, below it is refused."""
+    cases: list[tuple[int, dict[str, str], tuple[str, ...]]] = [
+        (6, {}, ()),
+        (24, {"epochs: 6": "epochs: [1, 2], betas: [[0.9, 0.99], [0, 0]]"}, ()),
+        (54, {"grid:": "loss: [info_nce, {harma: {margin: [0.1, 0.2]}}]\ngrid:"}, ("backbone.seed=[1,2,3]",)),
+        (9, methods_of("    - coop: {preset: [paper, table], n_ctx: [4, 8]}\n    - zero_shot\n"), ("grid.seed=[0,1]",)),
+        (4, methods_of("    - harma: {recipe: [harma-training, mrs-training], loss: [hmmc, info_nce]}\n"), ()),
+        (4, methods_of("    - lora\n    - bitfit\n") | {"  method:": "  budget: [20480, 40960]\n  method:"}, ()),
+    ]
+    for count, changes, overrides in cases:
+        monkeypatch.setattr("bench.plan.grid.MOST_RUNS", count)
+        plan(changes, *overrides)
+        monkeypatch.setattr("bench.plan.grid.MOST_RUNS", count - 1)
+        with pytest.raises(UserError, match=f"x.yaml:.*{count} runs, more than {count - 1};"):
+            plan(changes, *overrides)
+
+
 # --- overrides -------------------------------------------------------------------------------------------------------
 
 
@@ -265,12 +352,20 @@ def test_override_creates_a_section(plan):
         ("name.x=1", "--set name.x=1: 'name' holds 'x', not settings"),
         ("slurm.partitio=a", "--set slurm.partitio=a: slurm: unknown key 'partitio'; did you mean 'partition'?"),
         ("train.lr=[1", "--set train.lr=[1:1: not valid YAML"),
+        ("train.lr=1e999", "--set train.lr=1e999:1: 1e999 is too large for a number"),
+        (
+            ".".join(["train"] * 5000) + "=1",
+            "--set train.train.train",
+        ),
+        ("train.lr=\udcff", "--set train.lr=\udcff: not valid YAML"),
+        ("\udcff.lr=1", "--set \udcff.lr=1: half a character"),
     ],
 )
 def test_bad_overrides(plan, override, message):
     with pytest.raises(UserError) as caught:
         plan(None, override)
     assert str(caught.value).startswith(message)
+    assert len(str(caught.value)) < 400
 
 
 # --- paths and environment -------------------------------------------------------------------------------------------
@@ -504,7 +599,9 @@ def test_a_knob_that_ceases_to_matter_ends_the_search(plan):
     assert int(sweep.notes[0].split("r=")[1].split()[0]) <= 256
 
 
-@pytest.mark.parametrize("value", ["[]", "many", "0", "-5", "true", "1.5G"])
+@pytest.mark.parametrize(
+    "value", ["[]", "many", "0", "-5", "true", "1.5G", f"'{'9' * 400}'", "1000001M", "'\u0663'", "9000000000000000000"]
+)
 def test_a_budget_must_be_a_number_of_parameters(plan, value):
     with pytest.raises(UserError, match=r"x.yaml:\d+: .*budget"):
         plan({"  method:": f"  budget: {value}\n  method:"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -15,13 +16,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench import launch, status
+from bench import status
 from bench.config import files
 from bench.config.errors import UserError
-from bench.launch import queue
-from bench.status import Status, main, plain, render, summary
-from bench.store import folder, record
-from bench.sweep import PLAN
+from bench.launch import overview
+from bench.launch.display import plain, render, summary
+from bench.launch.overview import Status
+from bench.launch.slurm import queue
+from bench.status import main
+from bench.store import planned, record, standing
+from bench.store.folder import ATTEMPTS, LOCK, PROGRESS, RESULT
+from bench.store.planned import PLAN
+from methods import registry
+from tests import records
 from tests.test_queue import command, rows
 
 TOKEN = "petl-bench:demo:1"
@@ -42,7 +49,7 @@ class Folder:
             self.plan.append({"run_id": run_id, "spec": {"method": {"name": method}, "train": {"epochs": 10}}})
             files.write_json(self.path / PLAN, {"sweep": "demo", "runs": self.plan})
         (self.path / run_id).mkdir()
-        (self.path / run_id / folder.LOCK).touch()
+        (self.path / run_id / LOCK).touch()
         return self.path / run_id
 
     def attempt(self, run: Path, started: float, end: tuple | None = None, job: str | None = None, **more) -> None:
@@ -51,19 +58,19 @@ class Folder:
         if end:
             seconds, outcome, epoch, step = end
             lines.append(json.dumps({"ended": self.now + seconds, "outcome": outcome, "epoch": epoch, "step": step}))
-        with (run / folder.ATTEMPTS).open("a") as file:
+        with (run / ATTEMPTS).open("a") as file:
             file.write("\n".join(lines) + "\n")
 
     def progress(self, run: Path, updated: float = 0, **more) -> None:
         state = {"phase": "train", "epoch": 4, "epochs": 10, "step": 50, "steps": 100, "eta_seconds": 100.0}
-        files.write_json(run / folder.PROGRESS, state | {"updated": self.now + updated} | more)
+        files.write_json(run / PROGRESS, state | {"updated": self.now + updated} | more)
 
     def result(self, run: Path, ok: bool = True, age: float = 0.0) -> None:
-        error = {"type": "ValueError", "message": "first line\nthe reason", "user": False}
-        metrics = {"test": {"mean_recall": 33.21}}
-        content = {"status": "finished", "metrics": metrics} if ok else {"status": "failed", "error": error}
-        files.write_json(run / folder.RESULT, content)
-        os.utime(run / folder.RESULT, (self.now - age, self.now - age))
+        if ok:
+            records.finish(run, recall=33.21)
+        else:
+            records.fail(run, "first line\nthe reason")
+        os.utime(run / RESULT, (self.now - age, self.now - age))
 
     def submit(self, tasks: dict[str, str], age: float = 1000.0, token: str = TOKEN, **more) -> None:
         submitted = datetime.fromtimestamp(self.now, UTC) - timedelta(seconds=age)
@@ -77,7 +84,7 @@ class Folder:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Folder:
-    monkeypatch.setattr(status, "LOOK_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(overview, "LOOK_AGAIN_SECONDS", 0.05)
     monkeypatch.setattr(queue, "SECONDS", 5.0)
     command(tmp_path, "sacct", 'echo "Slurm accounting storage is disabled" >&2; exit 1', monkeypatch)
     command(tmp_path, "squeue", "", monkeypatch)
@@ -90,7 +97,7 @@ def held() -> Iterator:
     others = []
 
     def hold(run: Path) -> None:
-        code = "import pathlib, sys; from bench import store\nwith folder.claim(pathlib.Path(sys.argv[1])): "
+        code = "import pathlib, sys; from bench.store import folder\nwith folder.claim(pathlib.Path(sys.argv[1])): "
         code += "print('held', flush=True); input()"
         command = [sys.executable, "-c", code, str(run)]
         others.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
@@ -135,7 +142,7 @@ def test_every_state(folder, held, tmp_path, monkeypatch):
     command(tmp_path, "sacct", rows(f"{tasks['ended']}|CANCELLED by 0|2099-01-01T00:00:00|"), monkeypatch)
     found = folder.look()
     eta = found["here"][1].rpartition("1:")[2]
-    assert int(eta.removesuffix(" left")) in range(10, 21)  # 100 s, said 20 s ago
+    assert int(eta.removesuffix(" left")) in range(10, 21)  # 100 s left, as of 20 s ago
     assert found == {
         "done": ("finished", "mean recall 33.2"),
         "bad": ("failed", "ValueError: the reason"),
@@ -205,7 +212,7 @@ def test_a_run_is_lost_only_if_two_looks_miss_it(folder, tmp_path, monkeypatch):
 
 
 def test_without_slurm(folder, tmp_path, monkeypatch):
-    """Local runs: nobody is asked; a killed one is lost once its process is gone, one on another host after a while."""
+    """Local runs: no scheduler is asked. A killed run is lost once its process is gone, or silent on another host."""
     asked = command(tmp_path, "squeue", "", monkeypatch)
     folder.run("new")
     folder.attempt(folder.run("elsewhere"), -900)
@@ -217,6 +224,16 @@ def test_without_slurm(folder, tmp_path, monkeypatch):
     assert found["elsewhere"][0] == "running"
     assert found["silent"] == ("lost", "its process is gone; saved at the end of epoch 3")
     assert not asked.exists()
+
+
+def test_where_claims_are_not_seen_fresh_progress_counts(folder, monkeypatch):
+    """As on systems other than Linux: a run of this host is running as long as it writes its progress."""
+    for name, updated in (("busy", -10), ("silent", -800)):
+        folder.attempt(folder.run(name), -900, host=socket.gethostname())
+        folder.progress(folder.path / name, updated=updated)
+    assert [state for state, _ in folder.look().values()] == ["lost", "lost"]
+    monkeypatch.setattr(standing, "CLAIMS_ARE_SEEN", False)
+    assert [state for state, _ in folder.look().values()] == ["running", "lost"]
 
 
 def test_json_from_anywhere(folder, tmp_path, monkeypatch):
@@ -231,12 +248,12 @@ def test_json_from_anywhere(folder, tmp_path, monkeypatch):
     environment = os.environ | {"PYTHONPATH": str(Path(status.__file__).parents[1])}
     call = [sys.executable, "-m", "bench.status", str(folder.path), "--json"]
     done = subprocess.run(call, cwd=tmp_path / "else", env=environment, capture_output=True, text=True, check=True)
-    said = json.loads(done.stdout)
-    assert said.pop("time") >= folder.now
+    printed = json.loads(done.stdout)
+    assert printed.pop("time") >= folder.now
     nothing = dict.fromkeys(("epoch", "step", "steps", "eta_seconds"))
     first = {"run_id": "done", "method": "lora", "state": "finished", "words": "mean recall 33.2", "job": None}
     second = {"run_id": "queued", "method": "lora", "state": "waiting", "words": "job 12_0 pending (Resources)"}
-    assert said == {
+    assert printed == {
         "schema": 1,
         "sweep": "demo",
         "folder": str(folder.path),
@@ -333,8 +350,8 @@ def test_watch_ends_with_the_sweep(folder, monkeypatch, capsys):
 class Recorder:
     detached = True
 
-    def __init__(self, *given) -> None:
-        self.given, self.launched = given, []
+    def __init__(self, executor, **given) -> None:
+        self.executor, self.given, self.launched = executor, given, []
 
     def missing(self, runs):
         return [run for run in runs if run.name != "busy"]
@@ -345,7 +362,7 @@ class Recorder:
 
 def test_retry_takes_the_asked_states_and_the_sweeps_own_settings(folder, monkeypatch, capsys):
     made = []
-    monkeypatch.setattr(launch, "make", lambda *given: made.append(Recorder(*given)) or made[-1])
+    monkeypatch.setattr(overview, "make", lambda *what, **given: made.append(Recorder(*what, **given)) or made[-1])
     folder.result(folder.run("done"))
     for name in ("bad", "busy"):
         folder.result(folder.run(name), ok=False)
@@ -353,13 +370,40 @@ def test_retry_takes_the_asked_states_and_the_sweeps_own_settings(folder, monkey
     folder.submit({"gone": "12_0"}, slurm={"partition": "gpu", "setup": ["module load x"]})
     assert main([str(folder.path), "--retry", "failed", "--reports", "elsewhere"]) == 0
     assert [run.name for run in made[0].launched] == ["bad"]
-    executor, _, path, settings, reports = made[0].given
-    assert (executor, path, settings.partition, settings.setup) == ("slurm", folder.path, "gpu", ("module load x",))
-    assert reports == Path("elsewhere/demo")
+    assert (made[0].executor, made[0].given["folder"]) == ("slurm", folder.path)
+    settings = made[0].given["blocks"]["slurm"]
+    assert (settings.partition, settings.setup) == ("gpu", ("module load x",))
+    assert made[0].given["reports"] == Path("elsewhere/demo").absolute()
     assert main([str(folder.path), "--retry", "failed", "--retry", "lost"]) == 0
     assert [run.name for run in made[1].launched] == ["bad", "gone"]
     assert capsys.readouterr().out.splitlines() == ["tried again: 1 runs", "tried again: 2 runs"]
-    assert record.read(folder.path / "bad")["status"] == "failed"  # nothing is cleared
+    assert record.read(folder.path / "bad").status == "failed"  # nothing is cleared
+
+
+def test_retry_starts_the_sweep_as_it_was_started(tmp_path, monkeypatch, capsys):
+    """A local sweep stays local where Slurm is; overrides, workers, plug-ins and the folder of the report are kept."""
+    made = []
+    monkeypatch.setattr(overview, "make", lambda *what, **given: made.append(Recorder(*what, **given)) or made[-1])
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("from methods.bitfit import BitFit\n\n\nclass Mine(BitFit):\n    name = 'mine'\n")
+    monkeypatch.setenv(registry.PLUGINS, "")
+    run_dir = tmp_path / "demo" / "bad"
+    run_dir.mkdir(parents=True)
+    records.fail(run_dir)
+    how = planned.Start(
+        executor="local",
+        reports=str(tmp_path / "out"),
+        workers=3,
+        blocks={"slurm": {"partition": "short"}},
+        plugins=[str(plugin)],
+    )
+    planned.write(tmp_path / "demo", planned.Plan("demo", {"bad": {}}, None, how))
+    assert main([str(tmp_path / "demo"), "--retry", "failed"]) == 0
+    given = made[0].given
+    assert (made[0].executor, given["workers"], given["reports"]) == ("local", 3, tmp_path / "out")
+    assert given["blocks"]["slurm"].partition == "short"
+    assert registry.plugins() == [plugin]
 
 
 def test_cancel_ends_this_sweeps_jobs_alone(folder, tmp_path, monkeypatch, capsys):

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from bench import launch, progress, sweep
+from bench import sweep
 from bench.config import files
 from bench.config.errors import UserError
+from bench.launch import follow
+from bench.launch.follow import Watch, doing
 from bench.plan.spec import RunSpec
-from bench.store import folder
+from bench.store.folder import PROGRESS
+from tests import records
 
 FILE = """name: x
 dataset: {name: demo}
@@ -24,11 +27,6 @@ grid:
   method: [zero_shot, vpt]
 """
 HEAVY = ("torch", "numpy", "pandas", "matplotlib", "rich", "submitit", "open_clip")
-
-
-def result(status: str, message: str = "it\nbroke") -> dict:
-    error = None if status == "finished" else {"type": "ValueError", "message": message, "traceback": "", "user": False}
-    return {"status": status, "error": error, "metrics": {"test": {"mean_recall": 12.34}}}
 
 
 class FakeLauncher:
@@ -46,7 +44,7 @@ class FakeLauncher:
             if self.error:
                 raise self.error
             failed = any(run.name.startswith(name) for name in self.fails)
-            files.write_json(run / folder.RESULT, result("failed" if failed else "finished"))
+            _ = records.fail(run) if failed else records.finish(run)
 
 
 @pytest.fixture
@@ -60,12 +58,12 @@ def run(tmp_path, monkeypatch):
             print("the table")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep, "_preflight", lambda runs: None)
-    monkeypatch.setattr("bench.report.build", lambda results, out: Report())
+    monkeypatch.setattr("bench.compute.build.preflight", lambda runs, on_pixels: None)
+    monkeypatch.setattr("bench.reporting.build.build", lambda results, out: Report())
     Path("x.yaml").write_text(FILE)
 
     def main(launcher: FakeLauncher, *arguments: str) -> int:
-        monkeypatch.setattr(launch, "make", lambda *_: launcher)
+        monkeypatch.setattr("bench.launch.start.make", lambda *_, **__: launcher)
         return sweep.main(["x.yaml", *arguments])
 
     return main
@@ -112,10 +110,10 @@ def test_runs_once(run, capsys):
 
 def test_a_failed_run_fails_alone_and_is_tried_again(run, capsys):
     assert run(FakeLauncher(fails=["vpt-s1"])) == 1
-    told = capsys.readouterr()
-    assert "the table" in told.out
-    assert "failed: vpt-s1-" in told.err
-    assert "ValueError: broke" in told.err
+    printed = capsys.readouterr()
+    assert "the table" in printed.out
+    assert "failed: vpt-s1-" in printed.err
+    assert "ValueError: broke" in printed.err
     assert run(FakeLauncher(), "--dry-run", "--executor", "local") == 0
     assert "failed, to run again" in capsys.readouterr().out
     again = FakeLauncher()
@@ -125,7 +123,7 @@ def test_a_failed_run_fails_alone_and_is_tried_again(run, capsys):
 
 def test_ctrl_c(run, capsys):
     assert run(FakeLauncher(error=KeyboardInterrupt())) == 130
-    assert "stopped; the same command goes on" in capsys.readouterr().err
+    assert "stopped; the same command continues" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_message(run, capsys):
@@ -133,9 +131,9 @@ def test_mistakes_are_one_message(run, capsys):
     assert run(FakeLauncher(error=UserError("no image a.png"))) == 2
     Path("file").touch()
     assert run(FakeLauncher(), "--results", "file") == 2
-    told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith("error: --set train.epocs=1: train: unknown key 'epocs'; did you mean 'epochs'?")
-    assert told[1:] == [
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[0].startswith("error: --set train.epocs=1: train: unknown key 'epocs'; did you mean 'epochs'?")
+    assert printed[1:] == [
         "error: no image a.png",
         "error: cannot write results to file/x: Not a directory; choose another --results",
     ]
@@ -167,69 +165,81 @@ def test_detached_launchers_return_at_once(run, capsys):
     assert "the table" not in capsys.readouterr().out
 
 
-# --- progress --------------------------------------------------------------------------------------------------------
+# --- the live view ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def watched(tmp_path):
+    """Three run folders; `old` has failed before, and a process that is gone has left its progress there."""
     runs = [tmp_path / name for name in ("old", "new", "gone")]
     for path in runs:
         path.mkdir()
-    files.write_json(runs[0] / folder.RESULT, result("failed"))
-    files.write_json(runs[0] / folder.PROGRESS, {"phase": "train", "updated": 1.0})
+    records.fail(runs[0])
+    files.write_json(runs[0] / PROGRESS, {"phase": "train", "epoch": 2, "epochs": 4, "updated": 1.0})
     return runs
+
+
+@pytest.fixture
+def claimed(monkeypatch) -> set[Path]:
+    """The runs that a process holds."""
+    found: set[Path] = set()
+    monkeypatch.setattr("bench.store.standing.is_claimed", lambda run: run in found)
+    return found
 
 
 def train(path: Path, epoch: int, step: int) -> None:
     state = {"phase": "train", "epoch": epoch, "epochs": 4, "step": step, "steps": 10, "loss": 1.25}
-    files.write_json(
-        path / folder.PROGRESS, state | {"val_mean_recall": 7.0, "eta_seconds": 75, "updated": time.time()}
-    )
+    files.write_json(path / PROGRESS, state | {"val_mean_recall": 7.0, "eta_seconds": 75.5, "updated": time.time()})
 
 
-def test_what_was_there_before_does_not_count(watched):
-    watch = progress.Watch(watched)
+def test_what_was_there_before_does_not_count(watched, claimed):
+    watch = Watch(watched)
     assert watch.update() == []
     assert watch.count("waiting") == 3
-    train(watched[0], 3, 5)
+    claimed.add(watched[0])
     assert watch.update() == [watched[0]]
-    look = watch.looks[watched[0]]
+    assert doing(watch.runs[watched[0]]) == "start"
+    train(watched[0], 3, 5)
+    assert watch.update() == []
+    look = watch.runs[watched[0]]
     assert look.share == pytest.approx(2.5 / 4)
-    assert look.doing == "epoch 3/4, loss 1.25, val 7.0, 1:15 left"
-    files.write_json(watched[0] / folder.RESULT, result("finished"))
-    files.write_json(watched[1] / folder.RESULT, result("failed"))
+    assert doing(look) == "epoch 3/4, loss 1.25, val 7.0, 1:15 left"
+    records.finish(watched[0], recall=12.34)
+    records.fail(watched[1])
     assert watch.update() == watched[:2]
-    assert watch.looks[watched[0]].outcome == "mean recall 12.3"
-    assert watch.looks[watched[1]].outcome == "ValueError: broke"
+    assert watch.runs[watched[0]].words == "mean recall 12.3"
+    assert watch.runs[watched[1]].words == "ValueError: broke"
     watch.started -= 60
     assert watch.left_seconds == pytest.approx(30, abs=1)
 
 
-def test_plain_lines(watched, monkeypatch):
-    monkeypatch.setattr(progress, "STATUS_SECONDS", 0.0)
+def test_plain_lines(watched, claimed, monkeypatch):
+    monkeypatch.setattr(follow, "STATUS_SECONDS", 0.0)
     out = io.StringIO()
-    with progress.follow(watched, out):
+    with follow.follow(watched, out):
+        claimed.add(watched[0])
         train(watched[0], 1, 0)
         deadline = time.monotonic() + 10
         while "epoch 1/4" not in out.getvalue() and time.monotonic() < deadline:
             time.sleep(0.02)
-        files.write_json(watched[0] / folder.RESULT, result("finished"))
-        files.write_json(watched[1] / folder.RESULT, result("failed"))
+        records.finish(watched[0], recall=12.34)
+        records.fail(watched[1])
     text = out.getvalue()
     assert text.isascii()
     for line in ("start old", "done  old  mean recall 12.3", "FAILED new  ValueError: broke", "1/3 finished;"):
         assert line in text
 
 
-def test_live_view(watched):
+def test_live_view(watched, claimed):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
     out = Terminal()
-    with progress.follow(watched, out):
+    with follow.follow(watched, out):
+        claimed.add(watched[0])
         train(watched[0], 2, 5)
-        files.write_json(watched[1] / folder.RESULT, result("failed"))
+        records.fail(watched[1])
     text = out.getvalue()
     for words in ("epoch 2/4", "ValueError: broke", "0/3 finished", "1 failed"):
         assert words in text

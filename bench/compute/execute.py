@@ -15,7 +15,7 @@ import torch
 
 from bench.compute.build import build, load, make_deterministic, pick_device
 from bench.compute.progress import Progress
-from bench.config.errors import Stopped, UserError
+from bench.config.errors import GpuLost, Stopped, UserError
 from bench.config.files import write_bytes, write_json
 from bench.core import cost, ranks
 from bench.core.evaluate import evaluate
@@ -43,7 +43,8 @@ def execute(
     through and leaves the checkpoint, from which the next call continues. `keep`: dataset and backbone stay in this
     process for its next run. `job`: the id of the cluster job that this process belongs to.
 
-    RunLocked if another process computes the run; Stopped once the run has saved its state because `should_stop()`.
+    RunLocked if another process computes the run; Stopped once the run has saved its state because `should_stop()`;
+    GpuLost if a CUDA error ended the run and this process can't use the GPU any more.
     """
     with folder.claim(run_dir):
         done = record.read(run_dir)
@@ -65,6 +66,9 @@ def execute(
             if isinstance(error, Stopped) or should_stop():
                 _note_stop(run_dir, saved_position(files))
                 raise Stopped(run_dir.name) from error
+            if gpu_is_lost():
+                end_attempt(run_dir, "lost", reached=saved_position(files))
+                raise GpuLost(f"{run_dir.name}: {str(error).splitlines()[0] if str(error) else error!r}") from error
             parts = {"status": "failed", "error": _describe(error), "provenance": _origin(pick_device())}
         finally:
             torch.set_num_threads(threads)  # a resumed run has those that it started with
@@ -80,6 +84,20 @@ def execute(
         if result.finished:
             folder.tidy(run_dir)
         return result
+
+
+def gpu_is_lost() -> bool:
+    """Whether this process can't use CUDA any more, as after an illegal memory access or a failed assertion on the GPU.
+
+    Such an error poisons the CUDA context: each later call fails with it. Running out of memory does not.
+    """
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _note_stop(run_dir: Path, reached: Position) -> None:

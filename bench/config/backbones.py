@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.config.errors import UserError
-from bench.config.files import file_sha256
+from bench.config.files import exists, file_sha256, is_regular
 from bench.config.shapes import ModelShape, shape_of
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ def identity(backbone: BackboneSettings) -> str:
         return f"sha256:{file_sha256(own[weights])}"
     if is_file(weights):
         path = Path(weights)
-        if not path.is_file():
+        if not is_regular(path):
+            if exists(path) and not path.is_dir():
+                raise UserError(f"backbone.weights: {path} is no regular file; copy the checkpoint to a disk")
             raise UserError(
                 f"backbone.weights: no file {path}; download the checkpoint of '{shape.model}' (open_clip, OpenAI, "
                 "RemoteCLIP or GeoRSCLIP) and put its path there"

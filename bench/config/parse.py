@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from bench.config.document import Document, Key, show
+from bench.config.document import Document, Key, half_character, shorten, show
 from bench.config.errors import UserError
 from bench.config.settings import Settings
 
 T = TypeVar("T", bound=Settings)
+_LONGEST_WORD = 60  # characters that are compared with what is allowed
 
 
 def parse(
@@ -35,7 +36,9 @@ def parse(
     if not isinstance(data, Mapping):
         raise UserError(f"{document.at(path)}: {owner}: expected settings 'key: value', got {show(data)}")
     try:
-        return cls.model_validate_json(json.dumps(data))
+        return cls.model_validate_json(json.dumps(data, ensure_ascii=False).encode())
+    except UnicodeEncodeError as error:
+        raise UserError(f"{document.at(path)}: {owner}: {half_character(error.object[: error.end][-60:])}") from None
     except ValidationError as error:
         found: dict[tuple[Any, ...], list[Any]] = {}
         for each in error.errors(include_url=False):
@@ -69,7 +72,9 @@ def _explain(cls: type[Settings], data: Any, loc: tuple[Any, ...], errors: list[
         allowed = [*fields, *(also if len(loc) == 1 else ())]
         if first["type"] == "missing":
             return f"'{key}' is missing"
-        return f"unknown key '{key}'{_suggest(str(loc[-1]), allowed)} (allowed: {', '.join(allowed) or 'none'})"
+        return (
+            f"unknown key '{shorten(key)}'{_suggest(str(loc[-1]), allowed)} (allowed: {', '.join(allowed) or 'none'})"
+        )
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     for part in loc:
@@ -83,6 +88,8 @@ def _explain(cls: type[Settings], data: Any, loc: tuple[Any, ...], errors: list[
             hint = hint or (_suggest(data, options) if isinstance(data, str) else "")
         else:
             wanted[error["msg"].removeprefix("Input should be ").removeprefix("a valid ").removeprefix("Input ")] = None
+    if first["type"] == "string_too_long":
+        wanted = {f"at most {first['ctx']['max_length']} characters": None}
     if any(error["type"] == "string_pattern_mismatch" for error in errors):
         wanted = {"letters, digits, '.', '_' and '-', starting with a letter or digit": None}
     return f"{key}: expected {' or '.join(wanted)}, got {show(data)}{hint}"
@@ -98,5 +105,5 @@ def _fields_at(cls: type[Settings], loc: Sequence[Any]) -> list[str]:
 
 
 def _suggest(word: str, options: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word[:_LONGEST_WORD], options, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -16,7 +16,7 @@ class Settings(BaseModel):
     fills a tuple and 1 fills a float, but "12" never fills an int.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @classmethod
     def extra_depth(cls, key: str) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float32, Int, Shaped, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -48,6 +48,7 @@ class Inputs:
         self.resize = "squash" if backbone.resize == "squash" else self.preset.resize
         self.on_pixels = on_pixels
         self.prepared = {} if prepared is None else prepared
+        self.mean, self.std = (torch.tensor(each, device=device) for each in (backbone.mean, backbone.std))
 
     def items(self, split: str) -> tuple[Item, ...]:
         """The items of `train`, `val` or `test`."""
@@ -59,7 +60,7 @@ class Inputs:
         key = ("pixels", split, edge, self.resize)
         if key not in self.prepared:
             names = [item.image for item in self.items(split)]
-            self.prepared[key] = prepare(self.dataset.root, names, edge, self.resize, self.on_pixels)
+            self.prepared[key] = prepare(self.dataset.root, names, edge, self.resize, self.on_pixels, split=split)
         found: np.ndarray = self.prepared[key]
         return found
 
@@ -74,7 +75,13 @@ class Inputs:
         self, pictures: UInt8[Tensor, "batch size size 3"] | UInt8[Tensor, "batch 3 size size"]
     ) -> Float32[Tensor, "batch 3 size size"]:
         """Pictures as the backbone wants them: normalised by its mean and std, on the device."""
-        return normalise(pictures.to(self.device, non_blocking=True), self.backbone.mean, self.backbone.std)
+        return normalise(self.send(pictures), self.mean, self.std)
+
+    def send(self, tensor: Shaped[Tensor, "*any"]) -> Shaped[Tensor, "*any"]:
+        """The tensor on the device. The host does not wait for the copy to a GPU: that takes pinned memory."""
+        if self.device.type == "cuda" and not tensor.is_pinned():
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     def tokens(self, split: str) -> Int[Tensor, "captions context"]:
         """Token ids of all captions in order, cleaned as `settings.captions` says."""
@@ -98,7 +105,7 @@ class Inputs:
 
         def batches() -> Iterator[Int[Tensor, "batch context"]]:
             for chunk in texts.split(step):
-                yield chunk.to(self.device)
+                yield self.send(chunk)
 
         return EvalSet(images, batches, caption_text, torch.arange(len(items)).repeat_interleave(counts))
 
@@ -127,7 +134,7 @@ class Inputs:
             )
             for pictures, image, caption in loader:
                 ids = tokens[first[image] + caption]
-                yield Batch(self.to_tensor(pictures), ids.to(self.device), image.to(self.device))
+                yield Batch(self.to_tensor(pictures), self.send(ids), self.send(image))
 
         return TrainBatches(batches, count // settings.batch_size)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.config.errors import UserError
-from bench.data.annotations import Item, find, read
+from bench.config.files import is_folder
+from bench.data.annotations import Item, content, find, read
 from bench.data.images import locate
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def register(name: str, info: DatasetInfo) -> None:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset's items by split. Images are found under `root` with `locate(root, item.image)`.
+    """A dataset's items by split. Images are found under `root` with `locate(root, item.image, split)`.
 
     `sha256` covers the split's name and, per split and in order, every image name with its captions.
     """
@@ -90,7 +92,7 @@ def identity(settings: DatasetSettings) -> str:
     if split != "pir":
         digest.update(f" {settings.val_fraction} {settings.split_seed}".encode())
     for path in find(split, settings.name, folder):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(hashlib.sha256(content(path)).digest())
     return digest.hexdigest()
 
 
@@ -147,12 +149,17 @@ def _source(settings: DatasetSettings) -> tuple[str, Path, Path]:
         return split, root, root
     if settings.root is None:
         raise UserError(f"dataset.root is not set: give the folder that holds the images of {settings.name}")
-    root = Path(settings.root).expanduser()
-    folder = Path(settings.annotations).expanduser() if settings.annotations is not None else root
+    root = _folder(settings.root)
+    folder = _folder(settings.annotations) if settings.annotations is not None else root
     for key, path in {"root": root, "annotations": folder}.items():
-        if not path.is_dir():
+        if not is_folder(path):
             raise UserError(f"dataset.{key} of {settings.name}: no folder {path}")
     return split, root, folder
+
+
+def _folder(text: str) -> Path:
+    # Not Path.expanduser: it raises where there is no such user.
+    return Path(os.path.expanduser(text))  # noqa: PTH111
 
 
 def _without_empty(items: Sequence[Item]) -> tuple[Item, ...]:

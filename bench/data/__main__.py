@@ -38,11 +38,13 @@ def _list() -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from bench.config.document import Document
+    from bench.config.parse import parse
     from bench.config.settings import DatasetSettings
     from bench.data.survey import check
 
-    keys = ("name", "root", "split", "annotations")
-    return 1 if check(DatasetSettings(**{key: getattr(arguments, key) for key in keys})) else 0
+    given = {key: getattr(arguments, key) for key in ("name", "root", "split", "annotations")}
+    return 1 if check(parse(DatasetSettings, given, "dataset", Document(given, {(): "the command line"}))) else 0
 
 
 if __name__ == "__main__":

@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from bench.config.document import whole_characters
 from bench.config.errors import UserError
+from bench.config.files import is_regular
 
 SPLITS = ("train", "val", "test")
 CAPTIONS_PER_IMAGE = 5  # precomp lists file names once for so many captions
-_LONGEST_NAME = 255  # of a file on any usual disk; a caption in a name's place is longer or simply not found
+_LONGEST_NAME, _LONGEST_PATH = 255, 2000  # bytes, on any usual disk; a caption in a name's place is longer or not found
 FILES = {
     "pir": ("train.json", "val.json", "test.json"),
     "precomp": ("train_caps.txt", "train_filename.txt", "test_caps.txt", "test_filename.txt"),
@@ -56,7 +58,7 @@ def find(layout: str, name: str, folder: Path) -> list[Path]:
     for file in FILES[layout]:
         stem, ext = file.split(".")
         names = [file, f"{name}_{file}", f"{stem}_{name}.{ext}", f"{stem}_{name.upper()}.{ext}"]
-        path = next((folder / each for each in names if (folder / each).is_file()), None)
+        path = next((folder / each for each in names if is_regular(folder / each)), None)
         if path is None:
             raise UserError(
                 f"{name}, split {layout}: no file {file} (nor {', '.join(names[1:])}) in {folder}; put it there, "
@@ -174,8 +176,11 @@ def _group(rows: Iterable[_Row]) -> tuple[Item, ...]:
     captions: dict[str, list[str]] = {}
     labels: dict[str, str | None] = {}
     for row in rows:
+        for text in (row.image, row.label or "", *row.captions):
+            whole_characters(text, row.where)
         path = PurePosixPath(row.image)
-        if not path.parts or "\0" in row.image or max(map(len, path.parts)) > _LONGEST_NAME:
+        longest = max((len(part.encode()) for part in path.parts), default=0)
+        if not 0 < longest <= _LONGEST_NAME or len(row.image) > _LONGEST_PATH or "\0" in row.image:
             raise UserError(f"{row.where}: {_short(row.image)} is not an image's file name")
         if path.is_absolute() or ".." in path.parts:
             raise UserError(
@@ -186,8 +191,16 @@ def _group(rows: Iterable[_Row]) -> tuple[Item, ...]:
     return tuple(Item(image, tuple(texts), labels[image]) for image, texts in captions.items())
 
 
+def content(path: Path) -> bytes:
+    """The bytes of an annotation file; UserError if it can't be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}") from None
+
+
 def _text(path: Path) -> str:
-    raw = path.read_bytes()
+    raw = content(path)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -206,6 +219,8 @@ def _json(path: Path) -> Any:
         return json.loads(_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})") from None
+    except ValueError as error:  # a number of over 4,300 digits
+        raise UserError(f"{path}: not valid JSON ({error})") from None
     except RecursionError:
         raise UserError(f"{path}: not an annotation file (nested too deeply)") from None
 
@@ -215,5 +230,8 @@ def _all_text(values: list) -> bool:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "lists within lists"
     return text if len(text) <= 120 else text[:117] + "..."

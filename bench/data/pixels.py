@@ -1,10 +1,16 @@
-"""Images decoded and resized once, into a memory-mapped cache keyed by their content."""
+"""Images decoded and resized once, into a memory-mapped cache keyed by their content.
+
+One rule for all formats: a picture is its first frame as 8-bit RGB, turned as its EXIF orientation says, without its
+alpha. Deeper grey and colour are scaled by the file's depth (the high byte of 16 bits). What has no known range
+(signed, 32-bit and fractional grey), or nothing in the upper 15/16 of its 16 bits, is refused by name.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,12 +24,26 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from bench.config.errors import UserError
-from bench.config.files import cache_dir
-from bench.data.images import locate
+from bench.config.files import cache_dir, cache_errors
+from bench.data.images import absent, locate
 
-VERSION = 1  # raise it when the same file would give other pixels
+VERSION = 2  # raise it when the same file would give other pixels
 RESIZES = ("crop", "squash")
 _CHUNK = 256  # images in memory at once
+_LONGEST = (
+    100  # times the shorter side: the shorter side is brought to the model's size, so longer ones fill the memory
+)
+_FAINTEST = 16  # the smallest highest value, of 255, that deep grey or colour must reach
+_ORIENTATION, _PHOTOMETRIC = 0x0112, 262  # tags of EXIF and of TIFF
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def prepare(
@@ -32,10 +52,13 @@ def prepare(
     size: int,
     resize: str,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    split: str | None = None,
 ) -> UInt8[np.ndarray, "{len(names)} {size} {size} 3"]:
     """Pixels of the named images (images, height, width, RGB) as a read-only memory map, in the order of `names`.
 
-    resize: "crop" is open_clip's evaluation geometry, "squash" ignores the aspect ratio (see `resized`).
+    resize: "crop" is open_clip's evaluation geometry, "squash" ignores the aspect ratio (see `resized`). split: whose
+    images they are; it says in which folders they are looked for (see `locate`).
     progress(done, total) counts images while they are decoded.
     The cache file is in cache_dir()/pixels. Its key covers the bytes of every image file, their order, size, resize and
     Pillow's version. The hash of a file is remembered by path, size and mtime: unchanged files are not read again.
@@ -43,22 +66,67 @@ def prepare(
 
     Raises UserError if images are missing or unreadable (the first few by name), or if the cache can't be written.
     """
-    paths = _located(root, names)
+    paths = _located(root, names, split)
     folder = cache_dir() / "pixels"
     hashes = _hashes(folder, root, paths)
     key = hashlib.sha256(f"{VERSION} {PIL.__version__} {size} {resize} ".encode())
     key.update("".join(hashes).encode())
     target = folder / f"{key.hexdigest()[:32]}-{size}-{resize}.u8"
     shape = (len(names), size, size, 3)
-    if not target.is_file() or target.stat().st_size != np.prod(shape):
+    if _size(target) != np.prod(shape):
         _build(target, root, paths, names, size, resize, progress)
-    return np.memmap(target, dtype=np.uint8, mode="r", shape=shape)
+    try:
+        return np.memmap(target, dtype=np.uint8, mode="r", shape=shape)
+    except OSError as error:
+        raise UserError(f"can't read the pixel cache {target}: {error.strerror}; set PETL_BENCH_CACHE") from error
 
 
 def decode(path: Path) -> Image.Image:
-    """The whole image, decoded, as RGB. Raises what Pillow raises, for a decompression bomb only inside `strict`."""
+    """The whole image, decoded, by the rule above.
+
+    UserError, without the path, for what the rule refuses; else what Pillow raises, under `strict` for a decompression
+    bomb too. `fault` makes words of either.
+    """
     with Image.open(path) as image:
-        return image.convert("RGB")
+        width, height = image.size
+        if max(width, height) > _LONGEST * min(width, height):
+            raise UserError(f"{width} x {height} pixels: one side is over {_LONGEST} times the other; cut it to pieces")
+        coding = str(image.tile)  # such as "I;16B"; decoding empties it
+        image.load()
+        grey = image.mode in ("I", "F") or image.mode.startswith("I;")
+        colours = _scaled(image, coding) if grey else image.convert("RGB")
+        if (grey or ";16" in coding) and np.asarray(colours).max() < _FAINTEST:
+            raise UserError(
+                f"over 8 bits a value, but none is above 1/{256 // _FAINTEST} of their range: the picture would be "
+                "almost black in 8 bits; scale its values to the whole range"
+            )
+        orientation = _orientation(image)
+        return colours.transpose(_TURNS[orientation]) if orientation in _TURNS else colours
+
+
+def _scaled(image: Image.Image, coding: str) -> Image.Image:
+    """Grey of 12 or 16 bits as RGB; UserError for grey whose range the file does not say."""
+    if image.mode == "F":
+        raise UserError("grey values with fractions have no known range; save it with 8 or 16 bits")
+    if image.mode == "I" and image.format != "PPM":  # which means 16 bits by it
+        raise UserError("signed or 32-bit grey has no known range; save it with 8 or 16 unsigned bits")
+    values = np.asarray(image) >> (4 if "I;12" in coding else 8)
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # white is zero; Pillow minds that up to 8 bits only
+        values = 255 - values
+    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The orientation of a decoded image that is still to be applied: Pillow has turned TIFF, and TIFF alone."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # EXIF that can't be read says nothing
+        return 1
+
+
+def fault(error: Exception) -> str:
+    """Why an image can't be decoded."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def resized(image: Image.Image, size: int, resize: str) -> Image.Image:
@@ -97,9 +165,17 @@ def pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
 
-def _located(root: Path, names: Sequence[str]) -> list[Path]:
-    found = [locate(root, name) for name in names]
-    missing = [name for name, path in zip(names, found, strict=True) if path is None]
+def _size(path: Path) -> int:
+    """Bytes of a file; -1 if it can't be seen: then making it says why."""
+    try:
+        return path.stat().st_size if path.is_file() else -1
+    except OSError:
+        return -1
+
+
+def _located(root: Path, names: Sequence[str], split: str | None) -> list[Path]:
+    found = [locate(root, name, split) for name in names]
+    missing = [absent(root, name) for name, path in zip(names, found, strict=True) if path is None]
     if missing:
         raise UserError(_complaint(root, "missing", missing, len(names)))
     return [path for path in found if path is not None]
@@ -107,8 +183,8 @@ def _located(root: Path, names: Sequence[str]) -> list[Path]:
 
 def _hashes(folder: Path, root: Path, paths: list[Path]) -> list[str]:
     """sha256 of each file, remembered in a manifest for the root by relative path, size and mtime."""
-    manifest = folder / f"manifest-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
-    known = json.loads(manifest.read_text("utf-8")) if manifest.is_file() else {}
+    manifest = folder / f"manifest-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.json"
+    known = _known(manifest)
 
     def entry(path: Path) -> tuple[str, list]:
         name, stat = path.relative_to(root).as_posix(), path.stat()
@@ -128,6 +204,20 @@ def _hashes(folder: Path, root: Path, paths: list[Path]) -> list[str]:
     return [digest for _, (_, _, digest) in entries]
 
 
+def _known(manifest: Path) -> dict[str, list]:
+    """The manifest's entries, name: [size, mtime, sha256]; one that is damaged counts as none and is written anew."""
+    try:
+        found = json.loads(manifest.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {
+        name: [size, time, digest]
+        for name, entry in (found.items() if isinstance(found, dict) else ())
+        for size, time, digest in ([entry] if isinstance(entry, list) and len(entry) == 3 else ())
+        if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)
+    }
+
+
 def _build(
     target: Path,
     root: Path,
@@ -141,7 +231,7 @@ def _build(
         try:
             return resized(decode(path), size, resize).tobytes()
         except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-            return f"{type(error).__name__}: {error}"
+            return fault(error)
 
     def rows(threads: ThreadPoolExecutor) -> Iterator[bytes]:
         done, broken = 0, []
@@ -165,13 +255,11 @@ def _replace(target: Path, parts: Iterable[bytes]) -> None:
     # Plain writes, not through a memory map: on a full disk a map kills the process with SIGBUS.
     draft = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
-            file.writelines(parts)
-        draft.replace(target)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"can't write the pixel cache {target}: {reason}; make room or set PETL_BENCH_CACHE") from error
+        with cache_errors("pixel cache", target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as file:
+                file.writelines(parts)
+            draft.replace(target)
     finally:
         with suppress(OSError):  # gone already, or its folder could not be made
             draft.unlink()

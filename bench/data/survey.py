@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from bench.data import DATASETS, Item, is_empty, load, locate, raw_splits
 from bench.data.annotations import FILES
-from bench.data.pixels import decode, pool, strict
+from bench.data.images import absent
+from bench.data.pixels import decode, fault, pool, strict
 
 if TYPE_CHECKING:
     from bench.config.settings import DatasetSettings
@@ -28,15 +29,16 @@ def check(settings: DatasetSettings, echo: Callable[[str], None] = print) -> int
     echo(f"{'':6}{'images':>8}{'captions':>10}{'unique':>8}{'shared':>8}   (shared: captions that several images have)")
     for title, items in used.items():
         echo(f"{title:6}{len(items):8}{_caption_counts(items)}")
-    kept = {item.image for items in used.values() for item in items}
+    kept = {item.image: split for split, items in used.items() for item in items}
     problems = _listed(echo, "empty captions", _empty_captions(raw))
     dropped = sum(is_empty(caption) for item in raw["train"] for caption in item.captions)
     if dropped:
         echo(
             f"dropped from training: {dropped} captions, {sum(item.image not in kept for item in raw['train'])} images"
         )
-    found = {name: locate(dataset.root, name) for name in sorted(kept)}
-    problems += _listed(echo, "missing images", (name for name, path in found.items() if path is None))
+    root = dataset.root
+    found = {name: locate(root, name, split) for name, split in sorted(kept.items())}
+    problems += _listed(echo, "missing images", (absent(root, name) for name, path in found.items() if path is None))
     problems += _listed(echo, "unreadable images", _unreadable(found))
     problems += _listed(echo, "files with several names", _doubles(found))
     echo(f"{problems} problems" if problems else f"no problems in {len(kept)} images")
@@ -71,17 +73,17 @@ def _empty_captions(raw: dict[str, tuple[Item, ...]]) -> Iterator[str]:
 
 
 def _unreadable(found: dict[str, Path | None]) -> Iterator[str]:
-    def fault(named: tuple[str, Path | None]) -> str | None:
+    def complaint(named: tuple[str, Path | None]) -> str | None:
         name, path = named
         try:
             if path is not None:
                 decode(path)
         except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-            return f"{name}: {type(error).__name__}: {error}"
+            return f"{name}: {fault(error)}"
         return None
 
     with strict(), pool() as threads:
-        yield from filter(None, threads.map(fault, found.items()))
+        yield from filter(None, threads.map(complaint, found.items()))
 
 
 def _doubles(found: dict[str, Path | None]) -> Iterator[str]:

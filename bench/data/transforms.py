@@ -65,18 +65,19 @@ def train_transform(
 
 def normalise(
     pictures: UInt8[Tensor, "batch height width 3"] | UInt8[Tensor, "batch 3 height width"],
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float] | Float32[Tensor, " 3"],
+    std: Sequence[float] | Float32[Tensor, " 3"],
 ) -> Float32[Tensor, "batch 3 height width"]:
     """`(pictures / 255 - mean) / std` by channel, contiguous, on the same device.
 
-    On the CPU bit by bit what torchvision's ToTensor and Normalize give.
+    Give mean and std as tensors for a GPU's pictures: numbers would be copied there each time, with a wait. On the CPU
+    bit by bit what torchvision's ToTensor and Normalize give.
     """
     if pictures.shape[1] != 3:
         pictures = pictures.permute(0, 3, 1, 2)
     scaled = pictures.contiguous().to(torch.float32).div_(255)
-    shape = (1, 3, 1, 1)
-    return scaled.sub_(scaled.new_tensor(mean).view(shape)).div_(scaled.new_tensor(std).view(shape))
+    shift, scale = (torch.as_tensor(each, dtype=scaled.dtype, device=scaled.device) for each in (mean, std))
+    return scaled.sub_(shift.view(1, 3, 1, 1)).div_(scale.view(1, 3, 1, 1))
 
 
 def epoch_pairs(items: Sequence[Item], captions_per_epoch: str, seed: int, epoch: int) -> Int64[np.ndarray, "pairs 2"]:

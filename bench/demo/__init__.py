@@ -11,7 +11,7 @@ from typing import Any
 
 from bench import data
 from bench.config import backbones
-from bench.config.files import cache_dir
+from bench.config.files import cache_dir, cache_errors
 
 VERSION = "1"
 """Changes whenever the pictures or captions of a seed do; part of the demo's identity and of every run id."""
@@ -27,7 +27,8 @@ def root() -> Path:
     if not folder.is_dir():
         from bench.demo import world
 
-        world.build(folder)  # appears only when complete, also with two builds at once
+        with cache_errors("cache", folder):
+            world.build(folder)  # appears only when complete, also with two builds at once
     return folder
 
 

@@ -1,8 +1,9 @@
 """The general world the tiny CLIP is pre-trained on: things seen from the side, shapes, patterns, colours and counts.
 
-It takes the place of the web pictures that real CLIPs have seen. It differs from the demo world in rendering (plain outlines on
-a plain or patterned ground, no shadows, no view from above) and in vocabulary (everyday things), and shares with it
-what general data would share: colours, counts, sizes, relations, and a few words such as tree, water, road and boat.
+It takes the place of the web pictures that real CLIPs have seen. It differs from the demo world in rendering (plain
+outlines on a plain or patterned ground, no shadows, no view from above) and in vocabulary (everyday things), and shares
+with it what general data would share: colours, counts, sizes, relations, and a few words such as tree, water, road and
+boat.
 """
 
 from __future__ import annotations

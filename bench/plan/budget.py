@@ -7,21 +7,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bench.config.document import show
 from bench.config.errors import UserError
 from methods.base import Method
 
 CLOSE = 0.9  # the smallest share of a budget that counts as reaching it
 FIRST = 64  # multiples of the knob's step that are tried to find the smallest valid one
+MOST = 10**12  # parameters: beyond any model
 UNITS = {"": 1, "k": 10**3, "m": 10**6}
 
 
 def read(value: Any, place: str) -> int:
     """160000, 160k or 1.5M as a number of parameters; UserError, with the place, for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmM]?)", str(value).strip())
+    found = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([kKmM]?)", str(value).strip())
     count = round(float(found[1]) * UNITS[found[2].lower()]) if found and not isinstance(value, bool) else 0
-    if count < 1:
+    if not 1 <= count <= MOST:
         raise UserError(
-            f"{place}: grid: budget: expected trainable parameters, such as 160000, 160k or 1.5M, got {value!r}"
+            f"{place}: grid: budget: expected trainable parameters, such as 160000, 160k or 1.5M, got {show(value)}"
         )
     return count
 

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any
 
 from pydantic import Field
 
 import methods
 from bench import data
 from bench.config.backbones import is_file, model_shape
-from bench.config.document import OVERRIDE, Document, Key, parse_yaml, read_document, show
+from bench.config.document import OVERRIDE, Document, Key, parse_yaml, read_document, shorten, show, whole_characters
 from bench.config.errors import UserError
 from bench.config.parse import parse
 from bench.config.settings import SCHEDULERS, BackboneSettings, DatasetSettings, Settings, TrainSettings
 from bench.config.shapes import ModelShape
 from bench.plan import budget
+from bench.plan.axes import Choice, Choices, section, values
 from bench.plan.recipes import RECIPES
 from bench.plan.spec import RunSpec, data_identity, weights_identity
 from methods import losses
@@ -39,7 +40,7 @@ class _Grid(Settings):
 class _File(Settings):
     """The sections of a sweep file without the schedulers' blocks. Each is parsed when its axes are known."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=255)  # of a folder's name on usual disks
     dataset: Any
     backbone: Any
     train: Any = Field(default_factory=dict)
@@ -49,6 +50,9 @@ class _File(Settings):
 
 # What a sweep file may write beside a method's own settings.
 BESIDE = ("preset", "recipe", "train", "loss")
+
+# Combinations of a sweep file: so many are planned in seconds.
+MOST_RUNS = 10_000
 
 # The train settings that matter for a method that does not train.
 EVALUATION = ("augment", "captions", "eval_batch_size", "workers")
@@ -74,14 +78,6 @@ class Sweep:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """One value of each key of a section, and the place of each."""
-
-    values: dict[str, Any]
-    places: dict[str, str]
-
-
 def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep file, apply `key=value` overrides, and give back every run of its grid.
 
@@ -102,38 +98,28 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     blocks = {
         name: parse(cls, document.data.get(name, {}), name, document, (name,)) for name, cls in SCHEDULERS.items()
     }
-    seeds = _values(document, ("grid", "seed"), file.grid.seed)
-    for seed, place in seeds:
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise UserError(f"{place}: grid: seed: expected whole numbers from 0, got {show(seed)}")
-    budgets = (
-        [budget.read(value, place) for value, place in _values(document, ("grid", "budget"), file.grid.budget or [])]
-        if file.grid.budget is not None
-        else None
-    )
-    datasets = [_dataset(document, choice) for choice in _section(DatasetSettings, document, ("dataset",))]
-    backbones = [_backbone(document, choice) for choice in _section(BackboneSettings, document, ("backbone",))]
-    trains = _section(TrainSettings, document, ("train",), file.train)
+    seeds = _seeds(document, file.grid.seed)
+    budgets = _budgets(document, file.grid.budget)
+    entries = [_entry(document, entry, at, file.loss) for entry, at in _method_entries(document, file.grid.method)]
+    sections = {
+        "dataset": section(DatasetSettings, document, ("dataset",), file.dataset),
+        "backbone": section(BackboneSettings, document, ("backbone",), file.backbone),
+        "train": section(TrainSettings, document, ("train",), file.train),
+    }
+    _limit(document, sections, entries, len(budgets or [0]), len(seeds))
+    datasets = [_dataset(document, choice) for choice in sections["dataset"]]
+    backbones = [_backbone(document, choice) for choice in sections["backbone"]]
     runs: dict[str, RunSpec] = {}
     total, fitted = 0, []
-    for (dataset, backbone), (entry, at) in itertools.product(
-        itertools.product(datasets, backbones), _method_entries(document, file.grid.method)
-    ):
-        for each in _method_runs(
-            document,
-            entry,
-            at,
-            common_loss=file.loss,
-            trains=trains,
-            shape=model_shape(backbone.model),
-            budgets=budgets,
-        ):
+    for dataset, backbone, entry in itertools.product(datasets, backbones, entries):
+        shape = model_shape(backbone.model)
+        for each in _method_runs(document, entry, trains=sections["train"], shape=shape, budgets=budgets):
             if each.note:
                 fitted.append(f"{backbone.model}: {each.note}" if len(backbones) > 1 else each.note)
             if each.method is None:
                 continue
             spec = RunSpec(file.name, dataset, backbone, each.method, each.loss, each.train, 0)
-            found = [replace(spec, seed=seed) for seed, _ in seeds] if each.method.trains else [_untrained(spec)]
+            found = [replace(spec, seed=seed) for seed in seeds] if each.method.trains else [_untrained(spec)]
             total += len(found)
             for run in found:
                 runs.setdefault(run.run_id, run)
@@ -143,11 +129,41 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     return Sweep(file.name, path, tuple(runs.values()), blocks, tuple(notes))
 
 
+def _seeds(document: Document, listed: Any) -> list[int]:
+    found = []
+    for seed, place in values(document, ("grid", "seed"), listed):
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise UserError(f"{place}: grid: seed: expected whole numbers from 0, got {show(seed)}")
+        found.append(seed)
+    return found
+
+
+def _budgets(document: Document, listed: Any) -> list[int] | None:
+    """The numbers of trainable parameters; None where the sweep has no budget."""
+    if listed is None:
+        return None
+    return [budget.read(value, place) for value, place in values(document, ("grid", "budget"), listed)]
+
+
+def _limit(
+    document: Document, sections: Mapping[str, Choices], entries: Sequence[_Entry], budgets: int, seeds: int
+) -> None:
+    """UserError if there are too many combinations; none of them is built for that."""
+    each = math.prod(choices.count for choices in sections.values())
+    total = each * sum(entry.count * (budgets * seeds if entry.cls.trains else 1) for entry in entries)
+    if total > MOST_RUNS:
+        raise UserError(
+            f"{document.at(('grid',))}: grid: {total:,} runs, more than {MOST_RUNS:,}; "
+            "shorten its lists, or make several sweeps of it"
+        )
+
+
 def _override(document: Document, override: str) -> None:
     key, equals, text = override.partition("=")
-    place = f"{OVERRIDE} {override}"
+    place = shorten(f"{OVERRIDE} {override}", 200)
     if not equals or not all(key.split(".")):
         raise UserError(f"{place}: expected key=value, such as train.epochs=2")
+    whole_characters(key, place)
     path = tuple(key.split("."))
     document.put(path, parse_yaml(text, place)[0], place)
     grid = document.data.get("grid")
@@ -169,56 +185,7 @@ def _forget(settings: dict[str, Any], path: Sequence[str]) -> None:
             block.pop(path[1], None)
 
 
-def _values(document: Document, path: Key, value: Any) -> list[tuple[Any, str]]:
-    """A list's items or the one value, each with its place; an empty list is an error."""
-    if not isinstance(value, list | tuple):
-        return [(value, document.at(path))]
-    if not value:
-        raise UserError(f"{document.at(path)}: {'.'.join(map(str, path))}: an empty list gives no run")
-    return [(item, document.at((*path, index))) for index, item in enumerate(value)]
-
-
-def _section(cls: type[Settings], document: Document, path: Key, data: Any = None) -> list[_Choice]:
-    """All combinations of a section's axes. The section itself may be a list of mappings."""
-    if data is None:
-        data = document.data
-        for part in path:
-            data = data[part]
-    if isinstance(data, list):
-        _values(document, path, data)
-        return [choice for i, item in enumerate(data) for choice in _section(cls, document, (*path, i), item or {})]
-    if not isinstance(data, Mapping):
-        owner = str(next(part for part in reversed(path) if isinstance(part, str)))
-        raise UserError(f"{document.at(path)}: {owner}: expected settings 'key: value', got {show(data)}")
-    axes = []
-    for key, value in data.items():
-        field = cls.model_fields.get(key)
-        depth = cls.extra_depth(key) if field is None else _type_depth(field.annotation)
-        axis = depth is not None and isinstance(value, list) and _depth(value) > depth
-        options = _values(document, (*path, key), value) if axis else [(value, document.at((*path, key)))]
-        axes.append([(key, option, place) for option, place in options])
-    return [
-        _Choice({key: value for key, value, _ in picked}, {key: place for key, _, place in picked})
-        for picked in itertools.product(*axes)
-    ]
-
-
-def _depth(value: Any) -> int:
-    return 1 + max(map(_depth, value), default=0) if isinstance(value, list) else 0
-
-
-def _type_depth(annotation: Any) -> int:
-    """How many lists deep a setting's type goes: 0 for int, 1 for tuple[float, float]."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType, Annotated):
-        members = arguments[:1] if origin is Annotated else arguments
-        return max(map(_type_depth, members))
-    if origin in (tuple, list, set, frozenset, Sequence):
-        return 1 + max(map(_type_depth, arguments), default=0)
-    return 0
-
-
-def _dataset(document: Document, choice: _Choice) -> DatasetSettings:
+def _dataset(document: Document, choice: Choice) -> DatasetSettings:
     found = parse(DatasetSettings, _expand_strings(choice), "dataset", document, ("dataset",), choice.places)
     paths = {key: os.path.abspath(value) for key in ("root", "annotations") if (value := getattr(found, key))}  # noqa: PTH100
     with _placed(choice.places.get("split") or choice.places["name"]):
@@ -228,7 +195,7 @@ def _dataset(document: Document, choice: _Choice) -> DatasetSettings:
     return found
 
 
-def _backbone(document: Document, choice: _Choice) -> BackboneSettings:
+def _backbone(document: Document, choice: Choice) -> BackboneSettings:
     found = parse(BackboneSettings, _expand_strings(choice), "backbone", document, ("backbone",), choice.places)
     if is_file(found.weights):
         found = found.model_copy(update={"weights": os.path.abspath(found.weights)})  # noqa: PTH100
@@ -239,7 +206,7 @@ def _backbone(document: Document, choice: _Choice) -> BackboneSettings:
     return found
 
 
-def _expand_strings(choice: _Choice) -> dict[str, Any]:
+def _expand_strings(choice: Choice) -> dict[str, Any]:
     """The values with environment variables ($NAME, ${NAME}; $$ is a dollar) and a leading ~ replaced in texts."""
 
     def expanded(key: str, value: str) -> str:
@@ -262,7 +229,7 @@ def _method_entries(document: Document, listed: Any) -> list[tuple[dict[str, Any
     base: Key = ("grid", "method")
     entries = [(listed, base)]
     if isinstance(listed, list):
-        _values(document, base, listed)
+        values(document, base, listed)
         entries = [(item, (*base, index)) for index, item in enumerate(listed)]
     found = []
     for entry, path in entries:
@@ -274,6 +241,58 @@ def _method_entries(document: Document, listed: Any) -> list[tuple[dict[str, Any
             )
         found.append((entry, path))
     return found
+
+
+@dataclass(frozen=True)
+class _LossEntry:
+    """A loss as one entry of a sweep file writes it."""
+
+    cls: type[Loss]
+    path: Key
+    choices: Choices
+
+    def losses(self, document: Document) -> Iterator[Loss]:
+        for choice in self.choices:
+            yield parse(self.cls, choice.values, f"loss {self.cls.name}", document, self.path, choice.places)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One entry of the grid's methods. Its settings are combinations yet to be built."""
+
+    cls: type[Method]
+    path: Key
+    settings: Choices
+    presets: list[tuple[str, Mapping[str, Any]]]
+    recipes: list[Mapping[str, Any]]
+    train: Choices
+    losses: list[_LossEntry]  # none: the method's default
+
+    @property
+    def count(self) -> int:
+        """How many combinations there are, without budgets and seeds."""
+        losses = sum(loss.choices.count for loss in self.losses) or 1
+        return self.settings.count * len(self.presets) * len(self.recipes) * self.train.count * losses
+
+
+def _entry(document: Document, entry: dict[str, Any], at: Key, common_loss: Any) -> _Entry:
+    """What one entry of the grid's methods holds; `common_loss` is the sweep's, for entries without one."""
+    [(name, settings)] = entry.items()
+    path = (*at, name)
+    with _placed(document.at(path)):
+        cls = methods.get(name)
+    own = dict(settings) if isinstance(settings, Mapping) else {} if settings is None else settings
+    special = {key: own.pop(key, None) for key in BESIDE} if isinstance(own, dict) else dict.fromkeys(BESIDE)
+    loss, loss_path = (common_loss, ("loss",)) if special["loss"] is None else (special["loss"], (*path, "loss"))
+    return _Entry(
+        cls,
+        path,
+        section(cls, document, path, own),
+        _presets(document, path, cls, special["preset"]),
+        _recipes(document, path, special["recipe"]),
+        section(TrainSettings, document, (*path, "train"), special["train"] or {}),
+        [] if loss is None else _losses(document, loss_path, loss),
+    )
 
 
 @dataclass(frozen=True)
@@ -290,52 +309,33 @@ class _Planned:
 
 
 def _method_runs(
-    document: Document,
-    entry: dict[str, Any],
-    at: Key,
-    *,
-    common_loss: Any,
-    trains: list[_Choice],
-    shape: ModelShape,
-    budgets: Sequence[int] | None,
+    document: Document, entry: _Entry, *, trains: Choices, shape: ModelShape, budgets: Sequence[int] | None
 ) -> Iterator[_Planned]:
     """All that one entry of the grid's methods gives."""
-    [(name, settings)] = entry.items()
-    path = (*at, name)
-    with _placed(document.at(path)):
-        cls = methods.get(name)
-    own = dict(settings) if isinstance(settings, Mapping) else {} if settings is None else settings
-    special = {key: own.pop(key, None) for key in BESIDE} if isinstance(own, dict) else dict.fromkeys(BESIDE)
+    cls, path = entry.cls, entry.path
     own_trains = [
-        _Choice(dict(recipe) | choice.values, choice.places)
-        for recipe in _recipes(document, path, special["recipe"])
-        for choice in _section(TrainSettings, document, (*path, "train"), special["train"] or {})
+        Choice(dict(recipe) | choice.values, choice.places) for recipe in entry.recipes for choice in entry.train
     ]
-    if special["loss"] is not None:
-        found_losses = list(_losses(document, (*path, "loss"), special["loss"]))
-    elif common_loss is not None:
-        found_losses = list(_losses(document, ("loss",), common_loss))
-    else:
-        found_losses = [losses.get(cls.default_loss)()]
+    found_losses = [loss for each in entry.losses for loss in each.losses(document)]
     choices = [
-        (_Choice(dict(values) | choice.values, choice.places), preset)
-        for preset, values in _presets(document, path, cls, special["preset"])
-        for choice in _section(cls, document, path, own)
+        (Choice(dict(values) | choice.values, choice.places), preset)
+        for preset, values in entry.presets
+        for choice in entry.settings
     ]
-    for (choice, preset), one_loss in itertools.product(choices, found_losses):
+    for (choice, preset), one_loss in itertools.product(choices, found_losses or [losses.get(cls.default_loss)()]):
 
-        def make(changes: Mapping[str, Any], choice: _Choice = choice) -> Method:
+        def make(changes: Mapping[str, Any], choice: Choice = choice) -> Method:
             also = BESIDE if cls.presets else BESIDE[1:]
-            return parse(cls, {**choice.values, **changes}, name, document, path, choice.places, also)
+            return parse(cls, {**choice.values, **changes}, cls.name, document, path, choice.places, also)
 
         plain = make({})
-        with _placed(document.at(at)):
+        with _placed(document.at(path[:-1])):
             if plain.trains:
                 one_loss.check(shape)
             given = ({"preset": preset} if preset else {}) | {key: choice.values[key] for key in choice.places}
             sized = list(_sized(plain, given, make, loss=one_loss, shape=shape, budgets=budgets))
         for fitted, common, special_train in itertools.product(sized, trains, own_trains):
-            both = _Choice(common.values | special_train.values, common.places | special_train.places)
+            both = Choice(common.values | special_train.values, common.places | special_train.places)
             train = parse(TrainSettings, both.values, "train", document, ("train",), both.places)
             yield _Planned(fitted.method, one_loss, train, fitted.note)
 
@@ -373,7 +373,7 @@ def _presets(document: Document, path: Key, cls: type[Method], listed: Any) -> l
     if listed is None:
         return [("", {})]
     found = []
-    for value, place in _values(document, (*path, "preset"), listed):
+    for value, place in values(document, (*path, "preset"), listed):
         if not isinstance(value, str) or value not in cls.presets:
             known = ", ".join(cls.presets) or "none"
             raise UserError(f"{place}: {cls.name}: unknown preset {show(value)} (allowed: {known})")
@@ -386,7 +386,7 @@ def _recipes(document: Document, path: Key, listed: Any) -> list[Mapping[str, An
     if listed is None:
         return [{}]
     found: list[Mapping[str, Any]] = []
-    for value, place in _values(document, (*path, "recipe"), listed):
+    for value, place in values(document, (*path, "recipe"), listed):
         if not isinstance(value, str) or value not in RECIPES:
             raise UserError(f"{place}: unknown recipe {show(value)} (allowed: {', '.join(RECIPES)})")
         settings = RECIPES[value].train
@@ -394,17 +394,18 @@ def _recipes(document: Document, path: Key, listed: Any) -> list[Mapping[str, An
     return found
 
 
-def _losses(document: Document, path: Key, listed: Any) -> Iterator[Loss]:
-    for item, place in _values(document, path, listed):
+def _losses(document: Document, path: Key, listed: Any) -> list[_LossEntry]:
+    found = []
+    for index, (item, place) in enumerate(values(document, path, listed)):
         item = {item: {}} if isinstance(item, str) else item
         if not isinstance(item, dict) or len(item) != 1:
             raise UserError(f"{place}: loss: expected a loss's name or 'name: {{settings}}', got {show(item)}")
         [(name, settings)] = item.items()
         with _placed(place):
             cls = losses.get(name)
-        inside: Key = (*path, listed.index(item), name) if isinstance(listed, list) and item in listed else path
-        for choice in _section(cls, document, inside, settings or {}):
-            yield parse(cls, choice.values, f"loss {name}", document, inside, choice.places)
+        inside: Key = (*path, index, name) if isinstance(listed, list) else path
+        found.append(_LossEntry(cls, inside, section(cls, document, inside, settings or {})))
+    return found
 
 
 def _untrained(spec: RunSpec) -> RunSpec:

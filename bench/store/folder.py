@@ -1,6 +1,6 @@
-"""One run's folder: the names of its files, its progress and history, and the claim of the process that computes it.
+"""One run's folder: the names of its files, its progress, history and log, and the claim of its process. No torch.
 
-No torch. `result.json` belongs to `bench.store.record`, `attempts.jsonl` to `bench.store.attempts`.
+`bench.store.record` reads and writes `result.json`, `bench.store.attempts` does the same for `attempts.jsonl`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,24 @@ import io
 import os
 import struct
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bench.config.errors import UserError
 from bench.config.files import read_json, write_bytes
 
-RUN, RESULT, PROGRESS, STATE, LOCK, LOG = (
-    *("run.yaml", "result.json", "progress.json", "state.pt", "run.lock", "log.txt"),
-)
+RUN, RESULT, PROGRESS = "run.yaml", "result.json", "progress.json"
+STATE, LOCK, LOG = "state.pt", "run.lock", "log.txt"
 ADAPTER, RANKS, HISTORY, ATTEMPTS = "adapter.safetensors", "ranks.npz", "history.csv", "attempts.jsonl"
 BEST = "best-{epoch:04d}.safetensors"  # the adapter of the best epoch so far, while the run is not finished
+
+
+CLAIMS_ARE_SEEN = sys.platform == "linux"  # whether one process can see another's claim
+_HELD: set[Path] = set()  # folders whose claim this process holds
+_GUARDS: dict[Path, threading.Lock] = {}  # one a folder: its lock file is opened and closed by one thread at a time
 
 
 class RunLocked(Exception):
@@ -36,7 +41,7 @@ def is_run(run_dir: Path) -> bool:
 
 
 def read_progress(run_dir: Path) -> dict[str, Any] | None:
-    """progress.json of a run that is being computed; None if there is none."""
+    """The content of progress.json; None if there is none, as for finished runs and runs that never started."""
     content = read_json(run_dir / PROGRESS)
     return content if isinstance(content, dict) else None
 
@@ -58,7 +63,7 @@ def log_tail(run_dir: Path, lines: int = 40) -> str:
 
 
 def tidy(run_dir: Path) -> None:
-    """Delete what only an unfinished run needs, and what a kill left half-written."""
+    """Delete the files that only an unfinished run needs, and files that a kill left half-written."""
     best = BEST.partition("{")[0] + "*" + BEST.rpartition("}")[2]
     for leftover in (run_dir / STATE, *run_dir.glob(best), *run_dir.glob(".*.part")):
         leftover.unlink(missing_ok=True)
@@ -66,32 +71,60 @@ def tidy(run_dir: Path) -> None:
 
 @contextmanager
 def claim(run_dir: Path) -> Iterator[None]:
-    """Hold the run for this process; RunLocked if another holds it. A killed process loses its claim at once."""
-    with (run_dir / LOCK).open("a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: forked data loaders would keep that one
-        except (BlockingIOError, PermissionError) as error:
-            raise RunLocked(run_dir.name) from error
-        except OSError as error:
-            raise UserError(
-                f"{run_dir} can't be locked ({error.strerror}); put the results on another file system"
-            ) from error
+    """Hold the run for this process while the context lasts. A killed process loses its claim at once.
+
+    RunLocked if the run is held already; UserError if the file system has no locks.
+    """
+    key, guard = _guarded(run_dir)
+    with guard:
+        if key in _HELD:
+            raise RunLocked(run_dir.name)
+        file = _lock(run_dir)
+        _HELD.add(key)
+    try:
         yield
+    finally:
+        with guard:
+            _HELD.discard(key)
+            file.close()
+
+
+def _lock(run_dir: Path) -> IO[str]:
+    file = (run_dir / LOCK).open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: forked data loaders would keep that one
+    except OSError as error:
+        file.close()
+        if isinstance(error, BlockingIOError | PermissionError):
+            raise RunLocked(run_dir.name) from error
+        raise UserError(
+            f"{run_dir} can't be locked ({error.strerror}); put the results on another file system"
+        ) from error
+    return file
 
 
 def is_claimed(run_dir: Path) -> bool:
-    """Whether another process holds the run: on this machine, or anywhere if the file system's locks reach that far.
+    """Whether a process holds the run: on this machine, or anywhere if the file system's locks reach that far.
 
-    It asks without taking the lock, which could make a run that starts right now believe it is held. Not for a process
-    that holds the claim itself: closing the file would give it up. False where it can't be told (not on Linux).
+    It asks without taking the lock, because a run that starts at this moment would find itself locked out. False for
+    other processes' claims where they are not seen (CLAIMS_ARE_SEEN).
     """
-    if sys.platform != "linux":
-        return False
-    layout = "hhqqi"  # struct flock: type, whence, start, length, pid
-    try:
-        with (run_dir / LOCK).open("rb") as file:
-            asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            answer = fcntl.fcntl(file, fcntl.F_GETLK, asked + bytes(-len(asked) % 8))
-    except OSError:
-        return False
-    return bool(struct.unpack_from(layout, answer)[0] != fcntl.F_UNLCK)
+    key, guard = _guarded(run_dir)
+    with guard:
+        if key in _HELD:  # to open and close the file would give up this process's own claim, as POSIX has it
+            return True
+        if not CLAIMS_ARE_SEEN:
+            return False
+        layout = "hhqqi"  # struct flock: type, whence, start, length, pid
+        try:
+            with (run_dir / LOCK).open("rb") as file:
+                asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+                answer = fcntl.fcntl(file, fcntl.F_GETLK, asked + bytes(-len(asked) % 8))
+        except OSError:
+            return False
+        return bool(struct.unpack_from(layout, answer)[0] != fcntl.F_UNLCK)
+
+
+def _guarded(run_dir: Path) -> tuple[Path, threading.Lock]:
+    key = run_dir.absolute()
+    return key, _GUARDS.setdefault(key, threading.Lock())

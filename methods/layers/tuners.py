@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from open_clip import CLIP
 from peft import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.fourierft.layer import FourierFTLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
@@ -58,6 +61,10 @@ def inject(model: DualEncoder, config: Any, towers: str, targets: Sequence[str])
 def attach(model: DualEncoder, config: Any, towers: str, targets: Sequence[str]) -> None:
     """`inject`, and what the library does outside of the forward pass: AdaLoRA's rank allocation and regulariser."""
     tuner = inject(model, config, towers, targets)
+    for layer in model.modules():
+        if isinstance(layer, FourierFTLayer):
+            # A plain dict would stay on the CPU and be copied to the GPU in every forward pass.
+            layer.indices = BufferDict(layer.indices)  # type: ignore[assignment]
     if hasattr(tuner, "update_and_allocate"):
         allocation = Allocation(tuner)
         model.after_step.append(allocation)
@@ -93,7 +100,8 @@ class Allocation:
                 )
             self.allocator.set_total_step(total)
             self.config.total_step = total
-        self.tuner.update_and_allocate(step)
+        with _any_kthvalue():
+            self.tuner.update_and_allocate(step)
 
     def penalty(self) -> Float[Tensor, ""]:
         """`orth_reg_weight` times the mean Frobenius norm of `A A' - I` and `B' B - I` over all matrices A and B."""
@@ -110,9 +118,25 @@ class Allocation:
         return {name: dict(getattr(self.allocator, name)) for name in kept} | {"pattern": self.config.rank_pattern}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; each tensor goes to the device of the matrix that it belongs to."""
         self.config.rank_pattern = state["pattern"]
+        devices = {name: matrix.device for name, matrix in self.tuner.model.named_parameters()}
         for name in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
-            setattr(self.allocator, name, dict(state[name]))
+            setattr(self.allocator, name, {key: tensor.to(devices[key]) for key, tensor in state[name].items()})
+
+
+@contextmanager
+def _any_kthvalue() -> Iterator[None]:
+    """Let `torch.kthvalue` run on CUDA, where it refuses to be deterministic in torch before 2.10.
+
+    Only the index that it returns can differ between calls; AdaLoRA takes the value.
+    """
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
 
 
 def count(config: Any, shape: ModelShape, towers: str, targets: Sequence[str]) -> int:
