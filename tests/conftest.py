@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -36,11 +37,7 @@ def unchecked() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _compiled_code_is_not_checked():
-    """torch.compile(fullgraph=True) can't trace the code that checks shapes: what it compiles runs without."""
-    compile_ = torch.compile
-
+def _compile(compile_: Callable[..., Any] = torch.compile) -> Callable[..., Any]:
     def compiled(model: Any, **options: Any) -> Callable[..., Any]:
         graph = compile_(model, **options)
 
@@ -50,9 +47,18 @@ def _compiled_code_is_not_checked():
 
         return call
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "compile", compiled)
-        yield
+    return compiled
+
+
+def _substitute(substitute: Callable[..., Any] = torch.compiler.substitute_in_graph) -> Callable[..., Any]:
+    def decorator(original: Any, **options: Any) -> Callable[..., Any]:
+        return lambda traced: substitute(original, **options)(inspect.unwrap(traced))
+
+    return decorator
+
+
+# torch.compile(fullgraph=True) can't trace the code that checks: what it compiles runs without.
+torch.compile, torch.compiler.substitute_in_graph = _compile(), _substitute()
 
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 60, 200), "grey": (120, 120, 120)}
