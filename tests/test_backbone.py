@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import zipfile
 
 import open_clip
 import pytest
@@ -201,6 +203,64 @@ def test_weights_that_cannot_be_had(tiny_models, tmp_path):
     torch.save({"state_dict": {"visual.proj": torch.ones(2)}}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="does not fit 'tiny-test'"):
         load_backbone(settings(tmp_path / "other.pt"))
+
+
+def _tiny_state() -> dict:
+    return {name: tensor.clone() for name, tensor in tiny().clip.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: {3: torch.ones(1)}, "3 has a key that is no name"),
+        (lambda state: {"visual.proj": state["visual.proj"].to_sparse()}, "visual.proj is sparse"),
+        (lambda state: {"visual.proj": torch.empty(48, 32, device="meta")}, "visual.proj has no values"),
+        (
+            lambda state: {"visual.proj": torch.quantize_per_tensor(state["visual.proj"], 0.1, 0, torch.qint8)},
+            "visual.proj is quantized",
+        ),
+        (lambda state: {"visual.proj": state["visual.proj"].to(torch.complex64)}, "visual.proj is complex"),
+        (lambda state: {"visual.proj": state["visual.proj"].to(torch.int8)}, "visual.proj is int8"),
+        (lambda state: {"visual.proj": torch.full((48, 32), torch.nan)}, "visual.proj has values that are no numbers"),
+        (
+            lambda state: {"visual.proj": torch.full((48, 32), 1e300, dtype=torch.double)},
+            "visual.proj has values that are no numb",
+        ),
+        (lambda state: {"logit_scale": torch.ones(2)}, "1 of another shape"),
+        (lambda state: {"logit_scale": torch.tensor(torch.inf)}, "logit_scale has values that are no numbers"),
+        (
+            lambda state: {"visual.proj": torch.ones(1, dtype=torch.half).expand(10**12)},
+            "visual.proj is larger than the file",
+        ),
+        (lambda state: {"module.visual.proj": state["visual.proj"]}, "two tensors named visual.proj"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_weights_are_refused_by_name(tiny_models, tmp_path, change, message):
+    state = _tiny_state()
+    torch.save(state | change(state), tmp_path / "odd.pt")
+    with pytest.raises(UserError, match=message) as caught:
+        load_backbone(settings(tmp_path / "odd.pt"))
+    assert "odd.pt" in str(caught.value)
+
+
+def test_what_is_no_checkpoint_file_is_refused(tiny_models, tmp_path):
+    torch.save(_tiny_state(), tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "bomb.pt", "w") as bomb:
+        for info in plain.infolist():
+            bomb.writestr(info.filename, plain.read(info), zipfile.ZIP_STORED)
+        bomb.writestr("archive/data/bomb", bytes(50_000_000), zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match=r"bomb\.pt .*compressed"):
+        load_backbone(settings(tmp_path / "bomb.pt"))
+    for special in ("/proc/self/mem", "/dev/zero"):
+        with pytest.raises(UserError, match=f"{special} is no regular file"):
+            load_backbone(settings(special))
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(UserError, match=r"pipe\.pt is no regular file"):
+        load_backbone(settings(tmp_path / "pipe.pt"))
+    (tmp_path / "cut.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(UserError, match="can't be read as a checkpoint"):
+        load_backbone(settings(tmp_path / "cut.safetensors"))
 
 
 class _Harm:

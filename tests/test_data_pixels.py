@@ -121,6 +121,7 @@ def test_16_bit_colour_takes_the_high_byte_and_is_refused_where_that_is_black(ro
         (GREY.astype(np.int32) * 9_000_000, "32-bit grey"),
         (GREY.astype(np.float32) / 12, "grey values with fractions"),
         (GREY * 300, "almost black in 8 bits"),  # 12 bits of data in 16
+        (GREY + 20_000, "one shade in 8 bits"),
     ],
 )
 def test_grey_without_a_known_range_is_refused_by_name(root, array, why):

@@ -132,7 +132,7 @@ def _load_file(clip: nn.Module, model: str, path: Path) -> None:
         state = open_clip.model.convert_to_custom_text_state_dict(state)
     state.pop("text.transformer.embeddings.position_ids", None)
     own = clip.state_dict()
-    if "logit_scale" in state:
+    if "logit_scale" in state and state["logit_scale"].numel() == 1:
         state["logit_scale"] = state["logit_scale"].reshape(own["logit_scale"].shape)
     missing, extra = own.keys() - state.keys(), state.keys() - own.keys()
     shapes = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
@@ -142,6 +142,15 @@ def _load_file(clip: nn.Module, model: str, path: Path) -> None:
             f"backbone.weights: {path} does not fit '{model}': {len(missing)} tensors missing, {len(extra)} unknown, "
             f"{len(shapes)} of another shape (such as {', '.join(odd)}); choose the model it was trained as"
         )
+    for name, tensor in state.items():
+        if own[name].is_floating_point() and not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"backbone.weights: {path}: {name} is {kind}, not floating point; save it as float32")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(
+                f"backbone.weights: {path}: {name} has values that are no numbers (NaN, infinite, or beyond float32): "
+                "training diverged or the file is damaged; take another checkpoint"
+            )
     clip.load_state_dict(state)
 
 
@@ -165,12 +174,15 @@ def read_state_dict(path: Path) -> tuple[dict[str, Shaped[Tensor, " ..."]], bool
     Raises UserError if the file is none of these.
     """
     try:
-        if path.suffix == ".safetensors":
+        _refuse_compressed(path)
+        if path.suffix.lower() == ".safetensors":
             content: Any = load_file(path)
         elif _is_torchscript(path):
             content = _torchscript_tensors(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # a broken file can make these readers raise nearly anything
         raise UserError(
             f"backbone.weights: {path} can't be read as a checkpoint ({type(error).__name__}); expected safetensors, "
@@ -181,11 +193,45 @@ def read_state_dict(path: Path) -> tuple[dict[str, Shaped[Tensor, " ..."]], bool
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"backbone.weights: {path} holds no state dict of tensors")
     openai = all(key in content for key in OPENAI_EXTRAS)
-    return {
-        name.removeprefix("module."): value.float() if value.is_floating_point() else value
-        for name, value in content.items()
-        if isinstance(value, Tensor) and name not in OPENAI_EXTRAS
-    }, openai
+    state: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if not isinstance(value, Tensor) or key in OPENAI_EXTRAS:
+            continue
+        name = key.removeprefix("module.") if isinstance(key, str) else repr(key)
+        fault = "has a key that is no name" if not isinstance(key, str) else _fault(value, path.stat().st_size)
+        if fault or name in state:
+            what = f"{name} {fault}" if fault else f"two tensors named {name}"
+            raise UserError(f"backbone.weights: {path}: {what}; save a plain state dict of dense tensors")
+        state[name] = value.float() if value.is_floating_point() else value
+    return state, openai
+
+
+def _fault(tensor: Tensor, file_bytes: int) -> str | None:
+    """Why a tensor is no weights: a kind that torch can't copy into a model, or one that would fill the memory."""
+    if tensor.is_meta:
+        return "has no values (a meta tensor)"
+    if tensor.is_quantized:
+        return "is quantized"
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return "is sparse or nested"
+    if tensor.is_complex():
+        return "is complex"
+    if tensor.numel() > file_bytes:  # a few values, repeated by strides of 0
+        return "is larger than the file"
+    return None
+
+
+def _refuse_compressed(path: Path) -> None:
+    """UserError for an archive that torch did not write: it compresses nothing but code."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED and "/code/" not in info.filename:
+                raise UserError(
+                    f"backbone.weights: {path} is an archive with compressed parts ({info.filename}), which torch does "
+                    "not write; unpack it, or save the state dict by torch.save"
+                )
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -214,7 +260,7 @@ class _TensorsOnly(pickle.Unpickler):
         if module.startswith("__torch__"):
             return type(name, (_Object,), {})
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda flat, offset, size, stride, *_: flat.as_strided(size, stride, offset).clone()
+            return lambda flat, offset, size, stride, *_: flat.as_strided(size, stride, offset)
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch" and name in STORAGE_DTYPES:

@@ -1,8 +1,8 @@
 """Images decoded and resized once, into a memory-mapped cache keyed by their content.
 
 One rule for all formats: a picture is its first frame as 8-bit RGB, turned as its EXIF orientation says, without its
-alpha. Deeper grey and colour are scaled by the file's depth (the high byte of 16 bits). What has no known range
-(signed, 32-bit and fractional grey), or nothing in the upper 15/16 of its 16 bits, is refused by name.
+alpha. Deeper grey and colour are scaled by the file's depth (the high byte of 16 bits). Refused by name is what has no
+known range (signed, 32-bit and fractional grey), nothing in the upper 15/16 of its 16 bits, or one shade in 8 bits.
 """
 
 from __future__ import annotations
@@ -110,7 +110,12 @@ def _scaled(image: Image.Image, coding: str) -> Image.Image:
         raise UserError("grey values with fractions have no known range; save it with 8 or 16 bits")
     if image.mode == "I" and image.format != "PPM":  # which means 16 bits by it
         raise UserError("signed or 32-bit grey has no known range; save it with 8 or 16 unsigned bits")
-    values = np.asarray(image) >> (4 if "I;12" in coding else 8)
+    exact = np.asarray(image)
+    values = exact >> (4 if "I;12" in coding else 8)
+    if values.min() == values.max() and exact.min() != exact.max():
+        raise UserError(
+            f"its values, {exact.min()} to {exact.max()}, are one shade in 8 bits; scale them to the whole range"
+        )
     if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # white is zero; Pillow minds that up to 8 bits only
         values = 255 - values
     return Image.fromarray(values.astype(np.uint8)).convert("RGB")

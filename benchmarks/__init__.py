@@ -1,0 +1,1 @@
+"""Measurements and long checks that are no part of the test suite."""
