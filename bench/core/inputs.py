@@ -1,4 +1,4 @@
-"""A dataset as the core wants it: batches of normalised pixels and token ids on the device."""
+"""A dataset as batches of normalised pixels and token ids on the device."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Inputs:
     def to_tensor(
         self, pictures: UInt8[Tensor, "batch size size 3"] | UInt8[Tensor, "batch 3 size size"]
     ) -> Float32[Tensor, "batch 3 size size"]:
-        """Pictures as the backbone wants them: normalised by its mean and std, on the device."""
+        """Pictures normalised by the backbone's mean and std, on the device."""
         return normalise(self.send(pictures), self.mean, self.std)
 
     def send(self, tensor: Shaped[Tensor, "*any"]) -> Shaped[Tensor, "*any"]:

@@ -149,27 +149,32 @@ class DualEncoder(nn.Module):
 
     @property
     def image_blocks(self) -> Blocks:
+        """The image tower's blocks. Raises UserError as `Blocks` does."""
         return Blocks("image", "visual.", self.clip.visual)  # type: ignore[arg-type]
 
     @property
     def text_blocks(self) -> Blocks:
+        """The text tower's blocks. Raises UserError as `Blocks` does."""
         return Blocks("text", "text." if hasattr(self.clip, "text") else "", self._text_owner)
 
     @property
     def embed_dim(self) -> int:
-        """Width of both embeddings before the heads."""
+        """`dim` of both embeddings in front of the heads."""
         return int(self.clip.visual.output_dim)  # type: ignore[union-attr,arg-type]
 
     @property
     def patch(self) -> int:
+        """Edge of the image tower's patches in pixels."""
         return int(self.clip.visual.patch_size[0])  # type: ignore[union-attr,index]
 
     @property
     def context_length(self) -> int:
+        """How many token ids a text has, padding included."""
         return int(self.clip.context_length)  # type: ignore[arg-type]
 
     @property
     def image_size(self) -> int:
+        """Edge of the images in pixels. Raises UserError if they are not square."""
         size = self.clip.visual.image_size  # type: ignore[union-attr]
         height, width = size if isinstance(size, tuple | list) else (size, size)
         if height != width:
@@ -263,6 +268,7 @@ class DualEncoder(nn.Module):
         return sum(p.numel() for p in self.trainable().values())
 
     def total_params(self) -> int:
+        """How many numbers the model has, frozen and trained ones."""
         return sum(p.numel() for p in self.parameters())
 
     def save_adapter(self, path: Path) -> None:

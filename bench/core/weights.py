@@ -39,7 +39,7 @@ STORAGE_DTYPES = {
 class Backbone:
     """A loaded backbone with what its inputs need.
 
-    mean and std are per channel, for pixels in [0, 1]. resize is how it wants pictures resized: "crop" (the shorter
+    mean and std are per channel, for pixels in [0, 1]. resize is how pictures are resized for it: "crop" (the shorter
     side, then the centre) or "squash". sha256 is that of `state_sha256`.
     """
 
@@ -95,7 +95,7 @@ def _create(model: str, tag: str | None = None) -> nn.Module:
         what = f"weights '{tag}' of '{model}'" if tag else f"the model '{model}'"
         reason = str(error).removeprefix(f"Failed to download weights for tag '{tag}': ").splitlines()[0].rstrip(".")
         raise UserError(
-            f"backbone: {what} can't be had here ({reason}). On a machine without internet: "
+            f"backbone: {what} can't be loaded here ({reason}). On a machine without internet: "
             "download the checkpoint elsewhere and give its path as backbone.weights"
         ) from error
     finally:

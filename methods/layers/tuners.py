@@ -31,7 +31,7 @@ ADAPTER = "default"
 def _plain_weight(module: nn.Module) -> Any:
     """What torch.compile traces in place of the library's function, which DoRA calls in every forward pass.
 
-    Dynamo can't follow how the library tells quantized weights (`type(weight).__module__.startswith`, in every release
+    Dynamo can't follow the library's test for quantized weights (`type(weight).__module__.startswith`, in every release
     from 0.15 to 0.21). No layer is quantized here. Without torch.compile the library's own function runs.
     """
     if type(module.weight) is not nn.Parameter:

@@ -29,7 +29,7 @@ def info_nce(
 
 
 class InfoNCE(Loss):
-    """CLIP's symmetric cross-entropy at the backbone's own temperature, which is trained only where a method says so.
+    """CLIP's symmetric cross-entropy at the backbone's own temperature; only some methods train that.
 
     With `targets: image` every caption of the same image in the batch is a positive, in equal shares.
     """
