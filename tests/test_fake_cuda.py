@@ -127,10 +127,11 @@ def test_autocast_is_on(gpu: FakeCuda):
 
 def trace_evaluation(gpu: FakeCuda, subject: Subject) -> None:
     model, data = on_gpu(gpu, subject, []), gpu.batch(batch())
-    split = EvalSet(lambda: [data.images] * 2, lambda: [data.tokens], gpu.tensor(torch.arange(8)), data.image_ids)
+    numbers = gpu.tensor(torch.arange(8))
+    split = EvalSet(lambda: [data.images] * 2, lambda: [data.tokens] * 2, numbers, numbers)
     with gpu.on(), torch.inference_mode():
         features = encode(model, split)
-        i2t, t2i, finite = counts(*features, split.caption_text, split.caption_image.repeat(2))
+        i2t, t2i, finite = counts(*features, split.caption_text, split.caption_image)
     assert_float32_on_gpu(*features)
     assert (i2t.shape, t2i.shape, finite.shape) == ((3, 8), (3, 8), ())
     assert i2t.device == t2i.device == finite.device == DEVICE
@@ -139,7 +140,7 @@ def trace_evaluation(gpu: FakeCuda, subject: Subject) -> None:
 
 @pytest.mark.parametrize("subject", cases({}))
 def test_evaluation(gpu: FakeCuda, subject: Subject):
-    """Two batches of images, one of texts; all that is copied to the host are the counts and one flag."""
+    """Two batches of images and of texts; all that is copied to the host are the counts and one flag."""
     trace_evaluation(gpu, subject)
 
 
