@@ -61,7 +61,7 @@ def report(outcomes: list[Outcome]) -> int:
     for what, count in Counter(finding.what for finding in findings).most_common():
         example = next(finding for finding in findings if finding.what == what)
         print(f"\n{count} x {what}\nagain: python -m benchmarks.fuzz --again {example.key}\n{example.trace}")
-    print(f"{sum(o.accepted + o.refused + len(o.findings) for o in outcomes):,} inputs, {len(findings):,} findings")
+    print(f"{sum(outcome.inputs for outcome in outcomes):,} inputs, {len(findings):,} findings")
     return 1 if findings else 0
 
 

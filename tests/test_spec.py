@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -159,6 +160,10 @@ def test_what_is_no_text_file_is_refused(tmp_path):
         ({"bottleneck: 32": "bottleneck: wide"}, "x.yaml:9: harma: bottleneck: expected integer, got 'wide'"),
         ({"bottleneck: 32": "bottleneck: 20"}, "x.yaml:9: harma: bottleneck 20 must be a multiple"),
         ({"{lr: 4e-4}": "{lrr: 4e-4}"}, "x.yaml:9: train: unknown key 'lrr'; did you mean 'lr'?"),
+        (
+            {"rank: [2, 8]": "rank: 1000000000000000000"},
+            "x.yaml:8: lora: 5,120,000,000,000,000,000,000 trainable parameters, beyond any memory; lower its sizes",
+        ),
         ({"{rank: [2, 8]}": "5"}, "x.yaml:8: lora: expected settings 'key: value', got 5"),
         ({"{rank: [2, 8]}": "{loss: hmcc}"}, "x.yaml:8: unknown loss 'hmcc'; did you mean 'hmmc'?"),
         ({"rank: [2, 8]": "rank: []"}, "x.yaml:8: grid.method.0.lora.rank: an empty list gives no run"),
@@ -411,6 +416,14 @@ def test_id(plan):
     ]
     assert [r.run_id for r in runs] == [r.run_id for r in plan().runs]
     assert plan({"name: x": "name: y"}, "train.workers=0").runs[0].run_id == runs[0].run_id
+
+
+def test_the_id_is_a_folders_name_whatever_the_method_is_called(plan):
+    [run, *_] = plan().runs
+    long = type("Long", (type(run.method),), {"name": "long" * 100})
+    run_id = dataclasses.replace(run, method=long(rank=2)).run_id
+    assert len(run_id) < 200
+    assert run_id.startswith("long" * 25 + "-rank2-s0-")
 
 
 def test_the_id_changes_with_every_setting(plan):

@@ -24,10 +24,10 @@ WEIGHTS = Path(__file__).with_name(f"{MODEL}.safetensors")
 def root() -> Path:
     """The demo world's folder in the cache, drawn on first use."""
     folder = cache_dir() / f"demo-{VERSION}"
-    if not folder.is_dir():
-        from bench.demo import world
+    with cache_errors("cache", folder):
+        if not folder.is_dir():
+            from bench.demo import world
 
-        with cache_errors("cache", folder):
             world.build(folder)  # appears only when complete, also with two builds at once
     return folder
 

@@ -357,6 +357,8 @@ def _sized(
     def count(method: Method) -> int | None:
         method.check(shape)
         own = method.trainable_params(shape)
+        if own is not None and own > budget.MOST:
+            raise UserError(f"{method.name}: {own:,} trainable parameters, beyond any memory; lower its sizes")
         return None if own is None else own + loss.params
 
     count(plain)

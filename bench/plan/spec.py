@@ -94,7 +94,7 @@ class RunSpec:
         return "-".join([*self._short(), f"s{self.seed}", digest])
 
     def _short(self) -> Iterator[str]:
-        yield _safe(self.method.name)
+        yield _safe(self.method.name)[:100]
         parts = _differing(self.method)
         if self.loss.name != self.method.default_loss:
             parts.append(self.loss.name)

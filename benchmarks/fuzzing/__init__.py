@@ -59,15 +59,15 @@ class Outcome:
     """The inputs that a target was given, and what became of them."""
 
     target: str
+    inputs: int = 0
     accepted: int = 0
     refused: int = 0
     seconds: float = 0
     findings: list[Finding] = field(default_factory=list)
 
     def __str__(self) -> str:
-        total = self.accepted + self.refused + len(self.findings)
         return (
-            f"{self.target}: {total:,} inputs in {self.seconds:.0f} s: {self.accepted:,} accepted, "
+            f"{self.target}: {self.inputs:,} inputs in {self.seconds:.0f} s: {self.accepted:,} accepted, "
             f"{self.refused:,} refused, {len(self.findings):,} findings"
         )
 
@@ -116,6 +116,8 @@ def run(
 
 def _try(one: Try, key: str, outcome: Outcome, alarm: bool) -> None:
     peak, start = _peak_bytes(), time.perf_counter()
+    outcome.inputs += 1
+    known = len(outcome.findings)
 
     def found(what: str) -> None:
         outcome.findings.append(Finding(key, what, traceback.format_exc()))
@@ -137,7 +139,7 @@ def _try(one: Try, key: str, outcome: Outcome, alarm: bool) -> None:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         found(f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno} {frame.name}")
     took, grew = time.perf_counter() - start, _peak_bytes() - peak
-    if took > LONGEST_SECONDS:
+    if took > LONGEST_SECONDS and len(outcome.findings) == known:
         outcome.findings.append(Finding(key, f"takes {took:.1f} s", ""))
     if grew > MOST_BYTES:
         outcome.findings.append(Finding(key, f"takes {grew / 2**20:,.0f} MB", ""))

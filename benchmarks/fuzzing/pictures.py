@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bench.data import pixels
 from benchmarks.fuzzing import Try, Wrong, damaged, target
@@ -82,8 +82,13 @@ def _whole(rng: random.Random) -> tuple[bytes, np.ndarray | None]:
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "PNG")
         return buffer.getvalue(), None
-    plain = kind in EXACT and mode in ("RGB", "L", "P", "1", "RGBA", "LA") and orientation in (0, 1, 9)
-    return buffer.getvalue(), np.asarray(image.convert("RGB")) if plain else None
+    plain = kind in EXACT and mode in ("RGB", "L", "P", "1", "RGBA", "LA") and orientation >= 0
+    return buffer.getvalue(), np.asarray(_turned(image.convert("RGB"), orientation)) if plain else None
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    image.getexif()[0x0112] = orientation
+    return ImageOps.exif_transpose(image)
 
 
 def _picture(mode: str, rng: random.Random) -> Image.Image:
