@@ -440,3 +440,55 @@ def test_what_is_no_sweep(tmp_path, capsys):
     assert main([str(tmp_path / "list.yaml")]) == 2
     assert main([str(tmp_path / "missing.yaml")]) == 2
     assert "no such sweep file or results folder" in capsys.readouterr().err
+
+
+ODD = ["x", -1, float("inf"), None, [], {}, True, "\ud800", 2**70]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+@pytest.mark.parametrize("file", [PROGRESS, ATTEMPTS, PLAN])
+def test_one_odd_value_is_one_runs_own_affair(folder, capsys, file, odd):
+    """Whatever a value of one run's files is, every run is listed, and the others are as they were."""
+    sound = folder.run("sound")
+    folder.attempt(sound, -100)
+    folder.progress(sound)
+    known = [sound.name]
+    contents = {
+        PROGRESS: json.loads((sound / PROGRESS).read_text()),
+        ATTEMPTS: json.loads((sound / ATTEMPTS).read_text()),
+    }
+    for key in ("method", "train") if file == PLAN else contents[file]:
+        run = folder.run(f"odd-{key}")
+        known.append(run.name)
+        for name, content in contents.items():
+            (run / name).write_text(json.dumps(content | ({key: odd} if name == file else {})) + "\n")
+    plan = [{**row, "spec": dict(row["spec"])} for row in folder.plan]
+    for row in plan[1:] if file == PLAN else []:
+        row["spec"][row["run_id"].removeprefix("odd-")] = odd
+    files.write_bytes(folder.path / PLAN, json.dumps({"sweep": "demo", "runs": plan}).encode())
+    assert main([str(folder.path), "--all"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in known)
+    assert "running   sound  epoch 4/10, step 50/100" in shown
+
+
+def test_a_folder_that_cannot_be_read_is_one_runs_own_affair(folder, capsys, monkeypatch):
+    folder.run("sound")
+    broken = folder.run("broken")
+    read = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.parent == broken:
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert main([str(folder.path), "--all"]) == 0
+    shown = capsys.readouterr().out
+    assert f"unknown   broken  {broken} can't be read: Permission denied" in shown
+    assert "waiting   sound" in shown
+
+
+def test_a_run_whose_folder_was_deleted_while_it_was_computed_has_failed(tmp_path):
+    record.write_failure(tmp_path / "gone", {}, record.Failure(type="WorkerDied", message="its folder was deleted"))
+    assert record.read(tmp_path / "gone").status == "failed"

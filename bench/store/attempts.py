@@ -67,14 +67,27 @@ def read_attempts(run_dir: Path) -> list[Attempt]:
     for line in text.splitlines():
         try:
             row = json.loads(line)
+            if not _is_sound(row):
+                continue
             position = Position(int(row["epoch"]), int(row["step"]))
             if "started" in row:
                 found.append(Attempt(row["started"], row["job"], row["host"], row["gpus"], position))
             elif found and found[-1].ended is None:
                 found[-1] = replace(found[-1], ended=row["ended"], outcome=row["outcome"], reached=position)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return found
+
+
+def _is_sound(row: dict[str, Any]) -> bool:
+    """Whether the values of a line are of the types that they are written with."""
+    times = [row[key] for key in ("started", "ended", "gpus") if key in row]
+    texts = [row[key] for key in ("job", "host", "outcome") if row.get(key) is not None]
+    return (
+        all(isinstance(each, int | float) and 0 <= each < 2**40 for each in times)
+        and all(isinstance(each, str) and each.isprintable() for each in texts)
+        and min(row["epoch"], row["step"]) >= 0
+    )
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import io
+import math
 import os
 import struct
 import sys
@@ -31,6 +32,11 @@ _HELD: set[Path] = set()  # folders whose claim this process holds
 _GUARDS: dict[Path, threading.Lock] = {}  # one a folder: its lock file is opened and closed by one thread at a time
 
 
+# The values of progress.json; all others are texts.
+COUNTS = ("epoch", "epochs", "step", "steps", "pid")
+NUMBERS = ("loss", "val_mean_recall", "eta_seconds", "updated")
+
+
 class RunLocked(Exception):
     """Another process is computing this run right now."""
 
@@ -41,9 +47,20 @@ def is_run(run_dir: Path) -> bool:
 
 
 def read_progress(run_dir: Path) -> dict[str, Any] | None:
-    """The content of progress.json; None if there is none, as for finished runs and runs that never started."""
+    """progress.json of a run that is being computed, without values of another type than it is written with.
+
+    None if there is none.
+    """
     content = read_json(run_dir / PROGRESS)
-    return content if isinstance(content, dict) else None
+    return {key: value for key, value in content.items() if _fits(key, value)} if isinstance(content, dict) else None
+
+
+def _fits(key: str, value: Any) -> bool:
+    if key in COUNTS:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if key in NUMBERS:
+        return value is None or (isinstance(value, int | float) and math.isfinite(value))
+    return isinstance(value, str) and value.isprintable()
 
 
 def write_history(run_dir: Path, rows: Sequence[Mapping[str, Any]]) -> None:

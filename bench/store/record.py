@@ -138,5 +138,6 @@ def write(run_dir: Path, record: Record) -> None:
 def write_failure(run_dir: Path, spec: dict[str, Any], failure: Failure) -> None:
     """Write a failed record for a run that could not write its own; a finished record is kept."""
     if not is_finished(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)  # it may have been deleted while the run was computed
         record = Record(run_id=run_dir.name, sweep=run_dir.parent.name, spec=spec, status="failed", error=failure)
         write(run_dir, record)

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from bench.config.errors import UserError
 from bench.core.position import Position
 from bench.store import record
 from bench.store.attempts import Attempt, read_attempts
@@ -31,17 +30,21 @@ OVER = ("finished", "failed", "lost")
 
 @dataclass(frozen=True)
 class Facts:
-    """The content of a run's folder. result_time: when result.json was written, unix time; claimed: by a process."""
+    """The content of a run's folder. result_time: when result.json was written, unix time; claimed: by a process.
+
+    fault: why the folder can't be read; None if it can.
+    """
 
     result: Record | None = None
     result_time: float = 0.0
     progress: dict[str, Any] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()
     claimed: bool = False
+    fault: str | None = None
 
     @classmethod
     def read(cls, run_dir: Path) -> Facts:
-        """Read a run's folder, which may not exist yet. UserError if it can't be read.
+        """Read a run's folder, which may not exist yet.
 
         The result is read last, so that a run that ends meanwhile is found either running or ended.
         """
@@ -52,7 +55,7 @@ class Facts:
             result = record.read(run_dir)
             written = (run_dir / RESULT).stat().st_mtime if result else 0.0
         except OSError as error:
-            raise UserError(f"{run_dir} can't be read: {error.strerror}") from error
+            return cls(fault=f"{run_dir} can't be read: {error.strerror}")
         return cls(result, written, progress, attempts, claimed)
 
     @property
@@ -121,16 +124,18 @@ def judge(
     seconds = [_seconds(attempt, facts.progress) for attempt in facts.attempts]
     base = Standing(
         run_id,
-        method=str((spec.get("method") or {}).get("name")),
+        method=str(_section(spec, "method").get("name")),
         state="waiting",
         words="",
         job=job.id if job else None,
-        epochs=(spec.get("train") or {}).get("epochs"),
+        epochs=_section(spec, "train").get("epochs"),
         attempts=len(facts.attempts),
         hours=sum(seconds) / 3600,
         gpu_hours=sum(each * attempt.gpus for each, attempt in zip(seconds, facts.attempts, strict=True)) / 3600,
         gpus=last.gpus if last else 0.0,
     )
+    if facts.fault:
+        return replace(base, state="unknown", words=facts.fault)
     if facts.result and facts.result.finished:
         recall = facts.result.metrics.test.mean_recall if facts.result.metrics else None
         words = "finished" if recall is None else f"mean recall {recall:.1f}"
@@ -152,6 +157,11 @@ def judge(
     if given or last:
         return replace(saved, state="unknown", words="no process holds it and no job has it", gone=True)
     return replace(base, words="not submitted")
+
+
+def _section(spec: dict[str, Any], name: str) -> dict[str, Any]:
+    found = spec.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def lost(run: Standing, facts: Facts, end: str | None) -> Standing:
