@@ -36,7 +36,8 @@ FILES = sorted(
     + [ROOT / "bench" / "data" / name for name in ("pixels.py", "transforms.py")]
 )
 ARRAYS = {"Tensor", "ndarray", "NDArray", "ArrayLike"}
-FEWEST = 80  # functions with shapes; raise it when there are more
+WITHOUT = {"bench/core/weights.py": ["_fault(tensor): Tensor"]}  # finds out its kind; a nested tensor has no shape
+FEWEST = 86  # functions with shapes; raise it when there are more
 
 
 def annotations(function: ast.FunctionDef) -> Iterator[tuple[str, ast.expr | None]]:
@@ -103,7 +104,7 @@ def count(path: Path) -> int:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_arrays_have_shapes(path):
-    assert faults(path.read_text(encoding="utf-8")) == []
+    assert faults(path.read_text(encoding="utf-8")) == WITHOUT.get(str(path.relative_to(ROOT)), [])
 
 
 @pytest.mark.parametrize(
