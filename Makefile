@@ -1,4 +1,5 @@
 # make demo: the whole pipeline on this machine; make test: the test suite; make check: what CI runs.
+# make test-gpu: the checks that need a CUDA device.
 # make lock: newest versions into requirements.lock; make test-lowest: the fast tests on the lowest allowed versions.
 PYTHON ?= python3
 VENV := .venv
@@ -6,10 +7,10 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-lowest check format lock clean
+.PHONY: help install demo test test-gpu test-lowest check format lock clean
 
 help:
-	@sed -n '1,2p' Makefile | cut -c3-
+	@sed -n '1,3p' Makefile | cut -c3-
 
 # A half-made environment has no .installed, so an interrupted install is simply done again. The project is built with
 # the setuptools of the pinned versions: nothing is fetched but these.
@@ -36,6 +37,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+# In under ten minutes on one card; the table goes into docs/gpu.md. pytest exits with 5 where all is skipped.
+test-gpu: install
+	PETL_BENCH_GPU_TESTS=write $(BIN)/python -m pytest tests/gpu -rs || [ $$? -eq 5 ]
 
 # All but the demo and the Slurm clusters. Old releases call what newer ones below them deprecate: no error here.
 test-lowest: $(LOWEST)/.installed

@@ -11,7 +11,7 @@ from bench.config.terminal import command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when the report is written (missing runs and all), 2 for a mistake in what was given."""
+    """The exit code: 0 when the report is written, even if runs are missing from it, 2 for a user's mistake."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.report", description="Write tables, the figure and a page from the results of a sweep."
     )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.config.errors import UserError
+from bench.config.errors import GpuLost, UserError
 from bench.config.terminal import command
 from bench.store import folder
 
@@ -35,6 +35,8 @@ def _run(arguments: argparse.Namespace) -> int:
         result = execute(run_dir, job=launch.current_job())
     except folder.RunLocked:
         raise UserError(f"another process is computing {run_dir}") from None
+    except GpuLost as error:
+        raise UserError(f"the GPU was lost ({error}); the same command continues the run in a new process") from error
     if result.error:
         print(result.error.traceback, file=sys.stderr)
         print(f"error: {result.error.message}", file=sys.stderr)

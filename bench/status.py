@@ -1,7 +1,7 @@
-"""Where every run of a sweep stands: judged by its folder first, by the scheduler's queue second. No torch.
+"""Show the state of every run of a sweep, retry failed and lost runs, or cancel the sweep's jobs. No torch.
 
-A run is finished or failed if its result says so, and running if a process holds it. The others wait: in a queue, or
-to be submitted. A run is lost if it was started or submitted, but in two looks no process held it and no job had it.
+A run is finished or failed if it has a result, and running if a process computes it. All others wait: in a scheduler's
+queue, or to be submitted. A run is lost if it was started or submitted, but two looks find no process or job for it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WATCH_SECONDS = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: shown, or done what was asked; 2: the user has something to fix; 130: Ctrl-C."""
+    """The exit code: 0 when done, 2 if the user has something to fix, 130 after Ctrl-C."""
     return command(_run, _arguments(argv))
 
 
@@ -40,7 +40,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="list every run")
     parser.add_argument("--json", action="store_true", help="for programs; with --watch a line a look")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--reports",
+        type=Path,
+        metavar="DIR",
+        help="for --retry: where the report goes; default: as the sweep's",
+    )
     parser.add_argument(
         "--plugin", type=Path, action="append", default=[], metavar="FILE", help="the sweep's plug-in, for --retry"
     )
@@ -48,7 +53,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     act.add_argument(
         "--retry", action="append", choices=("failed", "lost"), help="start these runs again; may be given twice"
     )
-    act.add_argument("--cancel", action="store_true", help="end this sweep's Slurm jobs, and no others")
+    act.add_argument("--cancel", action="store_true", help="end this sweep's cluster jobs, and no others")
     return parser.parse_args(argv)
 
 
@@ -62,21 +67,21 @@ def _run(arguments: argparse.Namespace) -> int:
         picture = status.look_twice()
         if not picture.queue_known:
             raise UserError(f"{picture.scheduler} did not answer, so nothing was submitted; try again later")
-        count = retry(status, picture, arguments.retry, arguments.reports)
+        count = retry(status, picture, arguments.retry, reports=arguments.reports)
         print(f"tried again: {count} runs")
     elif arguments.watch:
         _watch(status, arguments)
     else:
-        _show(_patiently(status) if sys.stdout.isatty() else status.look_twice(), arguments)
+        _show(_look(status) if sys.stdout.isatty() else status.look_twice(), arguments)
     return 0
 
 
 def hints(picture: Picture, arguments: argparse.Namespace) -> list[str]:
-    """The commands that do something about failed and lost runs."""
+    """The commands that retry failed and lost runs, if there are any."""
     target = shlex.quote(str(arguments.target))
-    for option, default in (("results", "results"), ("reports", "reports")):
-        if str(getattr(arguments, option)) != default:
-            target += f" --{option} {shlex.quote(str(getattr(arguments, option)))}"
+    for option, default in (("results", Path("results")), ("reports", None)):
+        if (given := getattr(arguments, option)) != default:
+            target += f" --{option} {shlex.quote(str(given))}"
     found = []
     for state, what in (("failed", "tries the failed ones again"), ("lost", "submits the lost ones again")):
         if picture.counts[state]:
@@ -91,15 +96,15 @@ def _show(picture: Picture, arguments: argparse.Namespace) -> None:
         from rich.console import Console
 
         console = Console()
-        console.print(render(picture, console.width, arguments.all))
+        console.print(render(picture, console.width, everything=arguments.all))
         for line in hints(picture, arguments):
             console.print(line, style="dim", highlight=False, soft_wrap=True)
     else:
         print(plain(picture, arguments.all), flush=True)
 
 
-def _patiently(status: Status) -> Picture:
-    """A second look, or a Slurm that is slow to answer, takes some seconds: say so."""
+def _look(status: Status) -> Picture:
+    """Look with a spinner in the terminal: a second look, or a slow scheduler, takes some seconds."""
     from rich.console import Console
 
     with Console(stderr=True).status("looking"):
@@ -107,7 +112,7 @@ def _patiently(status: Status) -> Picture:
 
 
 def _watch(status: Status, arguments: argparse.Namespace) -> None:
-    """Look every few seconds; in a terminal the picture is drawn anew, else each is printed."""
+    """Look every WATCH_SECONDS until all runs are over; redraw in a terminal, otherwise print each look."""
     picture = status.look()
     if arguments.json or not sys.stdout.isatty():
         _show(picture, arguments)
@@ -122,7 +127,7 @@ def _watch(status: Status, arguments: argparse.Namespace) -> None:
     console = Console()
 
     def drawn() -> RenderableType:
-        return render(picture, console.width, arguments.all, console.height)
+        return render(picture, console.width, everything=arguments.all, height=console.height)
 
     with Live(drawn(), console=console, auto_refresh=False) as live:
         while not _over(picture):

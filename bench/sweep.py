@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: all finished (or submitted); 1: a run failed; 2: the user has something to fix; 130: stopped."""
+    """The exit code: 0 if all runs finished or were submitted, 1 if one failed, 2 for a user's mistake, 130 stopped."""
     return command(_run, _arguments(argv))
 
 
@@ -24,8 +25,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m bench.sweep",
         description=__doc__,
         epilog="Runs that are finished are skipped, failed ones are tried again, and runs that another process is "
-        "computing are waited for. Ctrl-C stops; the same command goes on. With Slurm it submits what is neither "
-        "finished nor in the queue, and returns; a last job writes the report.",
+        "computing are waited for. Ctrl-C stops; the same command continues. With a cluster scheduler it submits what "
+        "is neither finished nor in the queue, and returns; a last job writes the report.",
     )
     parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a sweep file, such as sweeps/demo.yaml")
     parser.add_argument(
@@ -36,9 +37,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="auto, inline (this process), local (workers) or a cluster scheduler such as slurm; auto is Slurm where "
         "sbatch exists, else local",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the plan, for Slurm the scripts too, and stop")
     parser.add_argument(
-        "--follow", action="store_true", help="with Slurm: stay and show progress; Ctrl-C leaves the jobs running"
+        "--dry-run", action="store_true", help="print the plan, for a cluster scheduler the scripts too, and stop"
+    )
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="with a cluster scheduler: stay and show progress; Ctrl-C leaves the jobs running",
     )
     parser.add_argument(
         "--set",
@@ -61,6 +66,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.file is None and arguments.overrides and "=" not in arguments.overrides[-1]:
         arguments.file = Path(arguments.overrides.pop())  # `--set a=1 FILE`: argparse gives --set all that follows
+    arguments.command = shlex.join(["python", "-m", "bench.sweep", *(sys.argv[1:] if argv is None else argv)])
     if arguments.file is None:
         parser.error("which sweep? give its file, such as sweeps/demo.yaml")
     return arguments
@@ -92,7 +98,7 @@ def _run(arguments: argparse.Namespace) -> int:
         folder, reports = arguments.results / sweep.name, arguments.reports / sweep.name
         if arguments.dry_run:
             print_plan(sweep, folder)
-            print_scripts(sweep, folder, reports, arguments.executor)
+            print_scripts(sweep, folder, reports, executor=arguments.executor)
             return 0
         return _execute(sweep, folder, reports, arguments)
     except KeyboardInterrupt as interrupt:
@@ -112,6 +118,7 @@ def _execute(sweep: Sweep, folder: Path, reports: Path, arguments: argparse.Name
         executor=arguments.executor,
         workers=arguments.workers,
         stay=arguments.follow,
+        command=arguments.command,
         on_pixels=progress_counter("preparing images"),
     )
     return _report(sweep, folder, reports) if over else 0
@@ -146,14 +153,14 @@ def print_plan(sweep: Sweep, folder: Path) -> None:
     _print_counts(sweep, folder)
 
 
-def print_scripts(sweep: Sweep, folder: Path, reports: Path, executor: str) -> None:
+def print_scripts(sweep: Sweep, folder: Path, reports: Path, *, executor: str) -> None:
     """Print what would be submitted for the runs that are not finished; nothing if `executor` is a local one."""
     from bench import launch
     from bench.launch.start import unfinished
 
     todo, name = unfinished(sweep, folder), launch.scheduler_for(executor)
     if todo and name:
-        for script in launch.scheduler(name).scripts(folder, sweep.schedulers[name], reports, list(todo)):
+        for script in launch.scheduler(name).scripts(folder, sweep.schedulers[name], reports, runs=list(todo)):
             print(f"\n{script}")
 
 
@@ -169,7 +176,7 @@ def _print_counts(sweep: Sweep, folder: Path) -> None:
 
 
 def _report(sweep: Sweep, folder: Path, reports: Path) -> int:
-    """Write and print the report; 1 if a run of the sweep has no finished result."""
+    """Write and print the report; return the exit code, 1 if a run of the sweep has no finished result."""
     from bench.reporting.build import build
     from bench.store import record
     from bench.store.folder import RESULT

@@ -1,10 +1,10 @@
-"""What packing saves: 20 runs of the demo world, one a process against ten a process, as `slurm.runs_per_job` has it.
+"""The time that packing saves: 20 runs of the demo, one a process or ten a process (`slurm.runs_per_job: 10`).
 
-    python benchmarks/packing.py [--runs 20] [--pack 10] [--parallel 1]
+    python benchmarks/packing.py [--runs 20] [--pack 10]
 
-It prints the fixed cost of a run for both: the process's wall time without training and evaluation, that is the start,
-the imports, the backbone, the data and what is written, divided by its runs. Both take turns, so that a busy machine
-is busy for both. Expected time: 12 minutes on 2 CPU cores.
+It prints the fixed cost of a run for both ways: the wall time of the process without training and evaluation (start,
+imports, backbone, data, writing), divided by its runs. The two ways alternate, so that other load on the machine slows
+both. Expected time: 12 minutes on 2 CPU cores.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import files
-from bench.plan.spec import expand
-from bench.store import folder, record
+from bench.plan.grid import expand
+from bench.store import record
+from bench.store.folder import ADAPTER, RUN
+from bench.store.record import Metrics
 
 SWEEP = """
 name: packing
@@ -38,24 +40,24 @@ grid:
 
 
 def compute(out: Path, run_dirs: Sequence[str]) -> None:
-    """A task's process: compute the runs, and write how many seconds went into training and evaluation."""
-    from bench import run
+    """Compute the runs as one job does; write to `out` the seconds that went into training and evaluation."""
+    from bench.compute import execute
     from bench.launch.inline import run_many
 
     spent = 0.0
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*arguments: Any) -> Any:
+        def wrapper(*arguments: Any, **options: Any) -> Any:
             nonlocal spent
             started = time.perf_counter()
             try:
-                return function(*arguments)
+                return function(*arguments, **options)
             finally:
                 spent += time.perf_counter() - started
 
         return wrapper
 
-    run.fit, run.evaluate = timed(run.fit), timed(run.evaluate)
+    execute.fit, execute.evaluate = timed(execute.fit), timed(execute.evaluate)
     outcomes = run_many(run_dirs)
     assert set(outcomes.values()) == {"finished"}, outcomes
     files.write_json(out, spent)
@@ -78,7 +80,7 @@ def prepare(folder: Path, count: int) -> list[Path]:
     for spec in expand(file).runs[:count]:
         run_dir = folder / spec.run_id
         run_dir.mkdir()
-        files.write_bytes(run_dir / folder.RUN, spec.dump().encode())
+        files.write_bytes(run_dir / RUN, spec.dump().encode())
         found.append(run_dir)
     return found
 
@@ -107,8 +109,12 @@ def main() -> None:
     print(f"{one / many:.1f} times less; results {'equal' if same else 'DIFFER'}")
 
 
-def _numbers(run_dir: Path) -> tuple[Any, ...]:
-    return (record.read(run_dir) or {})["metrics"], (run_dir / folder.ADAPTER).read_bytes()
+def _numbers(run_dir: Path) -> tuple[Metrics, bytes]:
+    """What must not depend on how runs are packed: the scores and the adapter's bytes."""
+    result = record.read(run_dir)
+    assert result is not None
+    assert result.metrics is not None, result.error
+    return result.metrics, (run_dir / ADAPTER).read_bytes()
 
 
 if __name__ == "__main__":

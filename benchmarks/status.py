@@ -1,10 +1,10 @@
-"""How long `python -m bench.status` takes over a big sweep: 2,000 finished runs and 200 at work.
+"""The time that `python -m bench.status` takes over a big sweep: 2,000 finished runs and 200 running ones.
 
     python benchmarks/status.py [--finished 2000] [--running 200] [--repeat 5]
 
-It writes the run folders, holds the claims of those at work, puts a stand-in for squeue in front of the PATH (which
-answers at once, as a healthy Slurm does), and prints the seconds from start to end of the whole process, the
-interpreter's start included. Expected time: half a minute.
+It writes the run folders, holds the claims of the running ones, and puts a stand-in for squeue on the PATH that answers
+at once. It prints the seconds of the whole process, the start of the interpreter included. Expected time: half a
+minute.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.config import files
-from bench.launch import queue
-from bench.plan.spec import expand
-from bench.store import attempts, folder
-from bench.sweep import PLAN
+from bench.core.position import Position
+from bench.launch.slurm import queue
+from bench.plan.grid import expand
+from bench.store import planned
+from bench.store.attempts import end_attempt, start_attempt
+from bench.store.folder import LOCK, PROGRESS, RESULT, RUN, claim
+from bench.store.planned import Plan
 
 SWEEP = """
 name: big
@@ -40,7 +43,7 @@ TOKEN = "petl-bench:big:1"
 
 
 def result(run_id: str, spec: dict) -> dict:
-    """As big as a real one."""
+    """A result.json as big as a real one."""
     recalls = {f"{side}_r{k}": 12.3456789 for side in ("i2t", "t2i") for k in (1, 5, 10)}
     scores = recalls | {"mean_recall": 23.4567, "images": 452, "captions": 2260, "medians": [12.0, 13.0]}
     provenance = {f"package-{i}": "1.2.3" for i in range(20)} | {
@@ -62,38 +65,37 @@ def result(run_id: str, spec: dict) -> dict:
 
 
 def build(folder: Path, finished: int, running: int) -> list[Path]:
-    """A sweep's results; gives back the folders of the runs at work."""
+    """Write a sweep's results; return the folders of the running runs."""
     file = folder / "big.yaml"
     file.write_text(SWEEP.format(seeds=", ".join(map(str, range(-(-(finished + running) // 10))))))
     specs = {run.run_id: run.to_dict() for run in expand(file).runs[: finished + running]}
     sweep = folder / "big"
     sweep.mkdir()
-    runs = [{"run_id": run_id, "spec": spec} for run_id, spec in specs.items()]
-    files.write_json(sweep / PLAN, {"sweep": "big", "file": str(file), "runs": runs})
+    planned.write(sweep, Plan("big", specs, str(file)))
     manifest = {"submitted": datetime.now(UTC).isoformat(), "token": TOKEN, "report_job": None}
     tasks = {run_id: f"12_{i}" for i, run_id in enumerate(specs)}
     (sweep / queue.FOLDER).mkdir()
     files.write_json(sweep / queue.FOLDER / "1.json", manifest | {"tasks": tasks})
-    at_work = []
+    busy = []
     for index, (run_id, spec) in enumerate(specs.items()):
         run_dir = sweep / run_id
         run_dir.mkdir()
-        (run_dir / folder.LOCK).touch()
-        (run_dir / folder.RUN).write_text(json.dumps(spec))
-        attempts.start_attempt(run_dir, 1, (0, 0))
+        (run_dir / LOCK).touch()
+        (run_dir / RUN).write_text(json.dumps(spec))
+        start_attempt(run_dir, gpus=1, job=tasks[run_id], at=Position())
         if index < finished:
-            attempts.end_attempt(run_dir, "finished", (20, 0), time.time() + 3600)
-            files.write_json(run_dir / folder.RESULT, result(run_id, spec))
+            end_attempt(run_dir, "finished", reached=Position(20), ended=time.time() + 3600)
+            files.write_json(run_dir / RESULT, result(run_id, spec))
         else:
             progress = {"phase": "train", "epoch": 7, "epochs": 20, "step": 130, "steps": 400, "loss": 1.25}
             progress |= {"val_mean_recall": 31.5, "eta_seconds": 1234.5, "updated": time.time()}
-            files.write_json(run_dir / folder.PROGRESS, progress)
-            at_work.append(run_dir)
-    rows = [f"{tasks[run_dir.name]}|RUNNING|None|1:00:00|{TOKEN}" for run_dir in at_work]
+            files.write_json(run_dir / PROGRESS, progress)
+            busy.append(run_dir)
+    rows = [f"{tasks[run_dir.name]}|RUNNING|None|1:00:00|{TOKEN}" for run_dir in busy]
     (folder / "rows").write_text("\n".join(rows) + "\n")
     (folder / "squeue").write_text(f"#!/bin/sh\nexec cat '{folder}/rows'\n")
     (folder / "squeue").chmod(0o755)
-    return at_work
+    return busy
 
 
 def main() -> None:
@@ -104,16 +106,16 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ExitStack() as held:
         for run_dir in build(Path(name), given.finished, given.running):
-            held.enter_context(folder.claim(run_dir))
+            held.enter_context(claim(run_dir))
         environment = os.environ | {"PATH": f"{name}{os.pathsep}{os.environ['PATH']}"}
         for target in (Path(name) / "big", Path(name) / "big.yaml"):
             command = [sys.executable, "-m", "bench.status", str(target), "--results", name, "--json"]
             seconds = []
             for _ in range(given.repeat):
                 started = time.perf_counter()
-                said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+                printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
                 seconds.append(round(time.perf_counter() - started, 2))
-            counts = {state: count for state, count in json.loads(said)["counts"].items() if count}
+            counts = {state: count for state, count in json.loads(printed)["counts"].items() if count}
             assert counts == {"finished": given.finished, "running": given.running}, counts
             print(
                 f"bench.status {target.name}: {counts}: {seconds} s, median {sorted(seconds)[len(seconds) // 2]:.2f} s"

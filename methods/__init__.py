@@ -1,6 +1,6 @@
 """The registry of methods: one line each. Packages outside add theirs by the entry-point group `petl_bench.methods`.
 
-Looking a method up imports its file alone, and none of these files imports torch: `attach` does.
+Looking a method up imports its file alone. None of these files imports torch before `attach` runs.
 """
 
 from __future__ import annotations

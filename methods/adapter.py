@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from methods.base import Method, ModelShape, TowerShape
-from methods.lazy import F, bottlenecks
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, F, bottlenecks
 
 Place = Literal["after_attn", "after_mlp"]
 
@@ -18,10 +15,10 @@ Place = Literal["after_attn", "after_mlp"]
 class Adapter(Method):
     """`A(m) = m + Up(GELU(Down m))` on a sublayer's output m, before the residual addition.
 
-    As published: behind attention and behind the MLP of every block, with the blocks' LayerNorms trained along
-    (`layer_norms`; the paper trains those outside of the blocks too). `preset: table` is what the published table's
-    165,248 on ViT-B-32 stands for: one module a tower, behind the MLP of all its blocks. Up starts at zero where the
-    paper has a near-identity of small random weights.
+    As published: a module behind attention and one behind the MLP of every block, and the blocks' LayerNorms are
+    trained too (`layer_norms`; the paper also trains those outside of the blocks). Up starts at zero, the paper's at
+    small random weights. `preset: table` gives the published table's 165,248 parameters on ViT-B-32: one module a
+    tower, behind the MLP of all its blocks.
     """
 
     name = "adapter"

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from methods.base import Method, ModelShape, TowerShape
-from methods.lazy import F, bottlenecks
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, F, bottlenecks
 
 
 class AdaptFormer(Method):
     """`x <- r + MLP(LN r) + s Up(dropout(ReLU(Down r)))`, on the residual r before its LayerNorm.
 
-    As in the released code for image towers, here in both: a module in every block, s = 0.1, no LayerNorm of its own.
-    `preset: table` is what the published table's 165,250 on ViT-B-32 stands for: one module a tower with a learned
-    scale, shared by its blocks.
+    As released for image towers, here in both: a module in every block, s = 0.1, no LayerNorm of its own.
+    `preset: table` gives the published table's 165,250 parameters on ViT-B-32: one module with a learned scale a tower,
+    shared by its blocks.
     """
 
     name = "adaptformer"

@@ -1,18 +1,19 @@
-"""What a method is: typed settings, `attach`, and the closed form of what it trains. Importing this needs no torch."""
+"""What a method is: typed settings, `attach`, and the closed form of what it trains.
+
+Importing this file imports no torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from bench.config.errors import UserError
 from bench.config.settings import Settings
 from bench.config.shapes import ModelShape, TowerShape
+from methods.lazy import DualEncoder
 
 __all__ = ["Method", "ModelShape", "Target", "TowerShape"]
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
 
 # The linear layers of a block, for methods that adapt layers by name.
 Target = Literal["attn.q", "attn.k", "attn.v", "attn.out", "mlp.c_fc", "mlp.c_proj"]
@@ -21,11 +22,10 @@ Target = Literal["attn.q", "attn.k", "attn.v", "attn.out", "mlp.c_fc", "mlp.c_pr
 class Method(Settings):
     """Base class of all methods. An instance is one configuration: its fields are the settings of the sweep file.
 
-    A subclass says what it is (the class variables below), implements `attach` and `trainable_params`, and is
-    registered by a line in `methods/__init__.py`, by an entry point of the group `petl_bench.methods`, or by
-    `--plugin FILE`. Its defaults are those of its own paper. The methods shipped here import torch inside `attach`
-    only, so that planning a sweep stays instant; a method of your own need not. `python -m bench.check` tells
-    whether a class keeps what it promises.
+    A subclass sets the class variables below, implements `attach` and `trainable_params`, and is registered by a line
+    in `methods/__init__.py`, by an entry point of the group `petl_bench.methods`, or by `--plugin FILE`. Its defaults
+    are those of its own paper. `python -m bench.check` runs the checks that every method must pass. docs/new-method.md
+    builds one step by step.
     """
 
     name: ClassVar[str]
@@ -33,27 +33,27 @@ class Method(Settings):
     default_loss: ClassVar[str] = "info_nce"
     trains: ClassVar[bool] = True
     needs_slots: ClassVar[tuple[str, ...]] = ()  # the towers ("image", "text") whose blocks it fills
-    # Named sets of settings for sweep files (`preset: table`); `table` is what the published Params columns count.
+    # Named sets of settings for sweep files (`preset: table`); `table` has the count of the published Params columns.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    # The whole-number setting that a parameter budget is solved for, such as the rank: the more, the more parameters.
+    # The whole-number setting that a parameter budget is solved for, such as the rank: more of it, more parameters.
     # None: the count is fixed. May be a property.
     knob: ClassVar[str | None] = None
-    # Why the output differs from the backbone's before any training; None: it does not. May be a property.
+    # Why the output before training differs from the backbone's; None: it does not. May be a property.
     starts_elsewhere: ClassVar[str | None] = None
-    # Whether a caption's embedding is the same with its padding cut off, as CLIP's own is. May be a property.
+    # Whether an embedding stays the same when the caption's padding is cut off, as CLIP's own does. May be a property.
     trims_text: ClassVar[bool] = True
     # Settings under which the conformance suite tries it, by a short label; small ones, on towers of 2 and 3 blocks.
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {}}
 
     def attach(self, model: DualEncoder) -> None:
-        """Add the trainable parts to a frozen model, in place. What has `requires_grad` afterwards is trained.
+        """Add the trainable parts to a frozen model, in place. Parameters with `requires_grad` afterwards are trained.
 
-        New branches start so that the output equals the backbone's, or `starts_elsewhere` says why they can't.
+        The output stays the backbone's until something is trained, or `starts_elsewhere` says why it can't.
         """
         raise NotImplementedError(f"{type(self).__name__}.attach")
 
     def trainable_params(self, shape: ModelShape) -> int | None:
-        """Closed form of the number of parameters that `attach` makes trainable; None where none is known."""
+        """How many parameters `attach` makes trainable, as a closed form; None where there is none."""
         return None
 
     @classmethod
@@ -62,21 +62,21 @@ class Method(Settings):
             raise TypeError(f"{cls.__name__}: settings can't be named {', '.join(taken)}: a sweep file uses these")
 
     def check(self, shape: ModelShape) -> None:
-        """Raise UserError if this backbone can't take the method; called while a sweep is planned."""
+        """Raise UserError if the method does not fit this backbone; called while a sweep is planned."""
         check_slots(self.name, shape, self.needs_slots)
 
     @property
     def knob_step(self) -> int:
-        """The knob takes whole multiples of this."""
+        """The knob's values are multiples of this."""
         return 1
 
     @property
     def mergeable(self) -> bool:
-        """Whether `merge` can fold what was trained into the backbone's own weights."""
+        """Whether `merge` is implemented for these settings."""
         return False
 
     def merge(self, model: DualEncoder) -> None:
-        """Fold what was trained into the backbone's own weights, so that it costs nothing at inference."""
+        """Fold what was trained into the backbone's own weights. Raises UserError for methods that can't."""
         raise UserError(f"{self.name} cannot be merged into the backbone")
 
 
@@ -93,7 +93,7 @@ def check_slots(owner: str, shape: ModelShape, sides: Iterable[str]) -> None:
 
 
 def check_depth(owner: str, depth: int | str, layers: int) -> int:
-    """The number of prompted blocks that `prompt_depth` ("all" or a number) means in a tower of so many layers."""
+    """The number of blocks with prompts: all `layers` of the tower, or `depth`. Raises UserError if it has fewer."""
     if isinstance(depth, str):
         return layers
     if depth > layers:
@@ -104,13 +104,13 @@ def check_depth(owner: str, depth: int | str, layers: int) -> int:
 
 
 def sides_by_depth(image_layers: int, text_layers: int) -> list[tuple[str, ...]]:
-    """The towers that have a block at each depth: both, and below the shallower one's last block the other alone."""
+    """For each depth, the towers that have a block there. 1 and 2 layers: [("image", "text"), ("text",)]."""
     layers = {"image": image_layers, "text": text_layers}
     return [tuple(side for side in layers if depth < layers[side]) for depth in range(max(layers.values()))]
 
 
 def check_context(owner: str, n_ctx: int, shape: ModelShape) -> None:
-    """Raise UserError if so many prompts leave no room for words."""
+    """Raise UserError if so many prompts leave no room for words in the text tower's context."""
     if n_ctx > shape.text.tokens - 3:
         raise UserError(f"{owner}: {n_ctx} prompts leave no room for words in a context of {shape.text.tokens}")
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from methods.base import Method, ModelShape
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder
 
 
 class BitFit(Method):
-    """Trains every bias of both towers, those of the LayerNorms included; nothing is added. 171,008 on ViT-B-32."""
+    """Trains every bias of both towers, also those of the LayerNorms. 171,008 parameters on ViT-B-32."""
 
     name = "bitfit"
     paper = "Ben Zaken et al. 2022, arXiv 2106.10199"

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from methods.base import Method, ModelShape
-from methods.lazy import bottlenecks
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, bottlenecks
 
 
 class CLIPAdapter(Method):
-    """`f <- r W2 ReLU(W1 f) + (1 - r) f` on a tower's embedding f, no bias: the paper's equation.
+    """`f <- r W2 ReLU(W1 f) + (1 - r) f` on a tower's embedding f, without biases: the paper's equation.
 
-    As published: the image embedding alone, a bottleneck of a quarter, r = 0.2. `preset: table` is what the published
-    table's 524,288 on ViT-B-32 stands for: both embeddings, 512 -> 256 -> 512. W2 starts at zero, so every cosine
-    starts as the backbone's; the released code starts at random and has one more ReLU behind W2.
+    As published: the image embedding alone, a bottleneck of a quarter, r = 0.2. W2 starts at zero, so every cosine
+    starts as the backbone's; the released code starts at random and has one more ReLU behind W2. `preset: table` gives
+    the published table's 524,288 parameters on ViT-B-32: both embeddings, 512 -> 256 -> 512.
     """
 
     name = "clip_adapter"

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from methods.base import Method, ModelShape
-from methods.lazy import bottlenecks
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, bottlenecks
 
 Place = Literal["beside_attn", "beside_mlp"]
 
 
 class Convpass(Method):
     """`x <- x + Attn(LN x) + s C(LN x)`, `x <- x + MLP(LN x) + s C(LN x)`, with C a bottleneck around a 3x3 convolution
-    over the patches' grid: see `methods.layers.bottlenecks.ConvBottleneck`. The text tower stays as it is.
+    over the grid of patches: see `methods.layers.bottlenecks.ConvBottleneck`. The text tower does not change.
 
-    As published: bottleneck 8, a module of its own at every place; the paper tunes s for each task. `preset: table` is
-    what the published table's 136,064 on ViT-B-32 stands for: one module of 64 beside the MLP of all blocks.
+    As published: bottleneck 8, a module of its own at every place; the paper tunes s for each task. `preset: table`
+    gives the published table's 136,064 parameters on ViT-B-32: one module of 64 beside the MLP of all blocks.
     """
 
     name = "convpass"

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from methods.base import Method, ModelShape, check_context, check_depth
-from methods.lazy import prompts
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, prompts
 
 
 class CoOp(Method):
-    """`n_ctx` learned vectors stand between the start token and the caption.
+    """Puts `n_ctx` learned vectors between the start token and the caption.
 
-    As published they are learned at the input only (8,192 parameters on ViT-B-32). `preset: table` is the deep variant
-    behind the published tables' 98,304: in every later block the prompts' positions are overwritten by that block's
-    own vectors. Captions lose room: those longer than the context minus `n_ctx` tokens are cut before their end token.
+    As published, at the input only: 8,192 parameters on ViT-B-32. `preset: table` is the deep variant that gives the
+    published tables' 98,304: each later block overwrites the prompts' positions with vectors of its own. Captions of
+    more than the context minus `n_ctx` tokens are cut; they keep their end token.
     """
 
     name = "coop"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from bench.config.errors import UserError
 from methods.base import Method, ModelShape, sides_by_depth
-from methods.lazy import bottlenecks
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, bottlenecks
 
 Place = Literal["after_attn", "after_mlp"]
 
@@ -21,9 +18,9 @@ class CrossModalAdapter(Method):
     """`m <- m + concat[Up_tower(z), Up_shared(z)]`, `z = QuickGELU(Down_tower m)`, on a sublayer's output m.
 
     The shared slice is the last `shared_dim` output dimensions; block i of one tower shares it with block i of the
-    other, if there is one. As published: bottleneck 8 behind attention and MLP of every block
-    (519,168 on ViT-B-32; the paper says 0.52M). `preset: table` is what the published table's 164,208 stands for: one
-    module of 64 behind the MLP of all 24 blocks. The up-projections start at zero, the paper's at small random weights.
+    other, if there is one. As published: bottleneck 8 behind attention and MLP of every block, 519,168 parameters on
+    ViT-B-32 (the paper says 0.52M). The up-projections start at zero, the paper's at small random weights.
+    `preset: table` gives the published table's 164,208: one module of 64 behind the MLP of all 24 blocks.
     """
 
     name = "cross_modal_adapter"

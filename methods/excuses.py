@@ -5,8 +5,8 @@ The test suite holds each as a strict xfail: an excuse that is no longer needed 
 
 from __future__ import annotations
 
-_SPLIT = "q, k and v are split into layers of their own, and peft wraps what it adapts: the weights move to other keys"
-_BESIDE = "the frozen layers stand in the state dict under their new keys, and the tuner's fixed parts beside them"
+_SPLIT = "q, k and v are split into layers of their own, and peft wraps what it adapts: the weights have other keys"
+_BESIDE = "the state dict has the frozen layers under their new keys, and the tuner's fixed parts"
 
 EXCUSES: dict[tuple[str, str], str] = {
     ("lora", "backbone_unchanged_by_attach"): _SPLIT,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from methods.base import Method, ModelShape
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder
 
 
 class FullFinetune(Method):
-    """Makes all of the backbone trainable, `logit_scale` included."""
+    """Trains all of the backbone, `logit_scale` included: 151,277,313 parameters on ViT-B-32."""
 
     name = "full_finetune"
     paper = "Radford et al. 2021, arXiv 2103.00020"

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from methods.base import Method, ModelShape
-from methods.lazy import harma
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, harma
 
 
 class HarMA(Method):
-    """`m = MLP(LN x)`; `x <- x + g A(m) + (1 - g) m`, with `g` a learned gate: see `methods.layers.harma.HarmaAdapter`.
+    """`x <- x + g A(m) + (1 - g) m` with `m = MLP(LN x)` and a learned gate g: see `methods.layers.harma.HarmaAdapter`.
 
-    Default as in the released code, where the paper's shared module `B` reaches the text tower alone (`shared: text`);
-    `shared: both` also gives image block i the text block i's `B`, if there is one, with the same count: 5,934,397
-    parameters on ViT-B-32, one of them the loss's temperature. The text adapter attends over all tokens, padding too,
-    so the embedding of a caption depends on its padding. The start equals the backbone to about 3e-6.
+    By default as in the released code, where the paper's shared module B is in the text tower alone (`shared: text`).
+    With `shared: both` image block i uses the B of text block i too, if there is one; the count is the same: 5,934,397
+    parameters on ViT-B-32, one of them the loss's temperature. The text adapter attends to all tokens, without a causal
+    or padding mask, so the embedding of a caption depends on its padding. The start equals the backbone to about 3e-6.
     """
 
     name = "harma"

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from bench.config.errors import UserError
 from methods.base import Method, ModelShape
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder
 
 HEADS = ("visual.ln_post.", "visual.proj", "ln_final.", "text_projection")
 
 
 class LastBlock(Method):
-    """Trains the last `blocks` blocks of both towers, and with `heads` what follows them: the final LayerNorm and the
-    projection. 10,898,176 on ViT-B-32.
+    """Trains the last `blocks` blocks of both towers, and with `heads` the final LayerNorms and the projections.
+
+    10,898,176 parameters on ViT-B-32.
     """
 
     name = "last_block"

@@ -1,9 +1,11 @@
-"""torch for files that must be readable without it: the one place where methods and losses import it lazily.
+"""The names that methods and losses take from torch, jaxtyping and the core; imported lazily, here alone.
 
-Planning a sweep reads every method's settings, and importing torch takes seconds. A file that says
-`from methods.lazy import F, nn, torch` uses these names in its functions as if it had imported torch; torch is imported
-when a function first touches one of them. A class statement that extends `nn.Module` touches it at once: such classes
-belong into `methods/layers/`, whose modules are available here in the same way (`bottlenecks`, `prompts`, ...).
+A sweep is planned from the settings of every method, and importing torch takes seconds. `from methods.lazy import F,
+Float, Tensor, nn, torch` gives a file these names without importing torch: `F`, `nn`, `torch` and the modules of
+`methods/layers/` are imported when an attribute of one is first used, and the names for annotations (`DualEncoder`,
+`Features`, `Float`, `Int`, `Tensor`) mean nothing until torch is there. Where torch has been imported already, all of
+them are the real ones. A class that extends `nn.Module` uses an attribute of `nn` at once: in this project such classes
+are in `methods/layers/`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 
 class _Lazy:
-    """Stands for a module, or for a name in one, until an attribute of it is wanted."""
+    """Stands for a module until an attribute of it is used."""
 
     def __init__(self, module: str) -> None:
         self._module = module
@@ -23,13 +25,23 @@ class _Lazy:
         return getattr(import_module(self._module), name)
 
 
+class _Annotation:
+    """Stands for a type in annotations, with or without a shape: `Tensor`, `Float[Tensor, "batch dim"]`."""
+
+    def __class_getitem__(cls, shape: Any) -> Any:
+        return cls
+
+
 if TYPE_CHECKING or "torch" in sys.modules:
     import torch
     import torch.nn.functional as F
+    from jaxtyping import Float, Int
     from torch import Tensor, nn
+
+    from bench.core.model import DualEncoder, Features
 else:
     torch, nn, F = _Lazy("torch"), _Lazy("torch.nn"), _Lazy("torch.nn.functional")
-    Tensor = Any  # for annotations only
+    DualEncoder = Features = Float = Int = Tensor = _Annotation
 
 if TYPE_CHECKING:
     from methods.layers import bottlenecks, harma, prompts, tuners
@@ -38,4 +50,17 @@ else:
         _Lazy(f"methods.layers.{name}") for name in ("bottlenecks", "harma", "prompts", "tuners")
     )
 
-__all__ = ["F", "Tensor", "bottlenecks", "harma", "nn", "prompts", "torch", "tuners"]
+__all__ = [
+    "DualEncoder",
+    "F",
+    "Features",
+    "Float",
+    "Int",
+    "Tensor",
+    "bottlenecks",
+    "harma",
+    "nn",
+    "prompts",
+    "torch",
+    "tuners",
+]

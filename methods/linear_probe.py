@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from methods.base import Method, ModelShape
-from methods.lazy import nn
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, nn
 
 
 class LinearProbe(Method):
-    """`Linear(embed_dim -> out_dim)` without bias on both embeddings; 512 -> 1024 is the papers' 1,048,576 parameters.
+    """`Linear(embed_dim -> out_dim)` without bias on each embedding: 512 -> 1024 has the papers' 1,048,576 parameters.
 
-    With `init: orthogonal` both layers start as the same matrix with orthonormal columns, which keeps every cosine
-    and so starts at the backbone's output (to rounding), unless `out_dim` is below the embedding's; `init: default` is
-    torch's and starts near chance.
+    With `init: orthogonal` both layers start as the same matrix with orthonormal columns, which changes no cosine (but
+    for rounding) unless `out_dim` is below the size of the embedding. `init: default` is torch's, near chance.
     """
 
     name = "linear_probe"

@@ -1,19 +1,17 @@
-"""One-tower tuning in the manner of LiT: one tower learns to meet the other, which is locked."""
+"""One-tower tuning in the manner of LiT: one tower is trained against the other, which is frozen."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from methods.base import Method, ModelShape
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder
 
 
 class LiT(Method):
-    """Trains all of one tower and the temperature; the other stays locked. The paper locks the image tower.
+    """Trains all of one tower and the temperature; the other tower is frozen. The paper freezes the image tower.
 
-    The locked tower's embeddings never change. 63,428,097 on ViT-B-32.
+    63,428,097 parameters on ViT-B-32.
     """
 
     name = "lit"

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from methods.base import Method, ModelShape
-from methods.lazy import nn
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, nn
 
 
 class LNTuning(Method):
-    """Trains every LayerNorm of both towers; nothing is added. 65,536 on ViT-B-32."""
+    """Trains every LayerNorm of both towers. 65,536 parameters on ViT-B-32."""
 
     name = "ln_tuning"
     paper = "Zhao et al. 2024, arXiv 2312.11420"

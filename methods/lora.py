@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from methods.base import Method, ModelShape, Target, TowerShape, check_slots
-from methods.lazy import tuners
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, tuners
 
 
 class LoRA(Method):
     """`W x + alpha/rank * B A x` on the targeted layers of every block; B starts at zero.
 
-    open_clip packs q, k and v in one matrix. Where attention is targeted, the pack is split into three `nn.Linear`s
-    first (equal to 1e-7), so each of q, k, v gets its own A: `rank * (in + out)` parameters a targeted layer. peft on
-    the packed layer would share A among them, always adapt the output too, and merge weights at every step.
-    `preset: table` is the published tables' LoRA of attention: 491,520 on ViT-B-32 with q, k, v split, where the packed
-    layer has 368,640; `preset: table_mlp` is that of the MLP, 614,400.
+    open_clip has q, k and v in one matrix. Where attention is targeted, it is split into three `nn.Linear`s (equal to
+    1e-7), so that each has an A of its own: `rank * (in + out)` parameters a targeted layer. The peft library on the
+    packed layer would share A among them, adapt the output as well, and merge weights in every forward pass.
+    `preset: table` is the published tables' LoRA of attention: 491,520 parameters on ViT-B-32 with q, k and v split,
+    where the packed layer has 368,640. `preset: table_mlp` is that of the MLP: 614,400.
     """
 
     name = "lora"

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from methods.base import Method, ModelShape, check_context, check_depth
-from methods.lazy import prompts
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, prompts
 
 
 class MaPLe(Method):
-    """Block i < `prompt_depth` of both towers has `n_ctx` prompts: P_i in the text tower, `Linear_i(P_i)` in the image
-    tower. 3,555,072 parameters with the paper's 2 prompts in 9 blocks (widths 512 and 768), most in the couplings.
+    """Each of the first `prompt_depth` blocks has `n_ctx` prompts: P_i in the text tower, `Linear_i(P_i)` in the image
+    tower. 3,555,072 parameters on ViT-B-32 with the paper's 2 prompts in 9 blocks, most of them in the couplings.
 
-    Two departures: the prompts start random rather than at "a photo of a", and the image prompts join behind ln_pre.
+    Differs from the released code in two points: the prompts start random, not at "a photo of a"; the image prompts
+    join the sequence behind ln_pre, not in front of it.
     """
 
     name = "maple"

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from bench.config.errors import UserError
 from methods.base import Method, ModelShape
-from methods.lazy import F, bottlenecks
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, F, bottlenecks
 
 
 class MRSAdapter(Method):
-    """`x <- r + MLP(LN r) + Ad(r)`: parallel to the MLP, on the residual before its LayerNorm.
+    """`x <- r + MLP(LN r) + Ad(r)`: parallel to the MLP, on the residual r before its LayerNorm.
 
-    `Ad(r) = concat[Up_tower(z), Up_shared(z)]` with `z = dropout(ReLU(Down_tower r))`. The shared slice is the last
-    `shared_dim` output dimensions of either tower. Up-projections start at zero: the start equals the backbone
-    exactly. 161,088 parameters on ViT-B-32.
+    `Ad(r) = concat[Up_tower(z), Up_shared(z)]` with `z = dropout(ReLU(Down_tower r))`: the shared slice is the last
+    `shared_dim` output dimensions of either tower. The up-projections start at zero, so the start equals the backbone
+    exactly. 161,088 parameters on ViT-B-32. The backbone is frozen, as in the paper; the released training freezes
+    nothing.
     """
 
     name = "mrs_adapter"

@@ -5,26 +5,23 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from bench.config.errors import UserError
 from methods.base import Method, ModelShape, Target, check_slots
-from methods.lazy import tuners
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, tuners
 
 
 class Peft(Method):
     """A tuner of the library that adapts linear layers: LORA (rsLoRA, DoRA and PiSSA are settings of it), ADALORA,
-    IA3, OFT, BOFT, VERA, LOHA, LOKR, ... All other settings are those of the tuner's config in the library. Those in
-    `examples` are held by the conformance suite; others are what the library makes of them.
+    IA3, OFT, BOFT, VERA, LOHA, LOKR, ... All other settings are those of the tuner's config in the library. The
+    conformance suite runs the ones in `examples` alone.
 
-    `targets` are layers in CLIP's terms, in every block of `towers`. Where attention is targeted, its packed
-    projection is split into q, k, v and out first (equal to 1e-7). Tuners have no closed forms here: parameters are
-    counted on a model without memory, which is exact but imports torch while a sweep is planned.
+    `targets` are layers in CLIP's terms, in every block of `towers`. Where attention is targeted, its packed projection
+    is split into q, k, v and out first (equal to 1e-7). Parameters are counted on a model without memory, not by a
+    closed form: the count is exact, but torch is imported while a sweep is planned.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -61,11 +58,11 @@ class Peft(Method):
 
     @classmethod
     def extra_depth(cls, key: str) -> int | None:
-        """The library's lists of layers are lists; a list anywhere else is an axis of the grid."""
+        """A list is one value for the library's lists of layers (`*_modules`), and an axis of the grid elsewhere."""
         return 1 if key.endswith("_modules") else 0
 
     def config(self) -> Any:
-        """The library's config; UserError for a type or a setting that it does not have."""
+        """The library's config. Raises UserError for a type or a setting that the library does not have."""
         allowed = self._fields()
         given = {**(self.model_extra or {})}
         for key in given:
@@ -74,14 +71,14 @@ class Peft(Method):
         if given.get("init_lora_weights") in NEED_DATA:
             raise UserError(f"peft {self.type}: init_lora_weights {given['init_lora_weights']} needs a step with data")
         if "total_step" in allowed:
-            given.setdefault("total_step", 2**31)  # the tuner is told at the first step
+            given.setdefault("total_step", 2**31)  # set to the number of steps at the first one
         try:
             return _tuners()[self.type](**given)
-        except Exception as error:  # whatever the library says of settings that it does not take
+        except Exception as error:  # the library raises all kinds for values that it does not allow
             raise UserError(f"peft {self.type}: {error}") from error
 
     def _fields(self) -> set[str]:
-        """The settings of the tuner's config in the library, but for those that are the harness's to give."""
+        """The settings of the tuner's config in the library, without those that the harness gives."""
         from peft import PeftConfig
 
         if self.type not in _tuners():
@@ -107,10 +104,10 @@ class Peft(Method):
         tuners.merge(model)
 
 
-# Starts of the library's that no setting here can make the backbone's, and those that look at data first.
+# Tuners whose start differs from the backbone under every setting.
 RANDOM_STARTS = ("C3A", "FOURIERFT", "UNILORA", "VBLORA")
 INVERSE_RANK = ("OFT",)  # its r is a number of blocks: the more, the fewer parameters
-NEED_DATA = ("corda", "eva", "loftq")
+NEED_DATA = ("corda", "eva", "loftq")  # values of `init_lora_weights`
 
 
 @cache
@@ -134,7 +131,7 @@ def _unknown(owner: str, what: str, word: str, allowed: list[str]) -> str:
 
 @cache
 def _count(settings: str, shape: ModelShape) -> int:
-    """What the tuner trains on a backbone of this shape; UserError if it can't go there."""
+    """How many parameters the tuner trains on a backbone of this shape. Raises UserError if it does not fit."""
     method = Peft.model_validate_json(settings)
     found = tuners.count(method.config(), shape, method.towers, method.targets)
     if not found:

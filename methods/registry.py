@@ -1,7 +1,7 @@
-"""Names to classes, looked up when asked for; unknown names get a suggestion. No torch.
+"""Methods and losses by name: built-in ones, those of installed packages, and those in plug-in files.
 
-Three places are searched: the table of built-in names, the entry points of installed packages, and plug-in files,
-which `--plugin FILE` names. Plug-ins are kept in the environment, so that workers and jobs know them as well.
+A class is imported when its name is looked up; importing this file imports no torch. Packages register by entry points,
+files by `--plugin FILE`. The plug-ins are listed in an environment variable: workers and jobs inherit it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Registry(Generic[T]):
                 name: str = cls.name  # type: ignore[attr-defined]
                 target = self._target(name)
                 if target == f"{cls.__module__}:{cls.__name__}":
-                    continue  # a module that is registered already
+                    continue  # registered already
                 if target is not None or found.get(name, cls) is not cls:
                     raise UserError(f"{module.__file__}: the {self.kind} '{name}' exists already; choose another name")
                 found[name] = cls
@@ -68,7 +68,7 @@ class Registry(Generic[T]):
         return list(dict.fromkeys([*self.built_in, *self._installed(), *self._plugged()]))
 
     def get(self, name: str) -> type[T]:
-        """The class registered under a name; UserError with the nearest name if there is none, or it is not right."""
+        """The class registered under a name. Raises UserError, with the nearest name, if there is no such class."""
         if (target := self._target(name)) is not None:
             return self._load(name, target)
         if name in (plugged := self._plugged()):
@@ -99,18 +99,21 @@ class Registry(Generic[T]):
         return found
 
 
-_MODULES: list[ModuleType] = []  # known in this process alone: those that `bench.check` was asked about
+_MODULES: list[ModuleType] = []  # known in this process alone: those that `bench.check` checks
 _HASHES: dict[str, str] = {}  # of plug-in files, as they were imported
 
 
 def add_module(module: ModuleType) -> None:
-    """Make the methods and losses of an imported module known here."""
+    """Make the methods and losses of an imported module known in this process."""
     if module not in _MODULES:
         _MODULES.append(module)
 
 
 def add_plugin(path: Path) -> None:
-    """Make the methods and losses of a file known here and in every process started from here."""
+    """Make the methods and losses of a file known in this process and in those that it starts.
+
+    Raises UserError as `load_file` does.
+    """
     if os.pathsep in str(path.absolute()):
         raise UserError(f"--plugin {path}: a path with '{os.pathsep}' can't be handed to other processes; rename it")
     load_file(path)
@@ -143,7 +146,7 @@ def _module(path: Path) -> ModuleType:
 
 
 def load_file(path: Path) -> ModuleType:
-    """Import a plug-in file, once; UserError if it is not there, does not import, or takes a built-in's name."""
+    """Import a plug-in file, once. Raises UserError if it is missing, can't be imported, or a name in it is taken."""
     if not path.is_file():
         raise UserError(f"--plugin {path}: no such file")
     module = _module(path.absolute())

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from methods.base import Method, ModelShape, sides_by_depth
-from methods.lazy import bottlenecks
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, bottlenecks
 
 
 class UniAdapter(Method):
     """`m <- m + s Up_tower(ReLU(Down m))` on the MLP's output m; block i of both towers shares Down.
 
-    The paper adapts BLIP, whose towers have one width and a third, cross-modal part that CLIP lacks. CLIP's towers
-    differ in width: both share the columns of the narrower one, and the wider has its own beside them. With the
-    paper's bottleneck of 128 and s = 0.1 that is 3,162,624 on ViT-B-32; the published table prints 0.55M, which no
-    natural reading reproduces.
+    The paper adapts BLIP, whose towers have one width, and which has a cross-modal part that CLIP lacks. Where CLIP's
+    towers differ in width, both share Down for as many inputs as the narrower one has, and the wider tower has a matrix
+    of its own for the others. With the paper's bottleneck of 128 and s = 0.1 that is 3,162,624 parameters on ViT-B-32;
+    the published table's 0.55M is not reproduced by any natural reading. The released code differs: parallel to the MLP
+    behind a trained LayerNorm, bottleneck 512.
     """
 
     name = "uniadapter"

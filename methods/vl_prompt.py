@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from methods.base import Method, ModelShape, check_context, check_depth
-from methods.lazy import prompts
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, prompts
 
 Depth = Annotated[int, Field(ge=1)] | Literal["all"]
 
@@ -18,7 +15,7 @@ Depth = Annotated[int, Field(ge=1)] | Literal["all"]
 class VLPrompt(Method):
     """VPT's tokens in the image tower and CoOp's in the text tower.
 
-    The defaults are the configuration that gives the published table's 468,992 on ViT-B-32: deep in the image tower,
+    The defaults give the published table's 468,992 parameters on ViT-B-32: tokens for every block in the image tower,
     at the input alone in the text tower.
     """
 

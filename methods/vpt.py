@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from methods.base import Method, ModelShape, check_depth
-from methods.lazy import prompts
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder, prompts
 
 
 class VPT(Method):
-    """`n_ctx` learned tokens join the first block and are replaced by new ones in each block up to `prompt_depth`.
+    """`n_ctx` learned tokens join the first block, and each later block up to `prompt_depth` replaces them by its own.
 
-    `all` is VPT-deep, 1 is VPT-shallow. The tokens follow the patches (their order is nothing to a tower without
-    masks) and are dropped after the last block. Uniform Xavier start, as in the paper.
+    `all` is VPT-deep (460,800 parameters on ViT-B-32), 1 is VPT-shallow. Here the tokens follow the patches; in the
+    paper they precede them, which makes no difference in a tower without masks. They are removed after the last block.
+    Uniform Xavier start, as in the paper.
     """
 
     name = "vpt"

@@ -1,17 +1,13 @@
-"""Zero-shot: the backbone as it is. The line every other method has to clear."""
+"""Zero-shot: the backbone as it is, the baseline of every other method."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from methods.base import Method, ModelShape
-
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from methods.lazy import DualEncoder
 
 
 class ZeroShot(Method):
-    """Trains nothing and is scored once; seeds and training settings do not apply."""
+    """Trains nothing and is scored once: seeds and training settings have no effect."""
 
     name = "zero_shot"
     paper = "Radford et al. 2021, arXiv 2103.00020"

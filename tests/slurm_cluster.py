@@ -109,7 +109,7 @@ class Cluster:
         until(lambda: self.run("sinfo", "-h", "-n", node, "-p", "debug", "-t", "idle,mix", "-o", "%N").strip(), node)
 
     def start_slurmctld(self) -> None:
-        """Start the controller, which goes on from the state it saved."""
+        """Start the controller, which continues from the state it saved."""
         self._spawn("slurmctld", "slurmctld", "-D")
         until(lambda: "is UP" in self.run("scontrol", "ping", check=False), "slurmctld")
 
@@ -302,7 +302,7 @@ PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
 
 
 def _free_ports(names: list[str]) -> dict[str, int]:
-    """A port nobody listens on for each name, below those that the kernel gives to clients."""
+    """A free port for each name, below those that the kernel gives to clients."""
     found: dict[str, int] = {}
     with ExitStack() as held:
         while len(found) < len(names):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import zipfile
-from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 import methods
 from bench.config.backbones import model_config, model_shape
 from bench.config.errors import UserError
+from bench.config.settings import BackboneSettings
 from bench.core import model as core
 from bench.core.weights import load_backbone, read_state_dict, state_sha256
 from methods import losses
@@ -98,7 +98,7 @@ def test_towers_without_slots_are_refused_by_name(model):
     method = methods.get("harma")()
     if model.startswith("coca"):
         with pytest.raises(UserError, match="CoCa"):
-            load_backbone(SimpleNamespace(model=model, weights="random", seed=0))
+            load_backbone(BackboneSettings(model=model, weights="random", seed=0))
         return
     with pytest.raises(UserError, match="tower of"):
         method.check(model_shape(model))
@@ -124,8 +124,8 @@ def tiny_models(monkeypatch):
     model_shape.cache_clear()
 
 
-def settings(weights, model="tiny-test"):
-    return SimpleNamespace(model=model, weights=str(weights), seed=0)
+def settings(weights, model="tiny-test") -> BackboneSettings:
+    return BackboneSettings(model=model, weights=str(weights), seed=0)
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "bare", "training", "remoteclip", "openai"])
@@ -277,5 +277,5 @@ def test_a_checkpoint_cannot_run_code(tiny_models, tmp_path, capsys):
 
 def test_random_weights_follow_their_seed(tiny_models):
     first, again = load_backbone(settings("random")), load_backbone(settings("random"))
-    other = load_backbone(SimpleNamespace(model="tiny-test", weights="random", seed=1))
+    other = load_backbone(BackboneSettings(model="tiny-test", weights="random", seed=1))
     assert first.sha256 == again.sha256 != other.sha256

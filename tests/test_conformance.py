@@ -262,8 +262,8 @@ def test_a_method_and_its_own_loss_in_one_file(tmp_path, capsys):
 
 
 def test_a_module_that_is_registered_already(capsys):
-    assert [cls.name for cls in cli.resolve("methods.losses")] == losses.names()
-    assert cli.main(["methods.losses", "triplet"]) == 0
+    assert cli.resolve("methods.losses.triplet") == cli.resolve("triplet") == [losses.get("triplet")]
+    assert cli.main(["methods.losses.triplet", "triplet"]) == 0
     assert " 0 failed" in capsys.readouterr().out
 
 

@@ -17,7 +17,7 @@ from bench.launch.inline import Inline
 from bench.launch.local import LocalPool
 from bench.store import record
 from bench.store.folder import RUN, RunLocked, claim, is_claimed
-from bench.store.record import Record
+from bench.store.record import Failure, Record
 from tests import records
 
 TESTS = Path(__file__).parent
@@ -54,8 +54,8 @@ def results(runs: Sequence[Path]) -> list[Record]:
     return [each for each in found if each]
 
 
-def said(result: Record, key: str) -> Any:
-    """What a fake run says of its process."""
+def about_process(result: Record, key: str) -> Any:
+    """What a fake run recorded about its process."""
     assert result.provenance is not None
     return result.provenance[key]
 
@@ -83,10 +83,10 @@ def test_one_worker_does_many_runs(folders):
     LocalPool(1, TARGET).launch(runs)
     found = results(runs)
     assert [result.status for result in found] == ["finished"] * 5
-    assert len({said(result, "pid") for result in found}) == 1
-    assert said(found[0], "environment")["OMP_NUM_THREADS"] == str(local.cpu_cores())
+    assert len({about_process(result, "pid") for result in found}) == 1
+    assert about_process(found[0], "environment")["OMP_NUM_THREADS"] == str(local.cpu_cores())
     assert [(run / "log.txt").read_text() for run in runs] == [f"this is {run.name}\n" for run in runs]
-    assert not alive(said(found[0], "pid"))
+    assert not alive(about_process(found[0], "pid"))
 
 
 def test_a_dead_worker_fails_its_run_alone(folders, capfd):
@@ -124,7 +124,21 @@ def test_each_worker_has_its_gpu(folders, monkeypatch):
     runs = folders("good-1", "good-2", "good-3")
     pool = LocalPool(None, TARGET)
     pool.launch(runs)
-    assert {said(result, "environment")["CUDA_VISIBLE_DEVICES"] for result in results(runs)} <= {"3", "5"}
+    where = [about_process(result, "environment") for result in results(runs)]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in where[:2]] == ["3", "5"]  # the pool gives them out in order
+    assert {each["PETL_BENCH_GPUS_HELD"] for each in where} == {"1.0"}
+
+
+@pytest.mark.parametrize(
+    ("job", "workers", "share"), [(None, 1, "1"), ("7", 1, "2.0"), ("7", 4, "0.5"), (None, 4, "0.5")]
+)
+def test_the_gpus_that_a_run_keeps(folders, monkeypatch, job, workers, share):
+    """All of its job's are counted, divided among the runs side by side; without a job the one that it uses."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr(local, "current_job", lambda: job)
+    runs = folders("good-1")
+    LocalPool(workers, TARGET).launch(runs)
+    assert about_process(results(runs)[0], "environment")["PETL_BENCH_GPUS_HELD"] == share
 
 
 @pytest.mark.parametrize(
@@ -193,14 +207,14 @@ def test_auto(monkeypatch, tmp_path):
 def test_a_failure_never_replaces_a_finished_result(folders):
     [run] = folders("x")
     records.finish(run)
-    task.record_failure(run, "WorkerDied", "gone", "")
+    task.record_failure(run, Failure(type="WorkerDied", message="gone"))
     assert record.is_finished(run)
 
 
 def test_an_unreadable_run_is_recorded(folders):
     [run] = folders("x")
     (run / RUN).write_text("a: [")
-    task.record_failure(run, "UserError", "cannot be read", "trace")
+    task.record_failure(run, Failure(type="UserError", message="cannot be read", traceback="trace"))
     result = record.read(run)
     assert result is not None
     assert (result.status, result.spec, result.provenance) == ("failed", {}, None)

@@ -5,9 +5,12 @@ import math
 import pytest
 import torch
 
+from bench.core.model import Features
+from methods import losses
 from methods.losses.harma import adaptive_triplet
 from methods.losses.info_nce import info_nce
 from methods.losses.triplet import hardest_triplet
+from tests.test_backbone import tiny
 
 
 @pytest.fixture
@@ -72,3 +75,18 @@ def test_identical_pairs_leave_no_violation():
     features = torch.eye(4)
     assert float(hardest_triplet(features, features, 0.2)) == 0
     assert float(adaptive_triplet(features, features, 0.2)) == 0
+
+
+def test_the_temperature_of_harma_never_crosses_zero():
+    model = tiny()
+    loss = losses.get("harma")()
+    loss.attach(model)
+    temperature = model.extras["temperature"]
+    embeddings = torch.nn.functional.normalize(torch.randn(3, 8), dim=-1)
+    for start in (-0.5, 0.0, 1e-5):
+        with torch.no_grad():
+            temperature.fill_(start)
+        value = loss(Features(embeddings, embeddings), torch.arange(3), model)
+        assert float(temperature.detach()) == pytest.approx(1e-3)
+        value.backward()  # and it can be trained away from there
+        assert torch.isfinite(temperature.grad)

@@ -71,7 +71,7 @@ def test_a_stop_saves_the_run_at_work_and_starts_no_other(root, alone, tmp_path)
 
 
 def test_a_stop_reaches_runs_side_by_side(root, tmp_path):
-    """Each worker saves the step it was at, also where loaders serve it, told to stop or by Ctrl-C."""
+    """Each worker saves the step it was at, also where loaders serve it, stopped by a request or by Ctrl-C."""
     runs = packed(root, tmp_path, workers=1, epochs=200)
     started = time.time()
 
@@ -126,7 +126,7 @@ def test_a_folder_that_is_gone_fails_alone(root, tmp_path, capfd):
 
 
 def test_threads_of_a_resumed_run_are_its_own(root, tmp_path):
-    """A run goes on with the threads that it started with; the next run has the process's."""
+    """A run continues with the threads that it started with; the next run has those of the process."""
     threads = torch.get_num_threads()
     first, second = packed(root, tmp_path)[:2]
     try:

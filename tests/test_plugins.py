@@ -106,10 +106,10 @@ def test_an_edited_plugin_is_told(plugin, capsys):
     folder = Path("results/side") / run.run_id
     folder.mkdir(parents=True)
     sha256 = registry.sources(type(run.method))[str(plugin)]
-    for made_by, told in (({str(plugin): sha256}, False), ({str(plugin): "older"}, True)):
+    for made_by, noted in (({str(plugin): sha256}, False), ({str(plugin): "older"}, True)):
         records.finish(folder, provenance={"plugins": made_by})
         assert sweep.main(arguments) == 0
-        assert ("1 finished runs were made by another version of the plug-in" in capsys.readouterr().out) == told
+        assert ("1 finished runs were made by another version of the plug-in" in capsys.readouterr().out) == noted
 
 
 def test_two_plugins_with_one_name(plugin, tmp_path, capsys):

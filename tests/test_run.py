@@ -15,19 +15,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
+import torch
 from PIL import Image
 
 import bench
 from bench.compute.build import preflight
 from bench.compute.execute import _gpus_held, execute
 from bench.config import errors, files
+from bench.config.backbones import model_config
 from bench.core import cost
 from bench.core.inputs import Inputs
+from bench.core.model import DualEncoder
 from bench.core.position import Position
 from bench.plan.spec import RunSpec
 from bench.run import main
 from bench.store import attempts, folder, record
+from tests.test_backbone import batch, tiny
 
 
 def make_run(root: Path, run_dir: Path, method: dict, loss: str = "info_nce", seed: int = 0, **train) -> Path:
@@ -210,10 +215,10 @@ def test_gpus_that_a_run_keeps(monkeypatch):
     """All of its job's, divided among runs side by side; without a job the one that it computes on."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    monkeypatch.delenv(attempts.SHARED_BY, raising=False)
+    monkeypatch.delenv(attempts.GPUS_HELD, raising=False)
     assert _gpus_held(None) == 1
     assert _gpus_held("12") == 4
-    monkeypatch.setenv(attempts.SHARED_BY, "8")
+    monkeypatch.setenv(attempts.GPUS_HELD, "0.5")
     assert _gpus_held("12") == 0.5
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert _gpus_held("12") == 0
@@ -225,6 +230,29 @@ def test_load_scores_the_same_to_the_last_digit(finished, root):
     with Image.open(root / "0.png") as image:
         assert adapted.preprocess(image).shape == (3, 64, 64)
     assert adapted.tokenizer("a red field").shape == (1, adapted.model.context_length)
+
+
+def test_scoring_leaves_torchs_settings_as_they_were(finished):
+    settings = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32, torch.get_num_threads()
+    bench.load(finished).score("test")
+    now = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32, torch.get_num_threads()
+    assert now == settings
+
+
+def test_a_peak_that_cannot_be_reset_is_missing(monkeypatch):
+    cpu = torch.device("cpu")
+    cost.reset_peak_memory(cpu)
+    assert cost.peak_memory(cpu) > 0
+
+    def refuse(*_, **__):
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", refuse)
+        cost.reset_peak_memory(cpu)
+        assert cost.peak_memory(cpu) is None
+    cost.reset_peak_memory(cpu)
+    assert cost.peak_memory(cpu) > 0
 
 
 def test_data_workers_change_nothing(root, tmp_path):
@@ -240,6 +268,7 @@ def test_zero_shot_is_scored_without_training(root, tmp_path):
     assert result.error is None
     assert result.metrics.best_epoch is None
     assert result.cost.train_seconds is None
+    assert result.cost.peak_bytes is None  # an evaluation's memory is not a training's
     assert result.cost.trainable_params == 0
     assert bench.load(run_dir).score("test") == result.metrics.test.model_dump()
 
@@ -314,13 +343,23 @@ def test_a_corrupt_checkpoint_says_what_to_do(root, tmp_path):
     assert result.error.user
 
 
-def test_flops_of_a_linear_layer_by_hand():
-    import torch
+def test_flops_of_a_pair_by_hand():
+    """ViT-B-32 on 224 pixels and 77 tokens; attention counts on this device, whatever kernel computes it."""
+    image, text = (_tower_flops(tokens, width) for tokens, width in ((50, 768), (77, 512)))
+    ends = 2 * 49 * 3 * 32 * 32 * 768 + 2 * 768 * 512 + 2 * 512 * 512
+    model = DualEncoder(open_clip.CLIP(**model_config("ViT-B-32")))
+    found = cost.flops_per_pair(model, torch.zeros(1, 3, 224, 224), torch.zeros(1, 77, dtype=torch.long))
+    assert found == image + text + ends == 14_777_163_776
 
-    from tests.test_backbone import batch, tiny
 
+def _tower_flops(tokens: int, width: int) -> int:
+    """12 blocks: four projections and the MLP's two of 4 x width (12 width^2 a token), scores and their mixing."""
+    return 12 * 2 * (12 * tokens * width * width + 2 * tokens * tokens * width)
+
+
+def test_flops_of_linear_layers_by_hand():
     model = tiny()
     one = cost.flops_per_pair(model, *batch(1))
     assert one == cost.flops_per_pair(model, *batch(3))
-    model.image_head = torch.nn.Linear(32, 10, bias=False)
-    assert cost.flops_per_pair(model, *batch(1)) - one == 2 * 32 * 10
+    model.image_head, model.text_head = (torch.nn.Linear(32, 10, bias=False) for _ in range(2))
+    assert cost.flops_per_pair(model, *batch(1)) - one == 2 * (2 * 32 * 10)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,10 +22,10 @@ from bench.core.position import Position
 from bench.launch.slurm import job as slurm_job
 from bench.launch.slurm import launcher, queue, submission
 from bench.launch.slurm.launcher import SlurmLauncher
-from bench.launch.slurm.submission import Submission
+from bench.launch.slurm.submission import NewSubmission
 from bench.store import attempts, provenance, record
-from bench.store.folder import RESULT
 from bench.store.cluster import Job, Queue
+from bench.store.folder import RESULT
 from bench.store.record import Failure
 from tests import records
 
@@ -60,8 +61,8 @@ def array(folder: Path, **settings: object) -> SlurmLauncher:
     return SlurmLauncher(folder, SlurmSettings(**settings), folder / "reports")  # type: ignore[arg-type]
 
 
-def submitting(folder: Path, alive: Queue, **settings: object) -> Submission:
-    return Submission(folder, SlurmSettings(**settings), folder / "reports", alive)  # type: ignore[arg-type]
+def submitting(folder: Path, alive: Queue, **settings: object) -> NewSubmission:
+    return NewSubmission(folder, SlurmSettings(**settings), folder / "reports", alive=alive)  # type: ignore[arg-type]
 
 
 def asked(tmp_path: Path) -> list[str]:
@@ -260,6 +261,17 @@ def test_a_snapshot_is_the_code_and_knows_its_commit(tmp_path):
 # --- what a job decides ----------------------------------------------------------------------------------------------
 
 
+def orders_for(run: Path, max_timeouts: int) -> slurm_job.Orders:
+    return slurm_job.Orders(
+        run_dirs=(str(run),),
+        parallel=1,
+        timeout_min=60,
+        signal_seconds=120,
+        max_timeouts=max_timeouts,
+        submitted=time.time() - 5,
+    )
+
+
 @pytest.fixture
 def job(tmp_path, folders, command, monkeypatch):
     """job(state, preempted) makes this process the job 5_1 with the run `a`, as far as Slurm's commands tell."""
@@ -271,7 +283,7 @@ def job(tmp_path, folders, command, monkeypatch):
     def make(state: str = "RUNNING", preempted: bool = False, max_timeouts: int = 2) -> slurm_job.Orders:
         when = "2026-11-21T16:00:00" if preempted else "None"
         command("scontrol", f"echo JobId=6 ArrayJobId=5 JobState={state} Reason=None PreemptTime={when}")
-        return slurm_job.Orders((str(run),), 1, 60, 120, max_timeouts, time.time() - 5)
+        return orders_for(run, max_timeouts=max_timeouts)
 
     return make
 
@@ -292,7 +304,7 @@ def requeues(tmp_path: Path) -> int:
     ],
 )
 def test_who_requeues(job, tmp_path, state, preempted, warned, again):
-    slurm_job._make_room(job(state, preempted), warned)
+    slurm_job._requeue_if_needed(job(state, preempted), warned)
     assert requeues(tmp_path) == again
 
 
@@ -314,10 +326,10 @@ def test_time_outs_that_get_on_go_on_so_many_times(job, tmp_path):
     [run] = map(Path, orders.run_dirs)
     for count in range(2):
         stop(run, (count, 0), (count + 1, 0))
-        slurm_job._make_room(orders, True)
+        slurm_job._requeue_if_needed(orders, True)
         assert (requeues(tmp_path), record.read(run)) == (count + 1, None)
     stop(run, (2, 0), (2, 5))
-    slurm_job._make_room(orders, True)
+    slurm_job._requeue_if_needed(orders, True)
     assert requeues(tmp_path) == 2
     assert error(run).message == (
         "timed out after 60 min at epoch 3, 3 times by now; the same command goes on from there, "
@@ -328,10 +340,10 @@ def test_time_outs_that_get_on_go_on_so_many_times(job, tmp_path):
 def test_a_failed_run_does_not_take_its_packet_along(job, tmp_path, folders):
     [other] = folders("b")
     orders = job()
-    orders = slurm_job.Orders((*orders.run_dirs, str(other)), 1, 60, 120, 2, orders.submitted)
+    orders = replace(orders, run_dirs=(*orders.run_dirs, str(other)))
     run = Path(orders.run_dirs[0])
     stop(run, (1, 4), (1, 4))
-    slurm_job._make_room(orders, True)
+    slurm_job._requeue_if_needed(orders, True)
     assert "without finishing a step" in error(run).message
     assert orders.unsettled() == [other]
     assert requeues(tmp_path) == 1

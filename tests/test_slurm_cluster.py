@@ -17,8 +17,11 @@ from pathlib import Path
 import pytest
 
 from bench import sweep
-from bench.launch import queue, slurm
-from bench.store import attempts, folder, record
+from bench.launch.slurm import launcher, queue
+from bench.store import record
+from bench.store.attempts import read_attempts
+from bench.store.folder import ADAPTER, HISTORY, PROGRESS, RUN, read_progress
+from bench.store.record import Record
 from tests import slurm_cluster
 from tests.slurm_cluster import Cluster, until
 
@@ -78,15 +81,16 @@ class User:
 
     @property
     def runs(self) -> list[Path]:
-        return sorted(path.parent for path in self.dir.glob(f"*/{folder.RUN}"))
+        return sorted(path.parent for path in self.dir.glob(f"*/{RUN}"))
 
     @property
     def tasks(self) -> dict[str, str]:
         """Run id -> the job it was last given to."""
-        return {run: task for found in queue.read_manifests(self.dir) for run, task in found.tasks.items()}
+        return {run: task for found in queue.submissions(self.dir) for run, task in found.tasks.items()}
 
-    def results(self) -> list[dict]:
-        return [record.read(run) or {} for run in self.runs]
+    def results(self) -> list[Record | None]:
+        """Each run's record so far."""
+        return [record.read(run) for run in self.runs]
 
     def wait_for_results(self, seconds: float = 200) -> None:
         until(lambda: all(self.results()), "results", seconds)
@@ -96,14 +100,14 @@ class User:
         run = self.runs[0]
 
         def under_way() -> bool:
-            now = folder.read_progress(run) or {}
+            now = read_progress(run) or {}
             return now.get("phase") == "train" and (now.get("epoch", 0) > 2 or now.get("step", 0) >= steps)
 
         until(under_way, "a run under way", 150)
         return run, self.tasks[run.name]
 
     def outcomes(self) -> list[str | None]:
-        return [attempt.outcome for attempt in attempts.read_attempts(self.runs[0])]
+        return [attempt.outcome for attempt in read_attempts(self.runs[0])]
 
 
 @pytest.fixture
@@ -117,10 +121,12 @@ def user(cluster, root, tmp_path, monkeypatch) -> Iterator[User]:
 
 def digits(run: Path) -> tuple:
     """What must not depend on interruptions."""
-    result = record.read(run) or {}
-    with (run / folder.HISTORY).open() as file:
+    result = record.read(run)
+    assert result is not None
+    assert result.cost is not None
+    with (run / HISTORY).open() as file:
         history = [{key: row[key] for key in row if key != "seconds"} for row in csv.DictReader(file)]
-    return result["metrics"], history, (run / folder.ADAPTER).read_bytes(), result["cost"]["adapter_bytes"]
+    return result.metrics, history, (run / ADAPTER).read_bytes(), result.cost.adapter_bytes
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +147,9 @@ def undisturbed(_possible, root, tmp_path_factory) -> tuple:
 def test_sixty_runs_in_arrays_of_twenty_and_nothing_twice(cluster, user, capsys):
     user.write(seeds=60, job="LIGHT_SECONDS=0.1", slurm="array_parallelism: 7")
     assert user.sweep() == 0
-    told = capsys.readouterr().out
-    assert "submitted: 60 runs" in told
-    [first] = queue.read_manifests(user.dir)
+    printed = capsys.readouterr().out
+    assert "submitted: 60 runs" in printed
+    [first] = queue.submissions(user.dir)
     assert [array["size"] for array in first.content["arrays"]] == [20, 20, 20]
     most = set()
 
@@ -153,21 +159,21 @@ def test_sixty_runs_in_arrays_of_twenty_and_nothing_twice(cluster, user, capsys)
 
     until(some_done, "ten runs", 120)
     assert user.sweep() == 0
-    told = capsys.readouterr().out
-    assert "in the queue: " in told
-    assert "submitted: " not in told
-    assert len(queue.read_manifests(user.dir)) == 1
+    printed = capsys.readouterr().out
+    assert "in the queue: " in printed
+    assert "submitted: " not in printed
+    assert len(queue.submissions(user.dir)) == 1
     cluster.wait_until_empty(240)
     assert max(most) <= 7
     results = user.results()
-    assert [result["status"] for result in results] == ["finished"] * 60
-    assert {result["provenance"]["code"] for result in results} == {first.content["snapshot"]}
+    assert [result.status for result in results] == ["finished"] * 60
+    assert {result.provenance["code"] for result in results} == {first.content["snapshot"]}
     done = [(run / "computed").read_text().split("\n") for run in user.runs]
     assert all(len(lines) == 2 for lines in done)
     assert {line.split()[1] for [line, _] in done} <= {"0", "1", "2", "3"}
-    jobs = cluster.run("sacct", "-X", "-n", "-P", "-o", "JobID", "-j", ",".join(first.jobs)).split()
+    jobs = cluster.run("sacct", "-X", "-n", "-P", "-o", "JobID", "-j", ",".join(queue.jobs_of(first))).split()
     assert len(jobs) == 61
-    nodes = cluster.run("sacct", "-X", "-n", "-P", "-o", "NodeList", "-j", ",".join(first.jobs)).split()
+    nodes = cluster.run("sacct", "-X", "-n", "-P", "-o", "NodeList", "-j", ",".join(queue.jobs_of(first))).split()
     assert set(nodes) == {"n1", "n2"}
     assert (user.folder / "reports" / "s" / "index.html").is_file()
     assert user.sweep() == 0
@@ -180,9 +186,9 @@ def test_started_twice_at_the_same_second_is_computed_once(cluster, user):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     both = [subprocess.Popen(command, cwd=user.folder, env=environment, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
-    assert len(queue.read_manifests(user.dir)) == 1
+    assert len(queue.submissions(user.dir)) == 1
     cluster.wait_until_empty(120)
-    assert [result["status"] for result in user.results()] == ["finished"] * 12
+    assert [result.status for result in user.results()] == ["finished"] * 12
     assert [(run / "computed").read_text().count("\n") for run in user.runs] == [1] * 12
 
 
@@ -190,17 +196,17 @@ def test_started_twice_at_the_same_second_is_computed_once(cluster, user):
 
 
 def test_at_a_submit_limit_the_rest_follows_later(cluster, user, capsys, monkeypatch):
-    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.5)
-    monkeypatch.setattr(slurm, "RETRY_SECONDS", 2.0)
+    monkeypatch.setattr(launcher, "POLL_SECONDS", 0.5)
+    monkeypatch.setattr(launcher, "RETRY_SECONDS", 2.0)
     user.write(seeds=9, job="LIGHT_STEPS=1")
     cluster.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=5")
     try:
         until(lambda: "5" in cluster.run("sacctmgr", "-n", "-P", "show", "assoc", "format=MaxSubmitJobs"), "the limit")
         assert user.sweep() == 0
-        told = capsys.readouterr().out
-        assert "submitted: 5 runs" in told
-        assert "no job for the report: " in told
-        assert "not submitted: 4 runs, for Slurm takes no more now" in told
+        printed = capsys.readouterr().out
+        assert "submitted: 5 runs" in printed
+        assert "no job for the report: " in printed
+        assert "not submitted: 4 runs, for Slurm takes no more now" in printed
         assert user.sweep("--follow") == 0
     finally:
         cluster.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
@@ -215,7 +221,7 @@ def test_what_fits_no_node_is_refused(user, capsys):
     user.write(job="LIGHT_STEPS=1", slurm="gres: 'gpu:9'")
     assert user.sweep() == 2
     assert "error: no node could run such a job: " in capsys.readouterr().err
-    assert not queue.read_manifests(user.dir)
+    assert not queue.submissions(user.dir)
 
 
 def test_a_new_report_job_takes_the_place_of_the_old(cluster, user):
@@ -223,7 +229,7 @@ def test_a_new_report_job_takes_the_place_of_the_old(cluster, user):
     user.sweep()
     user.write(seeds=2, job="LIGHT_STEPS=40 LIGHT_SECONDS=0.1")
     user.sweep()
-    first, second = (found.report_job for found in queue.read_manifests(user.dir))
+    first, second = (found.report_job for found in queue.submissions(user.dir))
     until(lambda: first not in [line[0] for line in cluster.queue()], "the old report job's end")
     assert second in [line[0] for line in cluster.queue()]
     cluster.wait_until_empty()
@@ -241,7 +247,7 @@ def test_requeue(cluster, user, undisturbed):
     user.wait_for_results()
     assert digits(run) == undisturbed
     assert user.outcomes() == ["stopped", "finished"]
-    assert {attempt.job for attempt in attempts.read_attempts(run)} == {job}
+    assert {attempt.job for attempt in read_attempts(run)} == {job}
 
 
 def test_requeue_of_a_packed_job(cluster, user):
@@ -252,7 +258,7 @@ def test_requeue_of_a_packed_job(cluster, user):
     assert set(user.tasks.values()) == {job}
     cluster.run("scontrol", "requeue", job)
     user.wait_for_results()
-    attempts = [attempts.read_attempts(run) for run in user.runs]
+    attempts = [read_attempts(run) for run in user.runs]
     assert sorted(len(found) for found in attempts) == [1, 1, 2, 2]
     assert {found[0].outcome for found in attempts if len(found) == 2} == {"stopped"}
     assert {found[-1].outcome for found in attempts} == {"finished"}
@@ -272,7 +278,7 @@ def test_preemption(cluster, user, undisturbed):
     user.wait_for_results()
     assert digits(run) == undisturbed
     assert user.outcomes() == ["stopped", "finished"]
-    assert {attempt.job for attempt in attempts.read_attempts(run)} == {job}
+    assert {attempt.job for attempt in read_attempts(run)} == {job}
 
 
 def test_time_outs_with_and_without_progress(cluster, user, undisturbed):
@@ -289,8 +295,8 @@ def test_time_outs_with_and_without_progress(cluster, user, undisturbed):
     assert set(before) == {"stopped"}
     assert last == "finished"
     [result] = hanging.results()
-    assert (result["status"], result["error"]["type"]) == ("failed", "TimedOut")
-    assert result["error"]["message"] == (
+    assert (result.status, result.error.type) == ("failed", "TimedOut")
+    assert result.error.message == (
         "timed out after 1 min at epoch 1 without finishing a step since it last started; raise slurm.timeout_min"
     )
     assert hanging.outcomes() == [None]
@@ -300,12 +306,10 @@ def test_kill(cluster, user, undisturbed):
     user.write()
     user.sweep()
     run, _ = user.wait_until_under_way()
-    os.kill((folder.read_progress(run) or {})["pid"], signal.SIGKILL)
+    os.kill((read_progress(run) or {})["pid"], signal.SIGKILL)
     user.wait_for_results()
     [result] = user.results()
-    assert result["error"]["message"].startswith(
-        "the process of this run was ended by SIGKILL (kill -9, or more memory"
-    )
+    assert result.error.message.startswith("the process of this run was ended by SIGKILL (kill -9, or more memory")
     cluster.wait_until_empty()
     user.sweep()
     until(lambda: record.is_finished(run), "a result", 60)
@@ -318,7 +322,7 @@ def test_memory_limit(cluster, user):
     user.sweep()
     user.wait_for_results()
     [result] = user.results()
-    assert "more memory than slurm.mem_gb" in result["error"]["message"]
+    assert "more memory than slurm.mem_gb" in result.error.message
 
 
 def test_node_down(cluster, user, undisturbed):
@@ -333,13 +337,13 @@ def test_node_down(cluster, user, undisturbed):
         cluster.restore_node(node)
     assert digits(run) == undisturbed
     assert user.outcomes() == ["killed", "finished"]
-    assert {attempt.job for attempt in attempts.read_attempts(run)} == {job}
+    assert {attempt.job for attempt in read_attempts(run)} == {job}
 
 
 def test_controller_killed_and_restarted(cluster, user):
     user.write(seeds=8, job="LIGHT_STEPS=150 LIGHT_SECONDS=0.1", slurm="array_parallelism: 6")
     user.sweep()
-    until(lambda: len(list(user.dir.glob(f"*/{folder.PROGRESS}"))) == 6, "six runs under way")
+    until(lambda: len(list(user.dir.glob(f"*/{PROGRESS}"))) == 6, "six runs under way")
     now = time.time()  # what Slurm has not written down yet is lost to it with a kill, and it saves every few seconds
     until(lambda: (cluster.folder / "state" / "job_state").stat().st_mtime > now, "a saved state")
     cluster.kill("slurmctld")
@@ -347,7 +351,7 @@ def test_controller_killed_and_restarted(cluster, user):
     until(lambda: any(user.results()), "a run that ends meanwhile")
     cluster.start_slurmctld()
     user.wait_for_results()
-    assert [result["status"] for result in user.results()] == ["finished"] * 8
+    assert [result.status for result in user.results()] == ["finished"] * 8
     assert [(run / "computed").read_text().count("\n") for run in user.runs] == [1] * 8
 
 
@@ -383,7 +387,7 @@ def test_without_accounting_and_preempted_without_a_warning(tmp_path, root, monk
         user.wait_for_results()
         assert digits(run) == undisturbed
         assert user.outcomes() == ["stopped", "finished"]
-        assert {attempt.job for attempt in attempts.read_attempts(run)} == {job}
+        assert {attempt.job for attempt in read_attempts(run)} == {job}
         cluster.wait_until_empty()
-        assert len(queue.read_manifests(user.dir)) == 1
+        assert len(queue.submissions(user.dir)) == 1
         assert (tmp_path / "reports" / "s" / "index.html").is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -23,9 +24,10 @@ from bench.launch.display import plain, render, summary
 from bench.launch.overview import Status
 from bench.launch.slurm import queue
 from bench.status import main
-from bench.store import record
+from bench.store import planned, record, standing
 from bench.store.folder import ATTEMPTS, LOCK, PROGRESS, RESULT
 from bench.store.planned import PLAN
+from methods import registry
 from tests import records
 from tests.test_queue import command, rows
 
@@ -140,7 +142,7 @@ def test_every_state(folder, held, tmp_path, monkeypatch):
     command(tmp_path, "sacct", rows(f"{tasks['ended']}|CANCELLED by 0|2099-01-01T00:00:00|"), monkeypatch)
     found = folder.look()
     eta = found["here"][1].rpartition("1:")[2]
-    assert int(eta.removesuffix(" left")) in range(10, 21)  # 100 s, said 20 s ago
+    assert int(eta.removesuffix(" left")) in range(10, 21)  # 100 s left, as of 20 s ago
     assert found == {
         "done": ("finished", "mean recall 33.2"),
         "bad": ("failed", "ValueError: the reason"),
@@ -210,7 +212,7 @@ def test_a_run_is_lost_only_if_two_looks_miss_it(folder, tmp_path, monkeypatch):
 
 
 def test_without_slurm(folder, tmp_path, monkeypatch):
-    """Local runs: nobody is asked; a killed one is lost once its process is gone, one on another host after a while."""
+    """Local runs: no scheduler is asked. A killed run is lost once its process is gone, or silent on another host."""
     asked = command(tmp_path, "squeue", "", monkeypatch)
     folder.run("new")
     folder.attempt(folder.run("elsewhere"), -900)
@@ -222,6 +224,16 @@ def test_without_slurm(folder, tmp_path, monkeypatch):
     assert found["elsewhere"][0] == "running"
     assert found["silent"] == ("lost", "its process is gone; saved at the end of epoch 3")
     assert not asked.exists()
+
+
+def test_where_claims_are_not_seen_fresh_progress_counts(folder, monkeypatch):
+    """As on systems other than Linux: a run of this host is running as long as it writes its progress."""
+    for name, updated in (("busy", -10), ("silent", -800)):
+        folder.attempt(folder.run(name), -900, host=socket.gethostname())
+        folder.progress(folder.path / name, updated=updated)
+    assert [state for state, _ in folder.look().values()] == ["lost", "lost"]
+    monkeypatch.setattr(standing, "CLAIMS_ARE_SEEN", False)
+    assert [state for state, _ in folder.look().values()] == ["running", "lost"]
 
 
 def test_json_from_anywhere(folder, tmp_path, monkeypatch):
@@ -236,12 +248,12 @@ def test_json_from_anywhere(folder, tmp_path, monkeypatch):
     environment = os.environ | {"PYTHONPATH": str(Path(status.__file__).parents[1])}
     call = [sys.executable, "-m", "bench.status", str(folder.path), "--json"]
     done = subprocess.run(call, cwd=tmp_path / "else", env=environment, capture_output=True, text=True, check=True)
-    said = json.loads(done.stdout)
-    assert said.pop("time") >= folder.now
+    printed = json.loads(done.stdout)
+    assert printed.pop("time") >= folder.now
     nothing = dict.fromkeys(("epoch", "step", "steps", "eta_seconds"))
     first = {"run_id": "done", "method": "lora", "state": "finished", "words": "mean recall 33.2", "job": None}
     second = {"run_id": "queued", "method": "lora", "state": "waiting", "words": "job 12_0 pending (Resources)"}
-    assert said == {
+    assert printed == {
         "schema": 1,
         "sweep": "demo",
         "folder": str(folder.path),
@@ -361,11 +373,37 @@ def test_retry_takes_the_asked_states_and_the_sweeps_own_settings(folder, monkey
     assert (made[0].executor, made[0].given["folder"]) == ("slurm", folder.path)
     settings = made[0].given["blocks"]["slurm"]
     assert (settings.partition, settings.setup) == ("gpu", ("module load x",))
-    assert made[0].given["reports"] == Path("elsewhere/demo")
+    assert made[0].given["reports"] == Path("elsewhere/demo").absolute()
     assert main([str(folder.path), "--retry", "failed", "--retry", "lost"]) == 0
     assert [run.name for run in made[1].launched] == ["bad", "gone"]
     assert capsys.readouterr().out.splitlines() == ["tried again: 1 runs", "tried again: 2 runs"]
     assert record.read(folder.path / "bad").status == "failed"  # nothing is cleared
+
+
+def test_retry_starts_the_sweep_as_it_was_started(tmp_path, monkeypatch, capsys):
+    """A local sweep stays local where Slurm is; overrides, workers, plug-ins and the folder of the report are kept."""
+    made = []
+    monkeypatch.setattr(overview, "make", lambda *what, **given: made.append(Recorder(*what, **given)) or made[-1])
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("from methods.bitfit import BitFit\n\n\nclass Mine(BitFit):\n    name = 'mine'\n")
+    monkeypatch.setenv(registry.PLUGINS, "")
+    run_dir = tmp_path / "demo" / "bad"
+    run_dir.mkdir(parents=True)
+    records.fail(run_dir)
+    how = planned.Start(
+        executor="local",
+        reports=str(tmp_path / "out"),
+        workers=3,
+        blocks={"slurm": {"partition": "short"}},
+        plugins=[str(plugin)],
+    )
+    planned.write(tmp_path / "demo", planned.Plan("demo", {"bad": {}}, None, how))
+    assert main([str(tmp_path / "demo"), "--retry", "failed"]) == 0
+    given = made[0].given
+    assert (made[0].executor, given["workers"], given["reports"]) == ("local", 3, tmp_path / "out")
+    assert given["blocks"]["slurm"].partition == "short"
+    assert registry.plugins() == [plugin]
 
 
 def test_cancel_ends_this_sweeps_jobs_alone(folder, tmp_path, monkeypatch, capsys):

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from bench import status, sweep
-from bench.launch import queue
-from bench.store import attempts
+from bench.launch import overview
+from bench.launch.slurm import queue
+from bench.store.attempts import read_attempts
 from tests import slurm_cluster
 from tests.slurm_cluster import Cluster, until
 
@@ -46,7 +47,7 @@ def cluster(tmp_path, monkeypatch) -> Iterator[Cluster]:
 def test_from_submission_to_cancellation(cluster, root, tmp_path, monkeypatch, capsys):
     """Waiting, running, lost after `scancel`, unknown while slurmctld is down, tried again, and cancelled."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(status, "LOOK_AGAIN_SECONDS", 1.0)
+    monkeypatch.setattr(overview, "LOOK_AGAIN_SECONDS", 1.0)
     file = tmp_path / "s.yaml"
     file.write_text(FILE.format(root=root, light=LIGHT))
     assert sweep.main([str(file), "--executor", "slurm"]) == 0
@@ -67,12 +68,12 @@ def test_from_submission_to_cancellation(cluster, root, tmp_path, monkeypatch, c
     assert [run["words"].partition(" pending")[2] for run in looked()["waiting"]] == [" (JobArrayTaskLimit)"] * 2
     [first, second] = looked()["running"]
     assert first["words"].startswith("epoch 1/1, step ")
-    assert first["job"] == next(iter(queue.read_manifests(tmp_path / "results" / "s"))).tasks[first["run_id"]]
+    assert first["job"] == next(iter(queue.submissions(tmp_path / "results" / "s"))).tasks[first["run_id"]]
 
     cluster.run("scancel", first["job"])
     until(lambda: counts() == {"running": 2, "waiting": 1, "lost": 1}, "a lost run", 60)
-    said = "its job ended: CANCELLED; saved at epoch 1, step "  # once the accounting has heard of it
-    until(lambda: looked()["lost"][0]["words"].startswith(said), "the accounting's word")
+    words = "its job ended: CANCELLED; saved at epoch 1, step "  # once the accounting has heard of it
+    until(lambda: looked()["lost"][0]["words"].startswith(words), "the accounting's word")
     assert looked()["lost"][0]["run_id"] == first["run_id"]
 
     cluster.kill("slurmctld")
@@ -87,4 +88,4 @@ def test_from_submission_to_cancellation(cluster, root, tmp_path, monkeypatch, c
     assert status.main([str(file), "--cancel"]) == 0
     until(lambda: cluster.queue("%i") == [[stranger]], "an end of all jobs but the stranger's", 60)
     assert counts() == {"lost": 4}
-    assert attempts.read_attempts(tmp_path / "results" / "s" / second["run_id"])[-1].outcome == "stopped"
+    assert read_attempts(tmp_path / "results" / "s" / second["run_id"])[-1].outcome == "stopped"

@@ -110,10 +110,10 @@ def test_runs_once(run, capsys):
 
 def test_a_failed_run_fails_alone_and_is_tried_again(run, capsys):
     assert run(FakeLauncher(fails=["vpt-s1"])) == 1
-    told = capsys.readouterr()
-    assert "the table" in told.out
-    assert "failed: vpt-s1-" in told.err
-    assert "ValueError: broke" in told.err
+    printed = capsys.readouterr()
+    assert "the table" in printed.out
+    assert "failed: vpt-s1-" in printed.err
+    assert "ValueError: broke" in printed.err
     assert run(FakeLauncher(), "--dry-run", "--executor", "local") == 0
     assert "failed, to run again" in capsys.readouterr().out
     again = FakeLauncher()
@@ -131,9 +131,9 @@ def test_mistakes_are_one_message(run, capsys):
     assert run(FakeLauncher(error=UserError("no image a.png"))) == 2
     Path("file").touch()
     assert run(FakeLauncher(), "--results", "file") == 2
-    told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith("error: --set train.epocs=1: train: unknown key 'epocs'; did you mean 'epochs'?")
-    assert told[1:] == [
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[0].startswith("error: --set train.epocs=1: train: unknown key 'epocs'; did you mean 'epochs'?")
+    assert printed[1:] == [
         "error: no image a.png",
         "error: cannot write results to file/x: Not a directory; choose another --results",
     ]

@@ -28,7 +28,10 @@ def test_schedules_by_hand():
     assert factors(4, 2, schedule="linear", warmup=0) == [1, 0.75, 0.5, 0.25]
     cosine = [(1 + math.cos(math.pi * done)) / 2 for done in (0, 0.25, 0.5, 0.75)]
     assert factors(4, 2, schedule="cosine", warmup=0) == pytest.approx(cosine)
-    assert factors(6, 2, schedule="step", warmup=0, step_epochs=1, step_gamma=0.5) == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    halves = factors(6, 2, schedule="step", warmup=0, step_epochs=1, step_gamma=0.5)
+    assert halves == [0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+    # As released with MRS-Adapter: x 0.7 in epoch 20, counted from 1, not after it.
+    assert [round(each, 3) for each in factors(41, 1, schedule="step", warmup=0)] == [1] * 19 + [0.7] * 20 + [0.49] * 2
 
 
 def test_weight_decay_falls_on_matrices_only():

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from bench import data
-from bench.compute.build import build, make_deterministic, pick_device
+from bench.compute.build import build, deterministic, pick_device
 from bench.config.errors import UserError
 from bench.core import ranks
 from bench.core.evaluate import evaluate
@@ -63,12 +63,12 @@ class Adapted:
         dataset = data.load(self.spec.dataset)
         if dataset.sha256 != self.provenance["dataset_sha256"]:
             raise UserError(f"the annotations of {dataset.name} have changed since this run was scored")
-        make_deterministic()
         inputs = Inputs(dataset, self.backbone, self.spec.train, next(self.model.parameters()).device)
         threads = torch.get_num_threads()
         torch.set_num_threads(self.provenance["threads"])
         try:
-            return ranks.metrics(*evaluate(self.model, inputs.eval_set(split)))
+            with deterministic():
+                return ranks.metrics(*evaluate(self.model, inputs.eval_set(split)))
         finally:
             torch.set_num_threads(threads)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,12 +26,24 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def make_deterministic() -> None:
-    """The same seed gives the same numbers on the same hardware. cuBLAS reads its setting before its first use."""
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Inside, the same seed gives the same numbers on the same hardware; torch's settings are put back afterwards.
+
+    cuBLAS reads its own setting before its first use: that one stays.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is to mean it
+    matmul, cudnn, memory = torch.backends.cuda.matmul, torch.backends.cudnn, torch.utils.deterministic
+    before = matmul.allow_tf32, cudnn.allow_tf32, memory.fill_uninitialized_memory  # type: ignore[attr-defined]
+    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    matmul.allow_tf32 = cudnn.allow_tf32 = False  # float32 is to mean it
+    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, memory.fill_uninitialized_memory = before  # type: ignore[attr-defined]
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from bench.compute.build import build, load, make_deterministic, pick_device
+from bench.compute.build import build, deterministic, load, pick_device
 from bench.compute.progress import Progress
-from bench.config.errors import Stopped, UserError
+from bench.config.errors import GpuLost, Stopped, UserError
 from bench.config.files import write_bytes, write_json
 from bench.core import cost, ranks
 from bench.core.evaluate import evaluate
@@ -25,7 +25,7 @@ from bench.core.state import Fit, StateFiles, saved_position
 from bench.core.train import fit
 from bench.plan.spec import RunSpec
 from bench.store import folder, provenance, record
-from bench.store.attempts import SHARED_BY, end_attempt, start_attempt
+from bench.store.attempts import GPUS_HELD, end_attempt, start_attempt
 from bench.store.record import Cost, Failure, Metrics, Record, Scores
 from methods import registry
 
@@ -43,7 +43,8 @@ def execute(
     through and leaves the checkpoint, from which the next call continues. `keep`: dataset and backbone stay in this
     process for its next run. `job`: the id of the cluster job that this process belongs to.
 
-    RunLocked if another process computes the run; Stopped once the run has saved its state because `should_stop()`.
+    RunLocked if another process computes the run; Stopped once the run has saved its state because `should_stop()`;
+    GpuLost if a CUDA error ended the run and this process can't use the GPU any more.
     """
     with folder.claim(run_dir):
         done = record.read(run_dir)
@@ -59,12 +60,16 @@ def execute(
         start_attempt(run_dir, gpus=_gpus_held(job), job=job, at=saved_position(files))
         parts: dict[str, Any]
         try:
-            parts = {"status": "finished", **_compute(spec, run_dir, files, should_stop, keep)}
+            with deterministic():
+                parts = {"status": "finished", **_compute(spec, run_dir, files, should_stop, keep)}
         except Exception as error:
             # What breaks while a scheduler ends everything around the run proves nothing: the saved state counts.
             if isinstance(error, Stopped) or should_stop():
                 _note_stop(run_dir, saved_position(files))
                 raise Stopped(run_dir.name) from error
+            if gpu_is_lost():
+                end_attempt(run_dir, "lost", reached=saved_position(files))
+                raise GpuLost(f"{run_dir.name}: {str(error).splitlines()[0] if str(error) else error!r}") from error
             parts = {"status": "failed", "error": _describe(error), "provenance": _origin(pick_device())}
         finally:
             torch.set_num_threads(threads)  # a resumed run has those that it started with
@@ -82,6 +87,20 @@ def execute(
         return result
 
 
+def gpu_is_lost() -> bool:
+    """Whether this process can't use CUDA any more, as after an illegal memory access or a failed assertion on the GPU.
+
+    Such an error poisons the CUDA context: each later call fails with it. Running out of memory does not.
+    """
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 def _note_stop(run_dir: Path, reached: Position) -> None:
     progress = folder.read_progress(run_dir) or {}
     write_json(run_dir / folder.PROGRESS, progress | {"phase": "stopped", "updated": time.time()})
@@ -89,10 +108,13 @@ def _note_stop(run_dir: Path, reached: Position) -> None:
 
 
 def _gpus_held(job: str | None) -> float:
-    """How many GPUs this run keeps from others: all that its job was given, divided among runs side by side."""
-    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    held = visible if job else min(visible, 1)
-    return held / int(os.environ.get(SHARED_BY, 1))
+    """How many GPUs this run keeps from others: its share of a pool's, else all of its job's, else the one it uses."""
+    if not torch.cuda.is_available():
+        return 0.0
+    if GPUS_HELD in os.environ:
+        return float(os.environ[GPUS_HELD])
+    visible = torch.cuda.device_count()
+    return visible if job else min(visible, 1)
 
 
 def _origin(device: torch.device) -> dict[str, Any]:
@@ -104,7 +126,6 @@ def _compute(
 ) -> dict[str, Any]:
     """Everything between the settings and the parts of the record."""
     device = pick_device()
-    make_deterministic()
     progress = Progress(run_dir, spec.train.epochs if spec.method.trains else 0)
     progress("data")
     loaded = load(spec, keep)
@@ -129,8 +150,7 @@ def _compute(
         )
         model.load_adapter(files.best_of(done.best_epoch))
     else:
-        cost.reset_peak_memory(device)
-        done = Fit(best_metrics=ranks.metrics(*evaluate(model, validation)), peak_bytes=cost.peak_memory(device))
+        done = Fit(best_metrics=ranks.metrics(*evaluate(model, validation)))  # without training, no cost of training
     model.save_adapter(run_dir / folder.ADAPTER)
     progress("test")
     test = inputs.eval_set("test")

@@ -1,4 +1,4 @@
-"""A dataset as the core wants it: batches of normalised pixels and token ids on the device."""
+"""A dataset as batches of normalised pixels and token ids on the device."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float32, Int, Shaped, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -21,13 +22,14 @@ from bench.data.captions import clean
 from bench.data.pixels import prepare
 from bench.data.transforms import PRESETS, TrainPairs, epoch_pairs, normalise
 
-SIGTERM_SECONDS = 30  # that a loader lives on when it is told to end
+SIGTERM_SECONDS = 30  # for which a loader lives on after SIGTERM
 
 
 class Inputs:
     """Reads one dataset for one backbone. Pixels come from the memory-mapped cache, which is filled on first use.
 
-    prepared: what other runs on the same dataset and backbone have read already; it is added to.
+    on_pixels(done, total) is called while the cache is filled. prepared: pixels and tokens that other runs on the same
+    dataset and backbone have read already; what is read here is added.
     """
 
     def __init__(
@@ -46,14 +48,15 @@ class Inputs:
         self.resize = "squash" if backbone.resize == "squash" else self.preset.resize
         self.on_pixels = on_pixels
         self.prepared = {} if prepared is None else prepared
+        self.mean, self.std = (torch.tensor(each, device=device) for each in (backbone.mean, backbone.std))
 
     def items(self, split: str) -> tuple[Item, ...]:
         """The items of `train`, `val` or `test`."""
         found: tuple[Item, ...] = getattr(self.dataset, split)
         return found
 
-    def pixels(self, split: str, edge: int) -> np.ndarray:
-        """uint8 [images, edge, edge, 3], memory-mapped."""
+    def pixels(self, split: str, edge: int) -> UInt8[np.ndarray, "images {edge} {edge} 3"]:
+        """The pictures of a split, memory-mapped. Raises UserError as `bench.data.pixels.prepare` does."""
         key = ("pixels", split, edge, self.resize)
         if key not in self.prepared:
             names = [item.image for item in self.items(split)]
@@ -62,18 +65,26 @@ class Inputs:
         return found
 
     def prepare_all(self, train: bool) -> None:
-        """Fill the pixel cache for every split that will be read; UserError names missing and corrupt images."""
+        """Fill the pixel cache for every split that will be read. Raises UserError that names unreadable images."""
         if train:
             self.pixels("train", self.preset.edge(self.size))
         self.pixels("val", self.size)
         self.pixels("test", self.size)
 
-    def to_tensor(self, pictures: Tensor) -> Tensor:
-        """uint8 pictures to normalised float32 (batch, 3, size, size) on the device."""
-        return normalise(pictures.to(self.device, non_blocking=True), self.backbone.mean, self.backbone.std)
+    def to_tensor(
+        self, pictures: UInt8[Tensor, "batch size size 3"] | UInt8[Tensor, "batch 3 size size"]
+    ) -> Float32[Tensor, "batch 3 size size"]:
+        """Pictures normalised by the backbone's mean and std, on the device."""
+        return normalise(self.send(pictures), self.mean, self.std)
 
-    def tokens(self, split: str) -> Tensor:
-        """Token ids (captions, context) of all captions in order, after the preset's cleaning."""
+    def send(self, tensor: Shaped[Tensor, "*any"]) -> Shaped[Tensor, "*any"]:
+        """The tensor on the device. The host does not wait for the copy to a GPU: that takes pinned memory."""
+        if self.device.type == "cuda" and not tensor.is_pinned():
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def tokens(self, split: str) -> Int[Tensor, "captions context"]:
+        """Token ids of all captions in order, cleaned as `settings.captions` says."""
         key = ("tokens", split, self.settings.captions)
         if key not in self.prepared:
             captions = [caption for item in self.items(split) for caption in item.captions]
@@ -88,20 +99,20 @@ class Inputs:
         counts = torch.tensor([len(item.captions) for item in items])
         step = self.settings.eval_batch_size
 
-        def images() -> Iterator[Tensor]:
+        def images() -> Iterator[Float32[Tensor, "batch 3 size size"]]:
             for start in range(0, len(pixels), step):
                 yield self.to_tensor(torch.from_numpy(np.array(pixels[start : start + step])))
 
-        def batches() -> Iterator[Tensor]:
+        def batches() -> Iterator[Int[Tensor, "batch context"]]:
             for chunk in texts.split(step):
-                yield chunk.to(self.device)
+                yield self.send(chunk)
 
         return EvalSet(images, batches, caption_text, torch.arange(len(items)).repeat_interleave(counts))
 
     def train_batches(self, seed: int) -> TrainBatches:
-        """The training batches of every epoch.
+        """The training batches of every epoch; the last one is dropped if it is not full.
 
-        Order and augmentation follow from (seed, epoch) alone. The last batch is dropped if it is not full.
+        Order and augmentation follow from (seed, epoch) alone. Raises UserError if not even one batch would be full.
         """
         items, settings = self.items("train"), self.settings
         pixels, tokens = self.pixels("train", self.preset.edge(self.size)), self.tokens("train")
@@ -123,7 +134,7 @@ class Inputs:
             )
             for pictures, image, caption in loader:
                 ids = tokens[first[image] + caption]
-                yield Batch(self.to_tensor(pictures), ids.to(self.device), image.to(self.device))
+                yield Batch(self.to_tensor(pictures), self.send(ids), self.send(image))
 
         return TrainBatches(batches, count // settings.batch_size)
 

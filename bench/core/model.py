@@ -1,4 +1,8 @@
-"""An open_clip model ready for any method: frozen, its blocks open to adapters and prompts, its heads replaceable."""
+"""An open_clip model ready for any method: frozen, its blocks open to adapters and prompts, its heads replaceable.
+
+Shapes in annotations, here and in `methods`: `batch` pairs or items; `tokens` positions of a sequence, patches or words
+with what is added to them; `width` of a tower; `dim` of the embeddings; `context` token ids a text; `size` pixels.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Float32, Int
 from open_clip.transformer import ResidualAttentionBlock
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,19 +28,20 @@ torch.backends.mha.set_fastpath_enabled(False)
 
 @dataclass(frozen=True)
 class Features:
-    """A batch of L2-normalised float32 embeddings (batch, dim), and the second view's where a loss asks for one."""
+    """A batch's L2-normalised embeddings, and those of the second view if there was one (`DualEncoder.forward`)."""
 
-    image: Tensor
-    text: Tensor
-    image_view: Tensor | None = None
-    text_view: Tensor | None = None
+    image: Float[Tensor, "batch dim"]
+    text: Float[Tensor, "batch dim"]
+    image_view: Float[Tensor, "batch dim"] | None = None
+    text_view: Float[Tensor, "batch dim"] | None = None
 
 
+@runtime_checkable
 class AfterStep(Protocol):
-    """What a method does after every optimizer step; its state goes into checkpoints."""
+    """What a method does after every optimizer step; its state is part of the saved state of training."""
 
     def __call__(self, step: int, total: int) -> None:
-        """Optimizer step `step` (from 1) of `total` is done; the gradients are still there."""
+        """Called when optimizer step `step` (from 1) of `total` is done, before the gradients are set to zero."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -43,11 +49,11 @@ class AfterStep(Protocol):
 
 
 class SlottedBlock(ResidualAttentionBlock):
-    """open_clip's transformer block with six optional slots; it adopts the block's own parts, their names unchanged.
+    """open_clip's transformer block with six optional slots; it takes over the block's own parts under their names.
 
-    x = enter(x);  x = x + ls_1(after_attn(attn(ln_1 x))) + beside_attn(x);
-    y = x + ls_2(after_mlp(mlp(ln_2 x))) + beside_mlp(x);  return exit(y).
-    Without slots filled it computes what the block did, to the last bit.
+    `x = enter(x)`, `x = x + ls_1(after_attn(attn(ln_1 x))) + beside_attn(x)`,
+    `y = x + ls_2(after_mlp(mlp(ln_2 x))) + beside_mlp(x)`, and the output is `exit(y)`.
+    With all slots empty the output is that of open_clip's block, bit by bit.
     """
 
     SLOTS = ("enter", "after_attn", "beside_attn", "after_mlp", "beside_mlp", "exit")
@@ -60,7 +66,7 @@ class SlottedBlock(ResidualAttentionBlock):
             self.register_module(slot, None)
 
     def fill(self, **modules: nn.Module) -> None:
-        """Put modules into slots by name; each slot takes one."""
+        """Put modules into slots by name. Raises ValueError for an unknown slot, and for one that is filled."""
         for slot, module in modules.items():
             if slot not in self.SLOTS:
                 raise ValueError(f"a block has no slot '{slot}'; it has {', '.join(self.SLOTS)}")
@@ -69,9 +75,16 @@ class SlottedBlock(ResidualAttentionBlock):
             self.add_module(slot, module)
 
     def forward(
-        self, q_x: Tensor, k_x: None = None, v_x: None = None, attn_mask: Tensor | None = None
-    ) -> Tensor:  # positional, as gradient checkpointing calls it
-        """(batch, tokens, width) to the same, unless a slot changes the number of tokens."""
+        self,
+        q_x: Float[Tensor, "batch tokens width"],
+        k_x: None = None,
+        v_x: None = None,
+        attn_mask: Float[Tensor, "attending attended"] | None = None,
+    ) -> Float[Tensor, "batch tokens_out width"]:
+        """The block's output; the number of tokens is another one only if `enter` or `exit` changes it.
+
+        open_clip's signature. Gradient checkpointing passes all four by position.
+        """
         x = q_x if self.enter is None else self.enter(q_x)
         attended = self.attention(self.ln_1(x), attn_mask=attn_mask)
         r = x + self.ls_1(attended if self.after_attn is None else self.after_attn(attended))
@@ -84,7 +97,11 @@ class SlottedBlock(ResidualAttentionBlock):
 
 
 class Blocks:
-    """The transformer blocks of one tower, whatever class open_clip wrapped it in."""
+    """The transformer blocks of one tower, whichever of open_clip's classes the model is.
+
+    `side` is "image" or "text", `width` the size of its tokens. Raises UserError for a tower whose blocks can't take
+    slots: ResNet, timm and Hugging Face towers, and open_clip's own custom blocks.
+    """
 
     def __init__(self, side: str, prefix: str, owner: nn.Module) -> None:
         transformer = getattr(owner, "transformer", None)
@@ -98,11 +115,11 @@ class Blocks:
         self.prefix = f"{prefix}transformer.resblocks"
 
     def named_blocks(self) -> list[tuple[str, nn.Module]]:
-        """Blocks with their names inside the open_clip model."""
+        """The blocks with their names in the open_clip model's state dict: `visual.transformer.resblocks.0`."""
         return [(f"{self.prefix}.{index}", block) for index, block in enumerate(self.list)]
 
     def slotted(self) -> list[SlottedBlock]:
-        """The blocks with slots to fill; swapped in on first use, which changes no output and no name."""
+        """The blocks as `SlottedBlock`s. The first call puts these in place; no output and no name changes."""
         for index, block in enumerate(self.list):
             if not isinstance(block, SlottedBlock):
                 self.list[index] = SlottedBlock(block)  # type: ignore[arg-type]
@@ -119,11 +136,12 @@ class DualEncoder(nn.Module):
         self.image_head: nn.Module = nn.Identity()
         self.text_head: nn.Module = nn.Identity()
         self.extras = nn.ParameterDict()
-        self.token_rewrites: list[Callable[[Tensor], Tensor]] = []
-        self.penalties: list[Callable[[], Tensor]] = []  # a method's own terms of the loss
+        # Applied to token ids before encoding, in order; a method that adds prompts makes room for them.
+        self.token_rewrites: list[Callable[[Int[Tensor, "batch context"]], Int[Tensor, "batch context"]]] = []
+        self.penalties: list[Callable[[], Float[Tensor, ""]]] = []  # a method's own terms of the loss
         self.after_step: list[AfterStep] = []
 
-    # --- what methods reach for ---
+    # --- what methods use ---
 
     @property
     def _text_owner(self) -> nn.Module:
@@ -131,27 +149,32 @@ class DualEncoder(nn.Module):
 
     @property
     def image_blocks(self) -> Blocks:
+        """The image tower's blocks. Raises UserError as `Blocks` does."""
         return Blocks("image", "visual.", self.clip.visual)  # type: ignore[arg-type]
 
     @property
     def text_blocks(self) -> Blocks:
+        """The text tower's blocks. Raises UserError as `Blocks` does."""
         return Blocks("text", "text." if hasattr(self.clip, "text") else "", self._text_owner)
 
     @property
     def embed_dim(self) -> int:
-        """Width of both embeddings before the heads."""
+        """`dim` of both embeddings in front of the heads."""
         return int(self.clip.visual.output_dim)  # type: ignore[union-attr,arg-type]
 
     @property
     def patch(self) -> int:
+        """Edge of the image tower's patches in pixels."""
         return int(self.clip.visual.patch_size[0])  # type: ignore[union-attr,index]
 
     @property
     def context_length(self) -> int:
+        """How many token ids a text has, padding included."""
         return int(self.clip.context_length)  # type: ignore[arg-type]
 
     @property
     def image_size(self) -> int:
+        """Edge of the images in pixels. Raises UserError if they are not square."""
         size = self.clip.visual.image_size  # type: ignore[union-attr]
         height, width = size if isinstance(size, tuple | list) else (size, size)
         if height != width:
@@ -159,12 +182,12 @@ class DualEncoder(nn.Module):
         return int(height)  # type: ignore[arg-type]
 
     @property
-    def logit_scale(self) -> Tensor:
-        """The factor on cosines (about 100 for trained CLIPs), as the backbone has it."""
+    def logit_scale(self) -> Float[Tensor, ""] | Float[Tensor, " 1"]:
+        """The factor on cosines as the backbone has it, about 100 for trained CLIPs; of shape (1,) in some configs."""
         return self.clip.logit_scale.exp()  # type: ignore[union-attr,operator]
 
     def tower_parameters(self, side: str) -> dict[str, nn.Parameter]:
-        """All weights of the tower "image" or "text" by their names in the open_clip model; no temperature."""
+        """The weights of the "image" or "text" tower by their names in the open_clip model, without temperature."""
         return {
             name: parameter
             for name, parameter in self.clip.named_parameters()
@@ -172,34 +195,47 @@ class DualEncoder(nn.Module):
         }
 
     def replace_token_embedding(self, make: Callable[[nn.Embedding], nn.Embedding]) -> None:
-        """Wrap the text tower's token embedding."""
+        """Put `make(embedding)` in place of the text tower's token embedding."""
         self._text_owner.token_embedding = make(self._text_owner.token_embedding)  # type: ignore[arg-type]
 
     def check_pools_at_end_token(self, owner: str) -> None:
-        """Raise UserError if the text tower takes its embedding from elsewhere: prompts would shift it."""
+        """Raise UserError, in the name of `owner`, if the embedding is not taken at the end token.
+
+        Prompts shift the caption. CLIP finds its end wherever it is (the highest id); other poolings use a fixed place.
+        """
         pool = getattr(self.clip, "text_pool_type", getattr(self._text_owner, "pool_type", None))
         if pool != "argmax":
             raise UserError(f"{owner}: the text tower pools by '{pool}'; prompts need one that pools at the end token")
 
     # --- encoding ---
 
-    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
-        """(batch, 3, size, size) to embeddings (batch, dim) in float32."""
+    def encode_image(
+        self, images: Float[Tensor, "batch 3 size size"], normalize: bool = False
+    ) -> Float32[Tensor, "batch dim"]:
+        """Embeddings of pictures in float32, behind the image head; L2-normalised with `normalize`."""
         features = self.image_head(self.clip.encode_image(images)).float()  # type: ignore[operator]
         return F.normalize(features, dim=-1) if normalize else features
 
-    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        """Token ids (batch, context) to embeddings (batch, dim) in float32."""
+    def encode_text(
+        self, tokens: Int[Tensor, "batch context"], normalize: bool = False
+    ) -> Float32[Tensor, "batch dim"]:
+        """Embeddings of token ids in float32, behind the text head; L2-normalised with `normalize`."""
         for rewrite in self.token_rewrites:
             tokens = rewrite(tokens)
         features = self.text_head(self.clip.encode_text(tokens)).float()  # type: ignore[operator]
         return F.normalize(features, dim=-1) if normalize else features
 
-    def forward(self, images: Tensor, tokens: Tensor, second_view: float | None = None) -> Features:
-        """Normalised embeddings of a batch; with `second_view` also those under that element-wise dropout rate.
+    def forward(
+        self,
+        images: Float[Tensor, "batch 3 size size"],
+        tokens: Int[Tensor, "batch context"],
+        second_view: float | None = None,
+    ) -> Features:
+        """Normalised embeddings of a batch of pairs; with `second_view` also those of a pass under dropout.
 
-        The view's dropout falls on what enters the first block of each tower: after ln_pre in the image tower, after
-        the position embedding in the text tower. Both passes run as one batch of twice the size.
+        `second_view` is the rate of element-wise dropout on what enters the first block of each tower: after ln_pre in
+        the image tower, after the position embedding in the text tower, as in HMMC (arXiv 2308.12509). Both passes run
+        as one batch of twice the size. 2 images and 2 captions give four tensors of shape (2, dim), else two.
         """
         if second_view is None:
             return Features(self.encode_image(images, True), self.encode_text(tokens, True))
@@ -216,24 +252,27 @@ class DualEncoder(nn.Module):
 
         with ExitStack() as stack:
             for blocks in (self.image_blocks, self.text_blocks):
-                # On the transformer, not on its first block: gradient checkpointing runs blocks again, after this.
+                # On the transformer, not on its first block: gradient checkpointing runs a block once more in the
+                # backward pass, when this hook is gone.
                 stack.callback(blocks.transformer.register_forward_pre_hook(hook).remove)
             yield
 
     # --- the trained part ---
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """What is trained, by name; a module that serves several blocks counts once."""
+        """The parameters that are trained, by name; those of a module that serves several blocks once."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def trainable_params(self) -> int:
+        """How many numbers are trained, the loss's own included."""
         return sum(p.numel() for p in self.trainable().values())
 
     def total_params(self) -> int:
+        """How many numbers the model has, frozen and trained ones."""
         return sum(p.numel() for p in self.parameters())
 
     def save_adapter(self, path: Path) -> None:
-        """Write the trained part alone as safetensors, atomically."""
+        """Write the trained part alone as safetensors, atomically. Raises UserError if the disk is full."""
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.trainable().items()}
         part = path.with_name(f".{path.name}.part")
         with disk_errors(part):
@@ -241,7 +280,7 @@ class DualEncoder(nn.Module):
             part.replace(path)
 
     def load_adapter(self, path: Path) -> None:
-        """Read what `save_adapter` wrote into the attached parts; UserError if names or shapes differ."""
+        """Copy what `save_adapter` wrote into the attached parts. Raises UserError if names or shapes differ."""
         tensors, own = load_file(path), self.trainable()
         if tensors.keys() != own.keys() or any(tensors[name].shape != own[name].shape for name in own):
             raise UserError(f"{path}: holds another method's or another backbone's trained part")

@@ -1,4 +1,4 @@
-"""How far a run has come. No torch."""
+"""How far a run has come. This file imports no torch."""
 
 from __future__ import annotations
 

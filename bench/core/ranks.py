@@ -1,9 +1,10 @@
 """From ranks to recall, with ties counted fairly, and the file that holds the ranks. numpy only, no torch.
 
-Tie policy. A query whose correct item scores the same as g' wrong ones has no single rank. We take the *expected*
-recall under a random order of tied items: a collapsed model, which gives every pair the same score, gets exactly
-chance, where a strict `>` count gives it 100. Optimistic and pessimistic recalls (ties won, ties lost) are the bounds.
-Image-to-text takes the best rank among an image's captions, text-to-image the rank of the caption's one image.
+Ties. A query whose correct item has the same score as some wrong ones has no single rank. Recall is its *expectation*
+under a random order of tied items: a collapsed model, which gives every pair the same score, gets exactly chance, where
+counting strictly higher scores gives it 100. Optimistic and pessimistic recall (every tie won, every tie lost) are the
+bounds. Image-to-text takes the best rank among an image's captions, text-to-image that of the caption's one image.
+Without ties it is the usual R@K.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float64, Int64
 
 from bench.config.errors import UserError
 
@@ -23,23 +24,29 @@ KS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Ranks:
-    """Each query's standing. All arrays are (queries,), int64.
+    """How many items are before and beside the best correct item of each query.
 
-    above: wrong items scored strictly higher than the query's best correct one.
-    tied: wrong items scored exactly like it. own: correct items scored exactly like it (at least 1).
+    above: wrong items with a strictly higher score. tied: wrong items with exactly its score.
+    own: correct items with exactly its score, itself included (at least 1).
     """
 
-    above: NDArray[np.int64]
-    tied: NDArray[np.int64]
-    own: NDArray[np.int64]
+    above: Int64[np.ndarray, " queries"]
+    tied: Int64[np.ndarray, " queries"]
+    own: Int64[np.ndarray, " queries"]
 
     @property
-    def expected(self) -> NDArray[np.float64]:
-        """Expected rank (from 1) of the first correct item under a random order of tied items."""
+    def expected(self) -> Float64[np.ndarray, " queries"]:
+        """Expected rank (from 1) of the first correct item under a random order of tied items.
+
+        Above 1, tied 2, own 1: rank 2, 3 or 4 with equal chance, so 3.
+        """
         return self.above + (self.own + self.tied + 1) / (self.own + 1)
 
-    def hits(self, k: int) -> NDArray[np.float64]:
-        """Probability that a correct item is among the first k under a random order of tied items."""
+    def hits(self, k: int) -> Float64[np.ndarray, " queries"]:
+        """Probability that a correct item is among the first k under a random order of tied items.
+
+        Above 1, tied 2, own 1: 0 for k = 1, then 1/3, 2/3 and 1.
+        """
         room = np.clip(k - self.above, 0, None)
         # All `room` places left go to wrong items with probability C(tied, room) / C(tied + own, room).
         miss = np.ones(len(self.above))
@@ -51,7 +58,7 @@ class Ranks:
         return 1.0 - miss
 
     def recall(self, k: int) -> float:
-        """R@k in percent, expected over ties."""
+        """R@k in percent, the expectation over ties."""
         return float(100 * self.hits(k).mean())
 
     def bounds(self, k: int) -> tuple[float, float]:
@@ -60,7 +67,7 @@ class Ranks:
 
 
 def metrics(i2t: Ranks, t2i: Ranks) -> dict[str, float | int]:
-    """The six recalls and their mean in percent, its bounds under ties, tie counts and sizes."""
+    """The six recalls and their mean in percent, the bounds of the mean, how many queries have ties, and sizes."""
     recalls = {f"{side}_r{k}": ranks.recall(k) for side, ranks in (("i2t", i2t), ("t2i", t2i)) for k in KS}
     bounds = np.array([ranks.bounds(k) for ranks in (i2t, t2i) for k in KS])
     return {
@@ -88,7 +95,7 @@ def to_npz(i2t: Ranks, t2i: Ranks) -> bytes:
 
 
 def from_npz(path: Path) -> tuple[Ranks, Ranks]:
-    """Image-to-text and text-to-image ranks from a file that holds `to_npz`'s bytes; UserError if it does not."""
+    """Image-to-text and text-to-image ranks from a file of `to_npz`'s bytes. Raises UserError for any other file."""
     try:
         with np.load(path, allow_pickle=False) as held:
             i2t, t2i = (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from bench.config.errors import UserError
@@ -17,6 +18,7 @@ from bench.core import cost
 from bench.core.model import DualEncoder
 from bench.core.position import Position
 
+RandomState = list[UInt8[Tensor, " _"]]  # of torch's CPU generator, then of the GPU's where there is one
 UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError)
 
 
@@ -41,7 +43,10 @@ class StateFiles:
 
 @dataclass
 class Fit:
-    """What training leaves behind; history has one row an epoch; seconds, pairs and peak are those of training."""
+    """What training has found: the best epoch with its validation metrics, and one row of `history` an epoch.
+
+    `seconds`, `pairs` (of an image and a caption) and `peak_bytes` are those of training, without validation.
+    """
 
     best_epoch: int | None = None
     best_metrics: dict[str, Any] = field(default_factory=dict)
@@ -57,13 +62,13 @@ class Fit:
 
 @dataclass
 class Part:
-    """How much of an epoch is done; `random` is the random state (CPU, then CUDA) that its next batch starts from."""
+    """The part of an epoch that is done: its batches, the sum of their losses, and the random state afterwards."""
 
-    loss_sum: Tensor
+    loss_sum: Float[Tensor, ""]
     batches: int = 0
     pairs: int = 0
     seconds: float = 0.0
-    random: list[Tensor] | None = None
+    random: RandomState | None = None
 
 
 @dataclass(frozen=True)
@@ -75,12 +80,12 @@ class Resumed:
     part: Part | None
 
 
-def random_state(device: torch.device) -> list[Tensor]:
-    """The states of the generators that training draws from: the CPU's, then the GPU's where there is one."""
+def random_state(device: torch.device) -> RandomState:
+    """The states of the generators that training draws from."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
-def set_random_state(states: list[Tensor], device: torch.device) -> None:
+def set_random_state(states: RandomState, device: torch.device) -> None:
     """Put the generators back into the states that `random_state` gave."""
     torch.set_rng_state(states[0])
     if device.type == "cuda" and len(states) > 1:
@@ -96,9 +101,9 @@ def save(
     optimizer: torch.optim.Optimizer,
     part: Part | None = None,
 ) -> None:
-    """Write the state after an epoch, or in `part` of the next, atomically; then drop adapters no longer the best.
+    """Write the state after `epoch` finished epochs (and `part` of the next) atomically; delete the older adapters.
 
-    UserError if the disk is full.
+    Raises UserError if the disk is full.
     """
     state = {
         "epoch": epoch,
@@ -117,7 +122,7 @@ def save(
 
 
 def saved_position(files: StateFiles) -> Position:
-    """How far the saved state has come; the very start without a state that can be read."""
+    """How far the saved state has come; the start of the run if there is no state or it can't be read."""
     try:
         state = torch.load(files.state, map_location="cpu", weights_only=True, mmap=True)
         return Position(int(state["epoch"]), int(state["part"]["batches"]) if state["part"] else 0)
@@ -126,9 +131,9 @@ def saved_position(files: StateFiles) -> Position:
 
 
 def resume(files: StateFiles, model: DualEncoder, optimizer: torch.optim.Optimizer) -> Resumed:
-    """Load the saved state, if there is one, into the model and the optimizer; also the number of threads.
+    """Load the saved state, if there is one, into the model, the optimizer and torch's number of threads.
 
-    UserError if the state can't be read.
+    Raises UserError if the state can't be read.
     """
     if not files.state.is_file():
         return Resumed(Fit(), 1, None)

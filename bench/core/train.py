@@ -7,9 +7,10 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bench.config.errors import Stopped
@@ -25,37 +26,47 @@ LOGIT_SCALE_MAX = math.log(100)  # CLIP's own clamp on the trained temperature
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch on the device: images (batch, 3, size, size) float, tokens (batch, context), image_ids (batch,)."""
+    """One batch on the device: normalised pictures, their captions' token ids, and which image each picture is."""
 
-    images: Tensor
-    tokens: Tensor
-    image_ids: Tensor
+    images: Float[Tensor, "batch 3 size size"]
+    tokens: Int[Tensor, "batch context"]
+    image_ids: Int[Tensor, " batch"]
 
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """The batches of every epoch. `open(epoch, skip)` yields an epoch's batches, from 1, without the first `skip`."""
+    """The batches of every epoch. `open(epoch, skip)` yields those of an epoch (from 1) without the first `skip`."""
 
     open: Callable[[int, int], Generator[Batch, None, None]]
     per_epoch: int
 
 
+@runtime_checkable
 class Objective(Protocol):
-    """What training minimises: a loss of a batch's embeddings, and the second view that it wants (see `Features`)."""
+    """What training minimises: a loss of a batch's embeddings, and the dropout rate of the second view it needs.
+
+    See `DualEncoder.forward` for the second view; None: the loss needs none.
+    """
 
     @property
     def second_view(self) -> float | None: ...
 
-    def __call__(self, features: Features, image_ids: Tensor, model: DualEncoder) -> Tensor: ...
+    def __call__(
+        self, features: Features, image_ids: Int[Tensor, " batch"], model: DualEncoder
+    ) -> Float[Tensor, ""]: ...
 
 
 def seed_for(*parts: object) -> int:
-    """A seed of its own for each purpose (attach, an epoch's order, an epoch's dropout), from the run's seed."""
+    """A seed in [0, 2^32) that depends on all parts: on the run's seed, and on what it is for ("epoch", 3)."""
     return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:4])
 
 
 def lr_factor(step: int, *, total: int, steps_per_epoch: int, settings: TrainSettings) -> float:
-    """The learning rate of optimizer step `step` (from 0) as a fraction of `lr`: linear warm-up, then the schedule."""
+    """The learning rate of optimizer step `step` (from 0) of `total`, as a fraction of `train.lr`.
+
+    A linear warm-up over the first `warmup * total` steps, then the schedule over the others. 4 steps, `linear` and no
+    warm-up: 1, 0.75, 0.5, 0.25.
+    """
     warmup = round(settings.warmup * total)
     if step < warmup:
         return (step + 1) / warmup
@@ -65,12 +76,12 @@ def lr_factor(step: int, *, total: int, steps_per_epoch: int, settings: TrainSet
     if settings.schedule == "linear":
         return 1 - done
     if settings.schedule == "step":
-        return settings.step_gamma ** (step // steps_per_epoch // settings.step_epochs)
+        return settings.step_gamma ** ((step // steps_per_epoch + 1) // settings.step_epochs)
     return 1.0
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW or Adam; weight decay on matrices only, not on biases, norms, gates and temperatures."""
+    """AdamW or Adam. Weight decay falls on matrices and kernels (2 dimensions or more), not on biases, norms, gates."""
     parameters = list(parameters)
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
@@ -103,13 +114,14 @@ def fit(
 ) -> Fit:
     """Train what has `requires_grad`, and keep the adapter of the epoch with the best validation mean recall.
 
-    After every epoch the whole state is saved to `files`, and also when `should_stop()`, asked after every optimizer
-    step, says so. Called again with the same files, training continues from what was saved and ends with the same
-    numbers: everything random in an epoch follows from (seed, epoch) and, within it, from the random state that was
-    saved. Ties between epochs go to the earlier one. `on_progress(phase, **facts)` hears of every step,
-    `on_history(rows)` gets one row for each finished epoch.
+    The whole state is saved to `files` after every epoch, and after the first optimizer step at which `should_stop()`
+    is true. Called again with the same files, training continues from the saved state and ends with the same numbers:
+    everything random in an epoch follows from (seed, epoch), and from the random state that was saved within it. Of
+    epochs with the same recall the earliest is kept. `on_progress(phase, **facts)` is called after every step,
+    `on_history(rows)` after every epoch with one row for each finished epoch.
 
-    Raises Stopped when asked to stop, FloatingPointError when the loss is not finite.
+    Raises Stopped after saving for `should_stop`, FloatingPointError if the loss of an epoch is not finite, and
+    UserError if the saved state can't be read or the disk is full.
     """
     trainable = model.trainable()
     optimizer = make_optimizer(trainable.values(), settings)
@@ -118,7 +130,7 @@ def fit(
     total = steps_per_epoch * settings.epochs
     found = state.resume(files, model, optimizer)
     done, resumed = found.fit, found.part
-    on_history(done.history)  # a kill may have come between the state and this
+    on_history(done.history)  # the process may have been killed after the state was saved, before this
 
     for epoch in range(found.epoch, settings.epochs + 1):
         part, resumed = resumed or Part(torch.zeros(())), None
@@ -160,7 +172,7 @@ def fit(
                 part = Part(loss_sum, index + 1, part.pairs, seconds, state.random_state(device))
                 done.note_peak(device)
                 state.save(files, epoch=epoch - 1, fit=done, model=model, optimizer=optimizer, part=part)
-                feed.close()  # ends the data loaders now, not when the last has forgotten the exception
+                feed.close()  # ends the data loaders now, not when the exception is garbage
                 raise Stopped
         train_loss = float(loss_sum) / batches.per_epoch
         if not math.isfinite(train_loss):
@@ -194,7 +206,7 @@ def fit(
 
 
 def _train_mode(model: DualEncoder) -> None:
-    """Training mode, but for batch norms: their statistics belong to the backbone and would drift."""
+    """Training mode for all but batch norms: their statistics belong to the frozen backbone and would drift."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -1,6 +1,6 @@
 """Backbones with their weights: from open_clip, from a checkpoint file, or drawn at random.
 
-Checkpoint files come from others and are not trusted: only tensors are ever built from them.
+Checkpoint files come from others and are not trusted: nothing but tensors is ever built from them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import open_clip
 import torch
+from jaxtyping import Int, Shaped
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -36,13 +37,14 @@ STORAGE_DTYPES = {
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded backbone with what its inputs need. mean and std are per channel, for pixels in [0, 1].
+    """A loaded backbone with what its inputs need.
 
-    resize is how it wants images brought to size: "crop" (shorter side, then the centre) or "squash".
+    mean and std are per channel, for pixels in [0, 1]. resize is how pictures are resized for it: "crop" (the shorter
+    side, then the centre) or "squash". sha256 is that of `state_sha256`.
     """
 
     model: DualEncoder
-    tokenizer: Callable[[list[str]], Tensor]
+    tokenizer: Callable[[list[str]], Int[Tensor, "texts context"]]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resize: str
@@ -52,8 +54,8 @@ class Backbone:
 def load_backbone(settings: BackboneSettings) -> Backbone:
     """Build an open_clip model and load its weights; frozen, on the CPU, in float32 and eval mode.
 
-    Raises UserError for weights that can't be had or read, that don't fit the model, or that were trained with the
-    other GELU than the model has.
+    Raises UserError for weights that can't be found, downloaded or read, that don't fit the model, or that were trained
+    with another GELU than the model has.
     """
     config = backbones.model_config(settings.model)
     if "multimodal_cfg" in config:
@@ -93,7 +95,7 @@ def _create(model: str, tag: str | None = None) -> nn.Module:
         what = f"weights '{tag}' of '{model}'" if tag else f"the model '{model}'"
         reason = str(error).removeprefix(f"Failed to download weights for tag '{tag}': ").splitlines()[0].rstrip(".")
         raise UserError(
-            f"backbone: {what} can't be had here ({reason}). On a machine without internet: "
+            f"backbone: {what} can't be loaded here ({reason}). On a machine without internet: "
             "download the checkpoint elsewhere and give its path as backbone.weights"
         ) from error
     finally:
@@ -153,7 +155,7 @@ def _load_file(clip: nn.Module, model: str, path: Path) -> None:
 
 
 def state_sha256(module: nn.Module) -> str:
-    """sha256 over names and bytes of a module's tensors: the same for the same weights, whatever file held them."""
+    """sha256 over names and bytes of a module's tensors: the same weights give the same hash, from any file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
@@ -164,8 +166,8 @@ def state_sha256(module: nn.Module) -> str:
 # --- checkpoint files -------------------------------------------------------------------------------------------------
 
 
-def read_state_dict(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """A CLIP checkpoint's tensors in float32 under open_clip's names, and whether it is OpenAI's (and so QuickGELU).
+def read_state_dict(path: Path) -> tuple[dict[str, Shaped[Tensor, " ..."]], bool]:
+    """A CLIP checkpoint's tensors by name, float ones in float32, and whether it is OpenAI's (so with QuickGELU).
 
     Reads safetensors; `torch.save`d state dicts, bare (RemoteCLIP, GeoRSCLIP) or under `state_dict` (open_clip's
     training checkpoints, with or without `module.`); and OpenAI's TorchScript archives, without running their code.
@@ -252,7 +254,7 @@ class _TensorsOnly(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, prefix: str) -> None:
         super().__init__(archive.open(f"{prefix}/data.pkl"))
         self.archive, self.prefix = archive, prefix
-        self.storages: dict[str, Tensor] = {}
+        self.storages: dict[str, Shaped[Tensor, " ..."]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
@@ -275,11 +277,11 @@ class _TensorsOnly(pickle.Unpickler):
         return self.storages[name]
 
 
-def _torchscript_tensors(path: Path) -> dict[str, Tensor]:
+def _torchscript_tensors(path: Path) -> dict[str, Shaped[Tensor, " ..."]]:
     with zipfile.ZipFile(path) as archive:
         prefix = archive.namelist()[0].split("/")[0]
         root = _TensorsOnly(archive, prefix).load()
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Shaped[Tensor, " ..."]] = {}
 
     def walk(node: Any, name: str) -> None:
         if isinstance(node, Tensor):

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL
+from jaxtyping import UInt8
 from PIL import Image
 
 from bench.config.errors import UserError
@@ -53,15 +54,17 @@ def prepare(
     progress: Callable[[int, int], None] | None = None,
     *,
     split: str | None = None,
-) -> np.ndarray:
-    """Pixels of the named images as a read-only memory map, uint8 [n, size, size, 3], rows in the order of `names`.
+) -> UInt8[np.ndarray, "{len(names)} {size} {size} 3"]:
+    """Pixels of the named images (images, height, width, RGB) as a read-only memory map, in the order of `names`.
 
     resize: "crop" is open_clip's evaluation geometry, "squash" ignores the aspect ratio (see `resized`). split: whose
     images they are; it says in which folders they are looked for (see `locate`).
-    The cache file lies under cache_dir()/pixels. Its key covers every image file's bytes, the order, size, resize and
-    Pillow's version; a file's hash is remembered by path, size and mtime, so unchanged files are not read again.
-    Several processes may prepare at once: files appear only when complete. progress(done, total) counts images.
-    UserError if images are missing or unreadable (the first few by name), or if the cache can't be written.
+    progress(done, total) counts images while they are decoded.
+    The cache file is in cache_dir()/pixels. Its key covers the bytes of every image file, their order, size, resize and
+    Pillow's version. The hash of a file is remembered by path, size and mtime: unchanged files are not read again.
+    Several processes may prepare at once: a cache file appears only when it is complete.
+
+    Raises UserError if images are missing or unreadable (the first few by name), or if the cache can't be written.
     """
     paths = _located(root, names, split)
     folder = cache_dir() / "pixels"
@@ -132,10 +135,12 @@ def fault(error: Exception) -> str:
 
 
 def resized(image: Image.Image, size: int, resize: str) -> Image.Image:
-    """The RGB image as size x size, bicubic.
+    """The RGB image as size x size pixels, bicubic.
 
-    "crop": torchvision's Resize(size) of the shorter side then CenterCrop(size), to the last bit, as open_clip's
-    evaluation transform has it. "squash": both sides to `size` (HarMA's test protocol).
+    "crop": the shorter side to `size`, then the centre: bit by bit torchvision's Resize and CenterCrop, which are
+    open_clip's evaluation transform. "squash": both sides to `size`, as in HarMA's released test transform.
+
+    Raises ValueError for any other `resize`.
     """
     if resize == "squash":
         return image.resize((size, size), Image.Resampling.BICUBIC)
@@ -152,8 +157,8 @@ def resized(image: Image.Image, size: int, resize: str) -> Image.Image:
 
 @contextmanager
 def strict() -> Iterator[None]:
-    """Inside, Pillow's warning about decompression bombs is an error and its other warnings are silent."""
-    # Set once around a thread pool: the filters belong to the process.
+    """A context in which Pillow's warning about decompression bombs is an error and its other warnings are off."""
+    # Entered once around a thread pool, not in its threads: the filters belong to the process.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -161,7 +166,7 @@ def strict() -> Iterator[None]:
 
 
 def pool() -> ThreadPoolExecutor:
-    """Threads to decode with; Pillow lets go of the interpreter while it decodes and resizes."""
+    """Threads to decode with: Pillow releases the interpreter's lock while it decodes and resizes."""
     return ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
 

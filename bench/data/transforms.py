@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import torch
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -16,10 +17,10 @@ from bench.data.annotations import Item
 
 @dataclass(frozen=True)
 class Preset:
-    """How pictures are resized for evaluation and stored for training, and what training does to them.
+    """How pictures are resized for evaluation, how they are stored for training, and what training does to them.
 
-    resize: "crop" or "squash" of `pixels.prepare`, for evaluation and for the stored training pixels alike.
-    margin: the stored training edge over the model's image size. scale: RandomResizedCrop's area range.
+    resize: "crop" or "squash" of `pixels.prepare`, for evaluation and for the stored training pixels.
+    margin: edge of the stored training pictures over the model's image size. scale: RandomResizedCrop's range of areas.
     """
 
     resize: str
@@ -28,7 +29,7 @@ class Preset:
     flip_and_randaugment: bool = False
 
     def edge(self, size: int) -> int:
-        """Edge in pixels at which to store training pictures for a model that sees `size`: 256 for 224."""
+        """Edge in pixels of the stored training pictures for a model whose images have `size`: 256 for 224."""
         return round(size * self.margin)
 
 
@@ -39,16 +40,18 @@ PRESETS = {
 }
 
 
-def train_transform(augment: str, size: int) -> Callable[[Tensor], Tensor]:
-    """The preset's random transform, uint8 [3, H, W] -> uint8 [3, size, size]; it draws from torch's CPU generator.
+def train_transform(
+    augment: str, size: int
+) -> Callable[[UInt8[Tensor, "3 height width"]], UInt8[Tensor, "3 {size} {size}"]]:
+    """The preset's random transform of one picture; it draws from torch's CPU generator. Raises KeyError for no preset.
 
     none: the picture as it is. clip: RandomResizedCrop(0.9-1, bicubic), as open_clip trains. harma:
     RandomResizedCrop(0.5-1, bicubic), horizontal flip, RandAugment(2, 7). All crops are taken from the stored picture
     (`Preset.edge`), not from the original file.
 
-    harma differs from the released code in RandAugment, which is torchvision's here: magnitude 7 of 30 against 7 of
-    10 there; both operations always applied, there each with probability 1/2; also Color, Contrast, Posterize and
-    Solarize beside the released Identity, AutoContrast, Equalize, Brightness, Sharpness, Shear, Translate, Rotate.
+    harma differs from the released code in RandAugment, which is torchvision's here. Released: magnitude 7 of 10, each
+    of the two operations with probability 1/2, out of Identity, AutoContrast, Equalize, Brightness, Sharpness, Shear,
+    Translate and Rotate. Here: magnitude 7 of 30, both always, and also Color, Contrast, Posterize and Solarize.
     """
     preset = PRESETS[augment]
     if preset.scale is None:
@@ -60,22 +63,28 @@ def train_transform(augment: str, size: int) -> Callable[[Tensor], Tensor]:
     return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.RandAugment(2, 7)])
 
 
-def normalise(pictures: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 [b, h, w, 3] or [b, 3, h, w] -> float32 [b, 3, h, w], contiguous, on the same device.
+def normalise(
+    pictures: UInt8[Tensor, "batch height width 3"] | UInt8[Tensor, "batch 3 height width"],
+    mean: Sequence[float] | Float32[Tensor, " 3"],
+    std: Sequence[float] | Float32[Tensor, " 3"],
+) -> Float32[Tensor, "batch 3 height width"]:
+    """`(pictures / 255 - mean) / std` by channel, contiguous, on the same device.
 
-    On the CPU equal to the last bit to torchvision's ToTensor and Normalize.
+    Give mean and std as tensors for a GPU's pictures: numbers would be copied there each time, with a wait. On the CPU
+    bit by bit what torchvision's ToTensor and Normalize give.
     """
     if pictures.shape[1] != 3:
         pictures = pictures.permute(0, 3, 1, 2)
     scaled = pictures.contiguous().to(torch.float32).div_(255)
-    shape = (1, 3, 1, 1)
-    return scaled.sub_(scaled.new_tensor(mean).view(shape)).div_(scaled.new_tensor(std).view(shape))
+    shift, scale = (torch.as_tensor(each, dtype=scaled.dtype, device=scaled.device) for each in (mean, std))
+    return scaled.sub_(shift.view(1, 3, 1, 1)).div_(scale.view(1, 3, 1, 1))
 
 
-def epoch_pairs(items: Sequence[Item], captions_per_epoch: str, seed: int, epoch: int) -> np.ndarray:
-    """An epoch's (image index, caption index within the image), int64 [pairs, 2], in an order from seed and epoch.
+def epoch_pairs(items: Sequence[Item], captions_per_epoch: str, seed: int, epoch: int) -> Int64[np.ndarray, "pairs 2"]:
+    """An epoch's pairs (image, caption within the image) by index, in an order that follows from seed and epoch.
 
     captions_per_epoch: "all" gives every pair once; "one" gives every image once, with a caption drawn at random.
+    2 images with 2 captions each: "all" gives (0, 0), (0, 1), (1, 0), (1, 1) in some order.
     """
     rng = np.random.default_rng([seed, epoch])
     counts = np.array([len(item.captions) for item in items])
@@ -88,14 +97,21 @@ def epoch_pairs(items: Sequence[Item], captions_per_epoch: str, seed: int, epoch
 
 
 class TrainPairs(torch.utils.data.Dataset):
-    """An epoch's pairs as (augmented picture uint8 [3, size, size], image index, caption index), by position.
+    """An epoch's pairs by position: augmented picture, image index, caption index.
 
-    pixels: uint8 [images, edge, edge, 3] from `pixels.prepare`; pairs: from `epoch_pairs`. The augmentation of a
-    position depends on (seed, epoch, position) alone, so it is the same for any number of workers, and torch's own
-    random state is left as it was.
+    pixels: from `pixels.prepare`. pairs: from `epoch_pairs`. The augmentation of a position depends on (seed, epoch,
+    position) alone: it is the same for any number of workers. torch's own random state does not change.
     """
 
-    def __init__(self, pixels: np.ndarray, pairs: np.ndarray, augment: str, size: int, seed: int, epoch: int) -> None:
+    def __init__(
+        self,
+        pixels: UInt8[np.ndarray, "images edge edge 3"],
+        pairs: Int64[np.ndarray, "pairs 2"],
+        augment: str,
+        size: int,
+        seed: int,
+        epoch: int,
+    ) -> None:
         self.pixels, self.pairs = pixels, pairs
         self.seed, self.epoch = seed, epoch
         self.transform = train_transform(augment, size)
@@ -103,7 +119,7 @@ class TrainPairs(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
+    def __getitem__(self, position: int) -> tuple[UInt8[Tensor, "3 size size"], int, int]:
         image, caption = (int(index) for index in self.pairs[position])
         picture = torch.from_numpy(np.array(self.pixels[image])).permute(2, 0, 1)  # a copy: the map is read-only
         state = np.random.SeedSequence([self.seed, self.epoch, position]).generate_state(1, np.uint64)

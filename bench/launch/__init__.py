@@ -11,6 +11,11 @@ from bench.launch.schedulers import Launcher, current_job, executors, scheduler,
 __all__ = ["Launcher", "current_job", "executors", "make", "scheduler", "scheduler_for"]
 
 
+def resolved(executor: str) -> str:
+    """The executor that `auto` means on this machine; any other is itself."""
+    return scheduler_for(executor) or ("inline" if executor == "inline" else "local")
+
+
 def make(
     executor: str,
     *,
@@ -20,10 +25,11 @@ def make(
     workers: int | None = None,
     follow: bool = False,
 ) -> Launcher:
-    """The launcher of that name for the sweep in `folder`. `blocks`: the sweep's settings for each scheduler.
+    """The launcher that `executor` names, for the sweep in `folder`.
 
-    A scheduler's launcher writes the report into `reports` with its last job, and stays until the runs are done only
-    with `follow`. `workers`: how many local workers; by default one a GPU, else one a core.
+    blocks: the sweep's settings for each scheduler; a scheduler without a block uses its defaults. reports: where a
+    scheduler's last job writes the report. follow: whether a scheduler's launcher waits for the runs. workers: how many
+    local workers; by default one a GPU, else one a core. UserError for settings that contradict each other.
     """
     if name := scheduler_for(executor):
         settings = blocks.get(name) or SCHEDULERS[name]()

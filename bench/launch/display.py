@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-ROWS = 20  # of each state, in a terminal
+ROWS = 20  # of each state in a terminal
 COLOURS = {
     "finished": "green",
     "running": "cyan",
@@ -26,7 +26,7 @@ COLOURS = {
 
 
 def summary(picture: Picture) -> list[str]:
-    """The whole in a few lines."""
+    """Counts, hours and notes in a few lines."""
     counts = ", ".join(f"{count} {state}" for state, count in picture.counts.items() if count and state != "finished")
     lines = [f"{picture.sweep}: {picture.counts['finished']} of {len(picture.runs)} finished"]
     lines[0] += f", {counts}" if counts else ""
@@ -50,13 +50,13 @@ def _short(hours: float) -> str:
 
 
 def plain(picture: Picture, everything: bool) -> str:
-    """For files and pipes: a line a run that is not finished, or each run, then the whole."""
+    """Text for files and pipes: a line for each unfinished run, or for every run, then the summary."""
     rows = [run for state in STATES for run in picture.of(state) if everything or state != "finished"]
     return "\n".join([*(f"{run.state:8}  {run.run_id}  {run.words}".rstrip() for run in rows), *summary(picture)])
 
 
-def render(picture: Picture, width: int, everything: bool = False, height: int | None = None) -> RenderableType:
-    """For a terminal: at most 20 runs of a state, unless everything is asked for; fewer to keep to a `height`."""
+def render(picture: Picture, width: int, *, everything: bool = False, height: int | None = None) -> RenderableType:
+    """Tables for a terminal of this width: at most ROWS runs of a state unless `everything`; fewer to fit `height`."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -101,16 +101,16 @@ def render(picture: Picture, width: int, everything: bool = False, height: int |
 
 
 def _reasons(runs: Sequence[Standing]) -> str:
-    """What they wait for, without the jobs' ids, and how many for each."""
+    """What these runs wait for, and how many wait for each, without job ids."""
     found = Counter(run.words.replace(f"job {run.job} ", "").replace(f", in job {run.job}", "") for run in runs)
     return "; ".join(f"{count} {words}" for words, count in found.most_common(4))
 
 
-def _shorten(name: str, width: int) -> Text:
-    """A run's name with its middle left out if need be: its end tells seed and hash."""
+def _shorten(run_id: str, width: int) -> Text:
+    """The run's id in at most `width` characters; the middle is left out, since the end holds seed and hash."""
     from rich.text import Text
 
-    if len(name) <= width:
-        return Text(name)
+    if len(run_id) <= width:
+        return Text(run_id)
     tail = min(16, width // 2)
-    return Text(f"{name[: width - tail - 1]}…{name[-tail:]}")
+    return Text(f"{run_id[: width - tail - 1]}…{run_id[-tail:]}")

@@ -1,4 +1,4 @@
-"""The live view of a sweep: a picture in a terminal, else a line for each thing that happens. No torch."""
+"""The live view of a sweep: a table in a terminal, otherwise a line an event. No torch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from bench.store.standing import Facts, Standing, State, clock, judge
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-STATUS_SECONDS = 30.0
+STATUS_SECONDS = 30.0  # between two lines about the whole sweep
 
 
 class Watch:
-    """Looks at run folders again and again. Results and progress from before it was made do not count."""
+    """Follows runs through their folders. Failures and progress from before it was made do not count."""
 
     def __init__(self, runs: Sequence[Path]) -> None:
         self.started = time.time()
@@ -31,7 +31,7 @@ class Watch:
         self.runs = {run: Standing(run.name, run.name.partition("-")[0], "waiting", "") for run in runs}
 
     def update(self) -> list[Path]:
-        """Look once; gives back the runs whose state has changed."""
+        """Look at every run that is not over; return those whose state has changed."""
         changed = []
         for run, old in self.runs.items():
             if old.state in ("finished", "failed"):
@@ -43,32 +43,36 @@ class Watch:
         return changed
 
     def _look(self, run: Path) -> Standing:
+        stamp = _stamp(run)  # before the result: one that is written in between counts at the next look
         facts = Facts.read(run)
-        if facts.result and not facts.result.finished and _stamp(run) == self.before[run]:
-            facts = replace(facts, result=None)  # a failure of before, which is tried again now
+        if facts.result and not facts.result.finished and stamp == self.before[run]:
+            facts = replace(facts, result=None)  # an earlier failure; the run is computed again now
         if (facts.progress.get("updated") or 0.0) < self.started:
             facts = replace(facts, progress={})
         found = judge(run.name, {}, facts, alive=Queue(), given=None, now=time.time())
         return found if found.state in ("running", "finished", "failed") else replace(found, state="waiting")
 
     def count(self, state: State) -> int:
+        """How many runs are in this state."""
         return len(self.of(state))
 
     def of(self, state: State) -> list[Standing]:
+        """The runs in this state."""
         return [found for found in self.runs.values() if found.state == state]
 
     @property
     def done(self) -> float:
-        """How much is done, in runs."""
+        """How many runs are done, fractions of running ones included."""
         return sum(1.0 if found.state == "failed" else found.share for found in self.runs.values())
 
     @property
     def elapsed(self) -> float:
+        """Seconds since this was made."""
         return time.time() - self.started
 
     @property
     def left_seconds(self) -> float | None:
-        """Time left for all, as if the rest went at the pace so far; None while that is a wild guess."""
+        """Seconds left for all runs at the pace so far; None until enough is done for an estimate."""
         if self.done < 0.3 or self.elapsed < 5:
             return None
         longest = max((found.eta_seconds or 0.0 for found in self.runs.values()), default=0.0)
@@ -76,6 +80,7 @@ class Watch:
 
 
 def _stamp(run: Path) -> int | None:
+    """When the run's result was written; None without a result."""
     try:
         return (run / RESULT).stat().st_mtime_ns
     except OSError:
@@ -83,7 +88,7 @@ def _stamp(run: Path) -> int | None:
 
 
 def doing(run: Standing) -> str:
-    """What a running run is at, in one line."""
+    """The phase, epoch, loss, validation score and time left of a running run, in one line."""
     parts = [run.phase or "start"]
     if run.epochs and run.epoch:
         parts = [f"epoch {run.epoch}/{run.epochs}" + ("" if parts == ["train"] else f" {parts[0]}")]
@@ -94,13 +99,13 @@ def doing(run: Standing) -> str:
 
 
 def follow(runs: Sequence[Path], stream: TextIO | None = None) -> AbstractContextManager[Any]:
-    """Shows how these runs get on for as long as the context lasts."""
+    """A context that shows the progress of these runs on `stream` (default: stdout)."""
     stream = stream or sys.stdout
     return _Live(Watch(runs), stream) if stream.isatty() else _Plain(Watch(runs), stream)
 
 
 class _Plain:
-    """A line when a run starts, finishes or fails, and every 30 s one about the whole."""
+    """A line when a run starts, finishes or fails, and one about the whole every STATUS_SECONDS without news."""
 
     def __init__(self, watch: Watch, stream: TextIO, every: float = 0.5) -> None:
         self.watch, self.stream, self.every = watch, stream, every
@@ -141,7 +146,7 @@ class _Plain:
 
 
 class _Live:
-    """A live picture: what runs, what came out, how long it will take."""
+    """A live table: running runs, the latest results, and the time left."""
 
     def __init__(self, watch: Watch, stream: TextIO) -> None:
         from rich.console import Console

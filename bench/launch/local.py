@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import selectors
@@ -12,22 +11,24 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.launch.task import STOP_SIGNALS, WAIT_SECONDS, Outcome, never, record_failure
-from bench.store.attempts import SHARED_BY
+from bench.launch.schedulers import current_job
+from bench.launch.task import LOST_GPU, STOP_SIGNALS, WAIT_SECONDS, Outcome, lost_again, never, record_failure
+from bench.store.attempts import GPUS_HELD
 from bench.store.folder import log_tail
+from bench.store.record import Failure
 
-MAX_CPU_WORKERS = 8  # each holds a backbone and a batch in memory
+MAX_CPU_WORKERS = 8  # each keeps a backbone and a batch in memory
 STOP_SECONDS = 5.0
 ROOT = Path(__file__).parents[2]
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs (or MIG slices) that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs (or MIG slices) that this process may use, as CUDA_VISIBLE_DEVICES names them; [] without any."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name for name in given.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
@@ -47,23 +48,26 @@ def cpu_cores() -> int:
 class _Worker:
     slot: int
     process: subprocess.Popen[bytes]
+    gpu: str = ""
     run: Path | None = None
 
     def give(self, run: Path) -> None:
+        """Send it the folder of its next run."""
         self.run = run
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(os.fsencode(run) + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # it died just now; its stdout ends too, and there the pool will notice
+            pass  # it has just died; the pool notices at the end of its stdout
 
     def stop(self) -> None:
-        """Ask it to save its run's state and end; not its children, which a run's last steps need."""
+        """Ask it to save its run's state and exit; its children (data loaders) must live until it has saved."""
         if self.process.poll() is None:
             self.process.terminate()
 
     def kill(self) -> None:
+        """Kill it and its children."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -72,9 +76,10 @@ class _Worker:
 class LocalPool:
     """`workers` processes (default: one a GPU, else one a core, at most 8), each computing one run after another.
 
-    A worker that dies takes its current run with it, which is recorded as failed, and is replaced. Runs held by
-    another process are waited for, unless told otherwise. On any exception, Ctrl-C included, all workers are ended
-    before it goes on; runs that save their state within some seconds go on from there the next time.
+    If a worker dies, its current run is recorded as failed and the worker is replaced. Runs that another process holds
+    are waited for if `wait_for_held`. A run whose worker lost its GPU to a CUDA error is tried once more by another
+    worker, on another GPU if the pool has one. An exception, Ctrl-C included, ends all workers before it is raised; a
+    run that saves its state within STOP_SECONDS continues from there the next time.
     """
 
     workers: int | None = None
@@ -83,18 +88,24 @@ class LocalPool:
     detached: bool = field(default=False, init=False)
 
     def missing(self, runs: Sequence[Path]) -> list[Path]:
+        """All of the runs: nothing is queued anywhere."""
         return list(runs)
 
     def launch(self, runs: Sequence[Path]) -> None:
+        """Compute the runs in these folders."""
         self.compute(runs)
 
     def compute(self, runs: Sequence[Path], should_stop: Callable[[], bool] = never) -> dict[str, Outcome]:
-        """What became of each run. Once `should_stop()`, runs under way are stopped and no other is started."""
+        """Compute the runs; return the outcome of each, by run id.
+
+        Once `should_stop()` is true, the current runs save their state and no other run starts.
+        """
         gpus = visible_gpus()
         slots = self.workers or len(gpus) or min(cpu_cores(), MAX_CPU_WORKERS)
         count = min(slots, len(runs))
         waiting = deque((0.0, run.absolute()) for run in runs)  # (not before, run)
         outcomes: dict[str, Outcome] = {}
+        lost_on: dict[str, set[Path]] = {gpu: set() for gpu in gpus}
         stopping = False
         pool = [self._start(slot, slots, gpus) for slot in range(count)]
         try:
@@ -104,8 +115,8 @@ class LocalPool:
                     for worker in pool:
                         worker.stop()
                 for worker in pool:
-                    if not worker.run and not stopping and waiting and waiting[0][0] <= time.monotonic():
-                        worker.give(waiting.popleft()[1])
+                    if not worker.run and not stopping and (next_run := _take(waiting, lost_on.get(worker.gpu, ()))):
+                        worker.give(next_run)
                 for worker in _ready([worker for worker in pool if worker.run or not stopping]):
                     assert worker.process.stdout is not None
                     line, run = worker.process.stdout.readline(), worker.run
@@ -114,6 +125,15 @@ class LocalPool:
                         if outcome == "stopped" or (outcome == "locked" and self.wait_for_held):
                             waiting.append((time.monotonic() + WAIT_SECONDS, run))
                         worker.run = None
+                        if outcome == "lost":  # the worker ends
+                            if lost_again(run):
+                                outcomes[run.name] = "failed"
+                            else:
+                                waiting.append((0.0, run))
+                            if len({each.gpu for each in pool}) > 1:
+                                lost_on[worker.gpu].add(run)
+                            _bury(worker, blame=False)
+                            pool[worker.slot] = self._start(worker.slot, slots, gpus)
                         continue
                     if run:
                         outcomes[run.name] = "stopped" if should_stop() else "failed"
@@ -124,27 +144,37 @@ class LocalPool:
         return outcomes
 
     def _start(self, slot: int, slots: int, gpus: Sequence[str]) -> _Worker:
-        environment = dict(os.environ)
+        environment, gpu = dict(os.environ), gpus[slot % len(gpus)] if gpus else ""
         for name in THREADS:
             environment.setdefault(name, str(max(1, cpu_cores() // slots)))
         if gpus:
-            environment[SHARED_BY] = str(math.ceil(slots / len(gpus)))
-            environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+            share = len(gpus) / slots
+            environment[GPUS_HELD] = str(share if current_job() else min(share, 1))  # a job keeps all that it was given
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "bench.launch.worker", self.target]
         pipe = subprocess.PIPE
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the worker is ready to hear them
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the worker handles them
         try:
             process = subprocess.Popen(
                 command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True, bufsize=0
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return _Worker(slot, process)
+        return _Worker(slot, process, gpu)
+
+
+def _take(waiting: deque[tuple[float, Path]], avoid: Collection[Path]) -> Path | None:
+    """Take the first run out of `waiting` (not before, run) that may start now and is not one to avoid."""
+    for entry in waiting:
+        if entry[0] <= time.monotonic() and entry[1] not in avoid:
+            waiting.remove(entry)
+            return entry[1]
+    return None
 
 
 def _ready(pool: Sequence[_Worker], seconds: float = 0.5) -> list[_Worker]:
-    """The workers that have something to say, or are gone."""
+    """The workers that have written an answer or ended, after waiting up to `seconds` for one."""
     with selectors.DefaultSelector() as selector:
         for worker in pool:
             assert worker.process.stdout is not None
@@ -153,7 +183,7 @@ def _ready(pool: Sequence[_Worker], seconds: float = 0.5) -> list[_Worker]:
 
 
 def _bury(worker: _Worker, blame: bool) -> None:
-    """Record the run of a dead worker as failed, with the signal and the end of its log, if the run is to `blame`."""
+    """Clean up after a dead worker; with `blame`, record its run as failed, with the cause and the end of its log."""
     code = worker.process.wait()
     worker.kill()
     _close(worker)
@@ -162,13 +192,14 @@ def _bury(worker: _Worker, blame: bool) -> None:
         hint = " (kill -9, or the machine ran out of memory)" if code == -signal.SIGKILL else ""
         cause = f"was ended by {signal.Signals(-code).name}{hint}"
     if worker.run and blame:
-        record_failure(worker.run, "WorkerDied", f"the process of this run {cause}", log_tail(worker.run))
-    elif code > 0 and not worker.run:
+        failure = Failure(type="WorkerDied", message=f"the process of this run {cause}", traceback=log_tail(worker.run))
+        record_failure(worker.run, failure)
+    elif code > 0 and code != LOST_GPU and not worker.run:
         raise RuntimeError(f"a worker {cause} before it was given a run")
 
 
 def _stop(pool: Sequence[_Worker]) -> None:
-    """End all workers: at once where they are idle, with some seconds' grace where they compute; none is left."""
+    """End all workers: idle ones at once, the others after they have saved or STOP_SECONDS have passed."""
     try:
         for worker in pool:
             if worker.run:

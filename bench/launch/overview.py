@@ -1,37 +1,39 @@
-"""Where every run of a sweep stands, by its folders and its scheduler's queue, and what to do about it. No torch."""
+"""The state of every run of a sweep, from its folders and its scheduler's queue; cancelling and retrying. No torch."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.config.document import read_yaml
 from bench.config.errors import UserError
-from bench.config.settings import SCHEDULERS, Settings
-from bench.launch import make
+from bench.config.settings import SCHEDULERS
+from bench.launch import make, resolved
 from bench.launch.follow import follow
-from bench.launch.schedulers import Submitted, submitted
+from bench.launch.schedulers import submitted
 from bench.plan.grid import expand
 from bench.store import planned
-from bench.store.cluster import Queue, Submission
-from bench.store.planned import PLAN
+from bench.store.cluster import Queue
+from bench.store.planned import PLAN, Start
 from bench.store.standing import Facts, Standing, State, Total, counts, judge, lost, total
+from methods.registry import add_plugin
 
-LOOK_AGAIN_SECONDS = 5.0  # between the two looks that it takes to call a run lost
+LOOK_AGAIN_SECONDS = 5.0  # between the two looks that must both miss a run before it counts as lost
 READERS = 16  # reading from a network file system is mostly waiting
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A sweep at one moment.
+    """The state of a sweep at one moment; runs are in the plan's order.
 
-    queue_known: whether the scheduler answered. strangers: how many runs in its queue are not in the plan.
+    queue_known: whether the scheduler answered. scheduler: its name, for messages. strangers: how many runs in its
+    queue are not in the plan. note: a remark for the user.
     """
 
     sweep: str
@@ -43,18 +45,21 @@ class Picture:
     note: str | None = None
 
     def of(self, state: State) -> list[Standing]:
+        """The runs in this state."""
         return [run for run in self.runs if run.state == state]
 
     @property
     def counts(self) -> dict[str, int]:
+        """How many runs are in each state."""
         return counts(self.runs)
 
     @property
     def total(self) -> Total:
+        """Hours used and left, over all runs."""
         return total(self.runs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: what `--json` prints."""
+        """Plain data, as `bench.status --json` prints it; hours are rounded."""
         hours = {key: None if value is None else round(value, 2) for key, value in asdict(self.total).items()}
         return {
             "schema": 1,
@@ -69,20 +74,24 @@ class Picture:
 
 
 class Status:
-    """Looks at a sweep's folder, again and again if wanted. Finished runs are read once. UserError without a plan."""
+    """Reads the state of the sweep in `folder`, as often as wanted; a finished run is read once.
+
+    `file` is the sweep file, from which the runs come as long as the folder has no plan. UserError without either.
+    """
 
     def __init__(self, folder: Path, file: Path | None = None) -> None:
         self.folder, self.file = folder.absolute(), file
         self.done: dict[str, Standing] = {}
         self.gone: dict[str, float] = {}  # run id -> when a look first found it gone
         self.ends: dict[tuple[str, str], str] = {}
-        self.asked: set[str] = set()  # lost runs about which the accounting was asked
+        self.asked: set[str] = set()  # lost runs whose end was asked for
         self.specs = self._plan()
 
     def look(self) -> Picture:
-        """Where every run stands. A run that is gone is lost only if it was so some seconds ago as well."""
+        """The state of every run now. A run that is gone counts as lost once LOOK_AGAIN_SECONDS have passed."""
         sent = submitted(self.folder)
-        alive = sent.look() if sent else Queue()  # before the folders: a run that ends in between has its result then
+        # The queue before the folders: a run whose job ends in between has written its result by then.
+        alive = sent.look() if sent else Queue()
         given = {run_id: each for each in sent.submissions for run_id in each.tasks} if sent else {}
         now = time.time()
         todo = [run_id for run_id in self.specs if run_id not in self.done]
@@ -100,27 +109,29 @@ class Status:
             self.ends |= sent.scheduler.ends([each for each in sent.submissions if each.token in tokens])
             self.asked |= new
         for run_id in twice:
-            found[run_id] = lost(found[run_id], facts[run_id], self._end(given.get(run_id), run_id))
-        runs = tuple(self.done.get(run_id) or found[run_id] for run_id in self.specs)
-        strangers = len(alive.runs.keys() - self.specs.keys())
-        return Picture(self.folder.name, self.folder, runs, alive.known, alive.scheduler, strangers, self._note())
+            sending = given.get(run_id)
+            end = self.ends.get((sending.token, sending.tasks[run_id])) if sending else None
+            found[run_id] = lost(found[run_id], facts[run_id], end)
+        return Picture(
+            sweep=self.folder.name,
+            folder=self.folder,
+            runs=tuple(self.done.get(run_id) or found[run_id] for run_id in self.specs),
+            queue_known=alive.known,
+            scheduler=alive.scheduler,
+            strangers=len(alive.runs.keys() - self.specs.keys()),
+            note=self._note(),
+        )
 
     def look_twice(self) -> Picture:
-        """As `look`, with a second one where the first leaves it open whether runs are lost."""
+        """As `look`, but after a pause and a second look if runs are gone, so that lost runs are known to be lost."""
         picture = self.look()
         if any(run.gone for run in picture.runs):
             time.sleep(LOOK_AGAIN_SECONDS)
             picture = self.look()
         return picture
 
-    def _end(self, given: Submission | None, run_id: str) -> str | None:
-        """How the run's job ended, as far as the accounting says."""
-        if given is None:
-            return None
-        task = given.tasks[run_id]
-        return self.ends.get((given.token, task)) or self.ends.get((given.token, f"{task}_0"))
-
     def _plan(self) -> dict[str, dict[str, Any]]:
+        """The settings of each run, by run id."""
         plan = planned.read(self.folder)
         if plan is not None and plan.runs:
             return plan.runs
@@ -136,7 +147,7 @@ class Status:
 
 
 def find(target: Path, results: Path) -> Status:
-    """The status of a sweep, given by its file or by its folder; UserError if there is neither."""
+    """The status of the sweep whose file, or whose folder in the results, is `target`; UserError for anything else."""
     if target.is_dir():
         return Status(target)
     if not target.is_file():
@@ -147,11 +158,14 @@ def find(target: Path, results: Path) -> Status:
     return Status(results / data["name"], target)
 
 
-# --- doing something about it -----------------------------------------------------------------------------------------
+# --- cancelling and retrying ------------------------------------------------------------------------------------------
 
 
 def cancel(folder: Path) -> str:
-    """End the sweep's jobs, and no others; what was done, in words."""
+    """Cancel the jobs of the sweep in `folder` and no others; return what was done, as a sentence.
+
+    UserError if the scheduler does not answer or refuses.
+    """
     sent = submitted(folder)
     alive = sent.look() if sent else Queue()
     if not alive.known:
@@ -162,29 +176,37 @@ def cancel(folder: Path) -> str:
     return f"cancelled {len(alive.jobs)} jobs with {len(alive.runs)} runs; runs at work save their state first"
 
 
-def retry(status: Status, picture: Picture, states: Iterable[str], reports: Path) -> int:
-    """Start the runs in these states again, where and as the sweep was started; how many these are."""
+def retry(status: Status, picture: Picture, states: Iterable[str], *, reports: Path | None = None) -> int:
+    """Start the runs in these states again, as their sweep was started; return how many.
+
+    The report goes where the sweep's goes, or into `reports`/<sweep>. UserError if the launcher refuses.
+    """
     folder = status.folder
     runs = [folder / run.run_id for run in picture.runs if run.state in states]
     if not runs:
         return 0
-    sent = submitted(folder)
-    blocks: Mapping[str, Settings] = {}
-    if status.file:
-        blocks = expand(status.file).schedulers
-    elif sent:
-        blocks = {sent.name: _last_settings(sent)}
-    launcher = make(sent.name if sent else "auto", folder=folder, reports=reports / folder.name, blocks=blocks)
+    start = _start(status, reports)
+    for path in start.plugins:
+        add_plugin(Path(path))
+    blocks = {name: SCHEDULERS[name].model_validate_json(json.dumps(block)) for name, block in start.blocks.items()}
+    out_dir = Path(start.reports)
+    launcher = make(start.executor, folder=folder, reports=out_dir, blocks=blocks, workers=start.workers)
     new = launcher.missing(runs)
     if launcher.detached:
         launcher.launch(new)
     else:
         with follow(new):
             launcher.launch(new)
-        print(f"report: python -m bench.report {shlex.quote(str(folder))}")
+        print(f"report: python -m bench.report {shlex.quote(str(folder))} --out {shlex.quote(str(out_dir))}")
     return len(new)
 
 
-def _last_settings(sent: Submitted) -> Settings:
-    """The scheduler's block of settings as the newest submission used it."""
-    return SCHEDULERS[sent.name].model_validate_json(json.dumps(sent.submissions[-1].content[sent.name]))
+def _start(status: Status, reports: Path | None) -> Start:
+    """How the sweep was started; for plans of earlier versions, which do not say, as its newest submission was."""
+    plan = planned.read(status.folder)
+    out_dir = str((reports or Path("reports")).absolute() / status.folder.name)
+    if plan and plan.start:
+        return replace(plan.start, reports=out_dir) if reports else plan.start
+    if sent := submitted(status.folder):
+        return Start(sent.name, out_dir, blocks={sent.name: sent.submissions[-1].content[sent.name]})
+    return Start(resolved("auto"), out_dir)

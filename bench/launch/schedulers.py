@@ -1,7 +1,7 @@
-"""What launchers and cluster schedulers promise, and which schedulers there are. No torch.
+"""The protocols of launchers and cluster schedulers, and the list of schedulers. No torch.
 
-A scheduler is a folder of `bench/launch/` with the functions of `Scheduler` in its `__init__.py`, and a block of
-settings of the same name in `bench.config.settings.SCHEDULERS`. Nothing else knows which schedulers there are.
+A scheduler is a folder of `bench/launch/` whose `__init__.py` has the functions of `Scheduler`, and a block of settings
+of the same name in `bench.config.settings.SCHEDULERS`. To add one, write these two; no other code changes.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from bench.store.cluster import Job, Queue, Submission
 
 
 class Launcher(Protocol):
-    """Computes runs. What became of them is in their folders alone."""
+    """Computes runs. Their results are in their folders."""
 
     detached: bool  # whether `launch` returns before the runs are done
 
     def missing(self, runs: Sequence[Path]) -> list[Path]:
-        """Those of the runs that are not on their way already."""
+        """Those of the runs that are not queued or running already."""
 
     def launch(self, runs: Sequence[Path]) -> None:
-        """Compute the runs in these folders, each of which holds a run.yaml; a failed run fails alone."""
+        """Compute the runs in these folders, which hold a run.yaml each. A run's failure is recorded, not raised."""
 
 
 class Scheduler(Protocol):
-    """What a scheduler's folder offers. `folder` is a sweep's folder in the results."""
+    """The functions of a scheduler's folder. `folder` is a sweep's folder in the results."""
 
     def available(self) -> bool:
         """Whether jobs can be submitted from this machine."""
@@ -38,27 +38,33 @@ class Scheduler(Protocol):
         """The id of the job that this process belongs to; None outside of jobs."""
 
     def submissions(self, folder: Path) -> list[Submission]:
-        """The sweep's submissions, newest last. What can't be read is left out."""
+        """The sweep's submissions, newest last; files that are not submissions are left out.
+
+        The content of a submission holds the settings that it used under the scheduler's name.
+        """
 
     def look(self, submissions: Sequence[Submission]) -> Queue:
-        """The living jobs of these submissions."""
+        """The living jobs of these submissions. It does not raise: `known` is False without an answer."""
 
     def ends(self, submissions: Sequence[Submission]) -> dict[tuple[str, str], str]:
-        """How jobs have ended, in the scheduler's words, by (token, job), as far as it says."""
+        """How jobs ended, in the scheduler's words: (token, job as in `tasks`) -> "TIMEOUT"; without unknown ends."""
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """End these jobs, and nothing else; UserError if the scheduler does not do it."""
+        """Cancel these jobs and no others; UserError if that fails."""
 
     def make_launcher(self, folder: Path, settings: Any, reports: Path, *, detached: bool) -> Launcher:
-        """Submits the sweep's runs with its own block of settings; the last job writes the report into `reports`."""
+        """A launcher that submits the sweep's runs; the last job writes the report into `reports`.
 
-    def scripts(self, folder: Path, settings: Any, reports: Path, runs: Sequence[Path]) -> list[str]:
-        """What would be submitted for these runs, as text; works without the scheduler."""
+        `settings` is the scheduler's own block. Unless `detached`, the launcher waits for the runs.
+        """
+
+    def scripts(self, folder: Path, settings: Any, reports: Path, *, runs: Sequence[Path]) -> list[str]:
+        """The job scripts for these runs, as text; works without the scheduler."""
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """What one scheduler was given of a sweep: its submissions, newest last."""
+    """A sweep's submissions to one scheduler, newest last."""
 
     name: str
     scheduler: Scheduler
@@ -80,14 +86,14 @@ def scheduler(name: str) -> Scheduler:
 
 
 def scheduler_for(executor: str) -> str | None:
-    """The scheduler's name that an executor means; None for local ones. `auto` is the first that is available."""
+    """The name of the scheduler that an executor uses, None for a local one. `auto` uses the first available one."""
     if executor == "auto":
         return next((name for name in SCHEDULERS if scheduler(name).available()), None)
     return executor if executor in SCHEDULERS else None
 
 
 def submitted(folder: Path) -> Submitted | None:
-    """The submissions of the sweep in this folder; None if there are none. A sweep uses one scheduler: the first."""
+    """The submissions of the sweep in this folder, to the first scheduler that has any; None if none has."""
     found = (Submitted(name, scheduler(name), scheduler(name).submissions(folder)) for name in SCHEDULERS)
     return next((each for each in found if each.submissions), None)
 

@@ -1,4 +1,7 @@
-"""Starting a sweep: what is not finished gets its run.yaml and is handed to a launcher. No torch until it is needed."""
+"""Starting a sweep: writing its plan and each unfinished run's run.yaml, and launching the runs.
+
+torch is imported only to check images and weights before the first run.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.config.files import write_bytes
-from bench.launch import make
+from bench.launch import make, resolved
 from bench.launch.follow import follow
 from bench.plan.grid import Sweep
 from bench.plan.spec import RunSpec
 from bench.store import planned, record
 from bench.store.folder import RUN
-from bench.store.planned import Plan
+from bench.store.planned import Plan, Start
 from methods.registry import plugins, sources
 
 
 def unfinished(sweep: Sweep, folder: Path) -> dict[Path, RunSpec]:
-    """The runs of the sweep in `folder` that have no finished result, by their folders."""
+    """The runs of the sweep that have no finished result in its results `folder`, by their own folders."""
     return {folder / run.run_id: run for run in sweep.runs if not record.is_finished(folder / run.run_id)}
 
 
@@ -29,16 +32,27 @@ def start(
     executor: str = "auto",
     workers: int | None = None,
     stay: bool = False,
+    command: str | None = None,
     on_pixels: Callable[[int, int], None] | None = None,
 ) -> bool:
-    """Write the plan and run what is not finished; whether it is over (a scheduler goes on without us unless `stay`).
+    """Write the plan and launch the unfinished runs; return whether all runs are over.
 
-    `on_pixels(done, total)` hears how many images have been prepared. UserError for missing images and weights, before
-    any run starts.
+    They are not if a cluster scheduler computes them and `stay` is false. `folder`: the sweep's results; `reports`:
+    where its report goes. `workers`: how many local workers. `command`: what the user typed, for the record.
+    `on_pixels(done, total)` is called while images are prepared. UserError for missing images or weights before any run
+    starts, and for a launcher that refuses the runs.
     """
     todo = unfinished(sweep, folder)
     runs = {run.run_id: run.to_dict() for run in sweep.runs}
-    planned.write(folder, Plan(sweep.name, runs, str(sweep.file)))
+    how = Start(
+        executor=resolved(executor),
+        reports=str(reports.absolute()),
+        workers=workers,
+        blocks={name: block.model_dump(mode="json") for name, block in sweep.schedulers.items()},
+        plugins=[str(path) for path in plugins()],
+        command=command,
+    )
+    planned.write(folder, Plan(sweep.name, runs, str(sweep.file), how))
     if not todo:
         return True
     launcher = make(executor, folder=folder, reports=reports, blocks=sweep.schedulers, workers=workers, follow=stay)
@@ -60,7 +74,7 @@ def start(
 
 
 def stale(sweep: Sweep, folder: Path) -> list[str]:
-    """A note on finished runs that were made by another version of a plug-in file than the one at hand."""
+    """At most one note: which finished runs were made by another version of the plug-in files than the current one."""
     if not plugins():
         return []
     old = []

@@ -1,8 +1,8 @@
-"""A pool's worker: `python -m bench.launch.worker [module:function]` runs what it is told, one run after another.
+"""A pool's worker process: `python -m bench.launch.worker [module:function]` computes runs one after another.
 
-Run folders come over stdin, one a line; one JSON line a run goes back over stdout. Between the two, stdout and stderr
-belong to the run's log.txt. On SIGTERM the run saves its state after the next step, and the worker ends with it. When
-stdin ends the pool is gone, and so is the worker, at once.
+It reads run folders from stdin, one a line, and writes one JSON line a run to its original stdout. While it computes a
+run, stdout and stderr go to the run's log.txt. On SIGTERM the run saves its state after its step, and the worker ends.
+When stdin ends, the pool has ended, and the worker kills itself at once.
 """
 
 from __future__ import annotations
@@ -18,36 +18,39 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from bench.launch.task import STOP_SIGNALS, redirect
+from bench.launch.task import LOST_GPU, STOP_SIGNALS, redirect
 from bench.store.folder import LOG
 
 
 def _read_orders(orders: queue.Queue[str]) -> None:
-    with open(0, "rb", buffering=0, closefd=False) as stdin:  # a buffered stdin's lock would abort Python's exit
+    with open(0, "rb", buffering=0, closefd=False) as stdin:  # the lock of a buffered stdin would abort Python's exit
         for line in stdin:
             orders.put(os.fsdecode(line.rstrip(b"\n")))
-    os.killpg(0, signal.SIGKILL)  # the worker leads a process group of its own: a run's children go along
+    os.killpg(0, signal.SIGKILL)  # the worker leads its own process group, which holds the run's children too
 
 
 def main(argv: Sequence[str]) -> None:
+    """Compute runs with the named function (default: `bench.launch.task:run_one`) until SIGTERM or the end of stdin."""
     module, _, name = (argv[0] if argv else "bench.launch.task:run_one").partition(":")
     with os.fdopen(os.dup(1), "w", buffering=1) as answers:
         redirect(Path(os.devnull))
         faulthandler.enable()
-        told = threading.Event()
+        stopping = threading.Event()
         for number in STOP_SIGNALS:
-            signal.signal(number, lambda *_: told.set())
+            signal.signal(number, lambda *_: stopping.set())
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's to handle
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool handles Ctrl-C
         orders: queue.Queue[str] = queue.Queue()
         threading.Thread(target=_read_orders, args=(orders,), daemon=True).start()
-        while not told.is_set():
+        while not stopping.is_set():
             run = Path(orders.get())
             redirect(run / LOG)
-            outcome = getattr(import_module(module), name)(run, told.is_set)
+            outcome = getattr(import_module(module), name)(run, stopping.is_set)
             redirect(Path(os.devnull))
             answers.write(json.dumps({"run": str(run), "outcome": outcome}) + "\n")
-    os._exit(0)  # at once: an orderly end takes torch seconds, of which there may be few
+            if outcome == "lost":
+                os._exit(LOST_GPU)
+    os._exit(0)  # a normal exit takes seconds with torch loaded, which a job near its limit does not have
 
 
 if __name__ == "__main__":

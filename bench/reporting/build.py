@@ -1,4 +1,4 @@
-"""A results folder to tables, a figure and a page. No torch."""
+"""Writes the report of a results folder: tables, a figure and a page. No torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.store.frame import collect
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and the table for a terminal. `unfinished` counts the runs that are not in the table."""
+    """The files of a report, its table as text, and how many runs there are; `unfinished` ones have no numbers."""
 
     out_dir: Path
     paths: tuple[Path, ...]
@@ -25,7 +25,7 @@ class Report:
 
     @property
     def index(self) -> Path:
-        """The page."""
+        """The report's page."""
         return self.out_dir / "index.html"
 
     def print_table(self) -> None:
@@ -37,8 +37,8 @@ class Report:
 def build(results_dir: Path, out_dir: Path | None = None) -> Report:
     """Write the report of `results/<sweep>`, by default to `reports/<sweep>`.
 
-    Files: table.csv, table.md, table.tex, recall_vs_params.png and .pdf, index.html. Each replaces its predecessor
-    in one step. The same results give the same bytes. UserError if there are no runs, or if it can't be written.
+    Files: table.csv, table.md, table.tex, recall_vs_params.png and .pdf, index.html, each written atomically. The same
+    results give the same bytes. UserError if there are no runs, or if the files can't be written.
     """
     runs = collect(results_dir)
     rows = tables.summarise(runs)

@@ -7,6 +7,7 @@ import csv
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,17 @@ def _svg(parts: Sequence[tables.Block], dark: bool) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(drawn).decode()}"
 
 
-def _provenance(runs: Runs) -> Iterator[tuple[str, list[tuple[str, int]], bool]]:
-    """(name, [(value, number of runs)], is a warning) of all that is known of the finished runs' origin."""
+@dataclass(frozen=True)
+class _Origin:
+    """One fact of the finished runs' origin: its values, each with the number of runs, and whether to warn of it."""
+
+    name: str
+    values: list[tuple[str, int]]
+    warning: bool = False
+
+
+def _provenance(runs: Runs) -> Iterator[_Origin]:
+    """All that is known of the finished runs' origin."""
     frame = runs.finished
 
     def values(origin: Sequence[Any], key: str) -> list[tuple[str, int]]:
@@ -51,24 +61,24 @@ def _provenance(runs: Runs) -> Iterator[tuple[str, list[tuple[str, int]], bool]]
         return found.most_common() or [(tables.DASH, len(origin))]
 
     everything = list(frame["provenance"])
-    yield "Commit", values(everything, "git_commit"), False
+    yield _Origin("Commit", values(everything, "git_commit"))
     dirty = Counter({True: "yes", False: "no"}.get(p.get("git_dirty"), "unknown") for p in everything)
-    yield "Uncommitted changes", dirty.most_common(), "yes" in dirty
+    yield _Origin("Uncommitted changes", dirty.most_common(), warning="yes" in dirty)
     for name, key in (("Device", "device"), ("Devices", "device_count"), ("CPU threads", "threads")):
-        yield name, values(everything, key), False
+        yield _Origin(name, values(everything, key))
     for name, key in (("Host", "hostname"), ("Platform", "platform"), ("Python", "python")):
-        yield name, values(everything, key), False
+        yield _Origin(name, values(everything, key))
     for dataset, rows in frame.groupby("dataset", sort=False):
-        yield f"Data of {dataset} (sha256)", values(list(rows["provenance"]), "dataset_sha256"), False
+        yield _Origin(f"Data of {dataset} (sha256)", values(list(rows["provenance"]), "dataset_sha256"))
     for backbone, rows in frame.groupby("backbone", sort=False):
-        yield f"Weights of {backbone} (sha256)", values(list(rows["provenance"]), "weights_sha256"), False
-    yield "Lock file (sha256)", values(everything, "lock_sha256"), False
+        yield _Origin(f"Weights of {backbone} (sha256)", values(list(rows["provenance"]), "weights_sha256"))
+    yield _Origin("Lock file (sha256)", values(everything, "lock_sha256"))
     differing = Counter(each for p in everything for each in p.get("lock_differs") or ())
     if differing:
-        yield "Packages in other versions than the lock's", differing.most_common(), True
+        yield _Origin("Packages in other versions than the lock's", differing.most_common(), warning=True)
     packages = [p["packages"] for p in everything if isinstance(p.get("packages"), dict)]
     for package in sorted({name for found in packages for name in found}):
-        yield package, values(packages, package), False
+        yield _Origin(package, values(packages, package))
 
 
 def _published(part: tables.Block) -> list[dict[str, str]]:
@@ -79,8 +89,8 @@ def _published(part: tables.Block) -> list[dict[str, str]]:
 
 
 def _commands(runs: Runs) -> Iterator[tuple[str, str]]:
-    if runs.file:
-        yield "The whole sweep (finished runs are skipped)", f"python -m bench.sweep {shlex.quote(runs.file)}"
+    if runs.command:
+        yield "The whole sweep (finished runs are skipped)", runs.command
     example = runs.folder / str(runs.frame["run_id"].iloc[0])
     yield "One run, from its own run.yaml", f"python -m bench.run {shlex.quote(example.as_posix())}"
     yield "This report", f"python -m bench.report {shlex.quote(runs.folder.as_posix())}"

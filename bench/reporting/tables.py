@@ -230,11 +230,20 @@ def params(count: int | None, exact: bool = True) -> str:
     return f"{count / 1e6:.2f}M" if count < 99.5e6 else f"{count / 1e6:.0f}M"
 
 
-def unfinished(runs: Runs) -> list[tuple[str, str, str]]:
-    """(run id, status, why) of each run without a result in the table: failures first, runs that never ran last."""
+@dataclass(frozen=True)
+class Missing:
+    """A run without a result in the table, and why."""
+
+    run_id: str
+    status: str
+    note: str
+
+
+def unfinished(runs: Runs) -> list[Missing]:
+    """The runs without a result in the table: failures first, runs that never ran last."""
     order = {"failed": 0, "unreadable": 1, "superseded": 2, "missing": 3}
-    left = [(row.run_id, row.status, row.note) for row in runs.unfinished.itertuples()]
-    return sorted(left, key=lambda run: order[str(run[1])])
+    left = [Missing(str(row.run_id), str(row.status), str(row.note)) for row in runs.unfinished.itertuples()]
+    return sorted(left, key=lambda run: order[run.status])
 
 
 def code(runs: Runs) -> str:
@@ -266,7 +275,7 @@ def markdown(runs: Runs, parts: Sequence[Block]) -> str:
     left = unfinished(runs)
     if left:
         out += ["", f"## Not in the table: {len(left)} of {len(runs.frame)} runs", ""]
-        out += [f"- {_md(run_id)}: {status}: {_md(note)}" for run_id, status, note in left]
+        out += [f"- {_md(run.run_id)}: {run.status}: {_md(run.note)}" for run in left]
     return "\n".join(out) + "\n"
 
 
@@ -386,8 +395,8 @@ def terminal(runs: Runs, parts: Sequence[Block]) -> str:
             if len(block.lines) > 60:
                 console.print(f"  ... and {len(block.lines) - 60} more rows")
         left = unfinished(runs)
-        for run_id, status, note in left[:10]:
-            console.print(Text(f"{run_id}: {status}: {note}"), soft_wrap=True)
+        for run in left[:10]:
+            console.print(Text(f"{run.run_id}: {run.status}: {run.note}"), soft_wrap=True)
         if len(left) > 10:
             console.print(f"... and {len(left) - 10} more runs without a result")
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")

@@ -1,4 +1,4 @@
-"""The attempts at a run, in attempts.jsonl: when each started and ended, where, on how many GPUs, and what came of it.
+"""The attempts at a run, in attempts.jsonl: when each started and ended, where, on how many GPUs, and its outcome.
 
 No torch.
 """
@@ -17,15 +17,15 @@ from typing import Any
 from bench.core.position import Position
 from bench.store.folder import ATTEMPTS, read_progress
 
-SHARED_BY = "PETL_BENCH_GPU_SHARED_BY"  # environment: how many runs are computed side by side on a GPU
+GPUS_HELD = "PETL_BENCH_GPUS_HELD"  # environment: the share of GPUs that each run of a pool's worker keeps from others
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a run: from where it started (`at`) and how far the saved state came (`reached`).
+    """One attempt at a run: the position it started from (`at`) and the last position it saved (`reached`).
 
-    started, ended: unix time; ended is None while the attempt lasts, and after a kill that nobody has noted yet.
-    gpus: those held for it, a fraction where runs share one. job: the id of its cluster job, "12_3".
+    started, ended: unix time; ended is None while the attempt lasts, and after a kill until the run starts again.
+    gpus: the number reserved for it, a fraction where runs share one. job: the id of its cluster job, such as "12_3".
     """
 
     started: float
@@ -34,12 +34,15 @@ class Attempt:
     gpus: float
     at: Position
     ended: float | None = None
-    outcome: str | None = None  # finished, failed, stopped, killed
+    outcome: str | None = None  # finished, failed, stopped, killed, lost (its GPU)
     reached: Position | None = None
 
 
 def start_attempt(run_dir: Path, *, gpus: float, job: str | None, at: Position) -> None:
-    """Note that the run starts; the process that holds its claim calls this. An attempt left open was killed."""
+    """Append the start of an attempt; an earlier attempt without an end is closed as killed. Hold the claim first.
+
+    `gpus`: how many are reserved for the run; `job`: the id of the cluster job; `at`: the position it starts from.
+    """
     before = read_attempts(run_dir)
     if before and before[-1].ended is None:
         last_seen = (read_progress(run_dir) or {}).get("updated") or before[-1].started
@@ -49,13 +52,13 @@ def start_attempt(run_dir: Path, *, gpus: float, job: str | None, at: Position) 
 
 
 def end_attempt(run_dir: Path, outcome: str, *, reached: Position, ended: float | None = None) -> None:
-    """Note how the attempt that `start_attempt` noted has ended."""
+    """Append the end of the current attempt: its outcome, the position it saved, and unix time (default: now)."""
     line = {"ended": ended or time.time(), "outcome": outcome}
     _append(run_dir / ATTEMPTS, line | {"epoch": reached.epochs, "step": reached.batches})
 
 
 def read_attempts(run_dir: Path) -> list[Attempt]:
-    """The run's attempts, oldest first; a line that a kill or a full disk has torn is left out."""
+    """The run's attempts, oldest first; [] if there are none. Lines that a kill or a full disk cut off are left out."""
     try:
         text = (run_dir / ATTEMPTS).read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
@@ -75,7 +78,7 @@ def read_attempts(run_dir: Path) -> list[Attempt]:
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
-    """Add a line in one write, on a line of its own even after a torn one. A full disk is not an error here."""
+    """Append a line in one write, after a line break if the last line was cut off. A full disk is ignored."""
     with suppress(OSError), path.open("ab+", buffering=0) as file:
-        torn = file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-        file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
+        cut_off = file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+        file.write((b"\n" if cut_off else b"") + json.dumps(line).encode() + b"\n")

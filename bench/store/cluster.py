@@ -1,4 +1,4 @@
-"""What a cluster scheduler knows of a sweep: its submissions, and the jobs that are alive. Any scheduler; no torch."""
+"""A sweep's submissions to a cluster scheduler and its living jobs, the same for every scheduler. No torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Submission:
-    """One submission of runs. `tasks`: run id -> the job that it was given to, "12_3"; packed runs share one.
+    """One submission of runs, as its file in the sweep's folder (`path`) holds it; `content` is the whole file.
 
-    token: what all of its jobs carry; a scheduler uses job ids again, a token is unique. content: the file as it is.
+    tasks: run id -> the id of its job, such as "12_3"; packed runs share a job. token: a unique mark that all jobs of
+    the submission carry, since a scheduler uses job ids again. report_job: the job that writes the report.
     """
 
     path: Path
@@ -25,7 +26,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class Job:
-    """A job that the scheduler holds, in the scheduler's words: pending, running, requeued, suspended, ..."""
+    """A living job. state: the scheduler's word for it: pending, running, requeued, suspended, ..."""
 
     id: str
     token: str
@@ -36,12 +37,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Queue:
-    """A sweep's living jobs. If not `known`, the scheduler gave no answer: that a run has no job here means nothing."""
+    """A sweep's living jobs. Not `known`: the scheduler did not answer, and a run without a job here may have one.
 
-    scheduler: str = "no scheduler"  # its name, for messages
+    scheduler: its name, for messages. jobs: all, with those for reports. runs: run id -> the living job that computes
+    it, of the last submission with the run.
+    """
+
+    scheduler: str = "no scheduler"
     known: bool = True
-    jobs: tuple[Job, ...] = ()  # the report's too
-    runs: dict[str, Job] = field(default_factory=dict)  # run id -> the job it was last given to, where that one lives
+    jobs: tuple[Job, ...] = ()
+    runs: dict[str, Job] = field(default_factory=dict)
 
     def state(self, run_id: str) -> str | None:
         """The state of the run's job; None if it has no living one."""

@@ -1,6 +1,6 @@
-"""One run's folder: the names of its files, its progress and history, and the claim of the process that computes it.
+"""One run's folder: the names of its files, its progress, history and log, and the claim of its process. No torch.
 
-No torch. `result.json` belongs to `bench.store.record`, `attempts.jsonl` to `bench.store.attempts`.
+`bench.store.record` reads and writes `result.json`, `bench.store.attempts` does the same for `attempts.jsonl`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def is_run(run_dir: Path) -> bool:
 
 
 def read_progress(run_dir: Path) -> dict[str, Any] | None:
-    """progress.json of a run that is being computed; None if there is none."""
+    """The content of progress.json; None if there is none, as for finished runs and runs that never started."""
     content = read_json(run_dir / PROGRESS)
     return content if isinstance(content, dict) else None
 
@@ -63,7 +63,7 @@ def log_tail(run_dir: Path, lines: int = 40) -> str:
 
 
 def tidy(run_dir: Path) -> None:
-    """Delete what only an unfinished run needs, and what a kill left half-written."""
+    """Delete the files that only an unfinished run needs, and files that a kill left half-written."""
     best = BEST.partition("{")[0] + "*" + BEST.rpartition("}")[2]
     for leftover in (run_dir / STATE, *run_dir.glob(best), *run_dir.glob(".*.part")):
         leftover.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ COLUMNS = {
     "provenance": "object",  # dict as in result.json; empty where there is no result
 }
 
-# Not part of a group: where things lie, who asked, how many loaders. Data and weights are told apart by their hashes.
+# Not part of a group: names, paths and the number of loaders. Data and weights differ by their hashes.
 _APART = ("sweep", "seed", "train.workers")
 _PATHS = ("dataset.root", "dataset.annotations")
 
@@ -52,7 +53,7 @@ class Runs:
 
     folder: Path
     sweep: str
-    file: str | None  # the sweep file, where plan.json names one
+    command: str | None  # that started the sweep, or would start it again, where plan.json says it
     planned: bool
     frame: pd.DataFrame  # one row a run, columns as in COLUMNS
     ignored: tuple[str, ...]  # run folders that are not in the plan
@@ -84,11 +85,17 @@ def collect(folder: Path) -> Runs:
     return Runs(
         folder=folder,
         sweep=plan.sweep if plan else folder.resolve().name,
-        file=plan.file if plan else None,
+        command=_command(plan),
         planned=plan is not None,
         frame=frame.astype({name: kind for name, kind in COLUMNS.items() if kind not in ("object", "str")}),
         ignored=tuple(name for name in found if name not in specs),
     )
+
+
+def _command(plan: planned.Plan | None) -> str | None:
+    if plan and plan.start and plan.start.command:
+        return plan.start.command
+    return f"python -m bench.sweep {shlex.quote(plan.file)}" if plan and plan.file else None
 
 
 def _read_run(run_dir: Path, spec: dict[str, Any] | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Short names that tell settings apart: `rank=8` where only the rank varies. No torch."""
+"""Short names for settings by what differs among them: `rank=8` where only the rank varies. No torch."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def canonical(value: Any) -> str:
 
 
 def distinguish(settings: Sequence[Flat]) -> list[str]:
-    """One text for each of the settings, of what varies among them; different settings never get the same text.
+    """A text for each of the settings that names the keys whose values vary; different settings get different texts.
 
-    A key that only some of them have (another loss's margin) is named only where nothing else tells them apart.
-    Equal settings get equal texts; where all are equal the texts are empty.
+    A key that only some settings have (the margin of one loss) appears only where no other key makes the difference.
+    Equal settings get equal texts; if all are equal, the texts are empty.
     """
     keys = list(dict.fromkeys(key for flat in settings for key in flat))
     varying = [key for key in keys if len({canonical(flat[key]) for flat in settings if key in flat}) > 1]

@@ -1,7 +1,4 @@
-"""Where a result comes from: the code, as git knows it, its packages and lock file; and a frozen copy of the code.
-
-No torch.
-"""
+"""The origin of a result: its code (the git commit), packages and machine; and snapshots of the code. No torch."""
 
 from __future__ import annotations
 
@@ -20,8 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 CODE = ("bench", "methods")
-COPY = "REVISION.json"  # in a copy's root: what git said where it was made
-SECONDS = 20
+COPY = "REVISION.json"  # in a snapshot's root: commit and state of the code it was copied from
+SECONDS = 20  # time-out of a git command
 LOCK_FILE = "requirements.lock"
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "peft", "numpy", "pillow", "petl-bench")
 
@@ -37,7 +34,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _copied() -> dict[str, Any] | None:
-    """What is known about this code if it is a copy; None if it is not."""
+    """The commit and state recorded in this code if it is a snapshot; None if it is not."""
     try:
         return dict(json.loads((ROOT / COPY).read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -45,7 +42,7 @@ def _copied() -> dict[str, Any] | None:
 
 
 def commit() -> str | None:
-    """The commit's hash; None where this code is not under git, also if it is installed inside another repository."""
+    """The hash of this code's git commit; None if git does not track the code, even inside another repository."""
     if (copied := _copied()) is not None:
         return copied["commit"]
     tracked = _git("ls-files", "--error-unmatch", str(Path(__file__)))
@@ -53,7 +50,7 @@ def commit() -> str | None:
 
 
 def is_dirty() -> bool | None:
-    """Whether `bench/` or `methods/` differ from the commit, new files included; None where there is no commit."""
+    """Whether `bench/` or `methods/` differ from the commit, new files included; None without a commit."""
     if (copied := _copied()) is not None:
         return copied["dirty"]
     changes = _git("status", "--porcelain", "--", *CODE) if commit() else None
@@ -61,7 +58,7 @@ def is_dirty() -> bool | None:
 
 
 def digest(plugins: Sequence[Path] = ()) -> str:
-    """A name for this code and these plug-in files: a hash of their content, commit and state."""
+    """A hash (12 hex digits) of this code and these plug-in files: their content, commit and state."""
     content = hashlib.sha256(_about().encode())
     for path, source in _files(plugins).items():
         data = source.read_bytes()
@@ -70,7 +67,7 @@ def digest(plugins: Sequence[Path] = ()) -> str:
 
 
 def snapshot(folder: Path, plugins: Sequence[Path] = ()) -> Path:
-    """`folder`/`digest()`: a copy of this code and of these plug-in files, made once."""
+    """Copy this code and these plug-in files to `folder`/`digest(plugins)`, unless it exists; return that path."""
     copy = folder / digest(plugins)
     if not copy.exists():
         part = folder / f".{copy.name}.{secrets.token_hex(4)}.part"
@@ -90,12 +87,12 @@ def _about() -> str:
 
 
 def plugins_in(copy: Path, plugins: Sequence[Path]) -> list[Path]:
-    """Where a copy has these plug-in files."""
+    """The paths of these plug-in files inside a snapshot."""
     return [copy / "plugins" / str(number) / path.name for number, path in enumerate(plugins)]
 
 
 def _files(plugins: Sequence[Path]) -> dict[Path, Path]:
-    """The files of a copy, relative to its root, and where they are now: the code's, and the plug-ins'."""
+    """The files of a snapshot: path in the snapshot -> path of the original."""
     found = [path.relative_to(ROOT) for name in CODE for path in (ROOT / name).rglob("*") if path.is_file()]
     code = {path: ROOT / path for path in sorted(found) if "__pycache__" not in path.parts}
     lock = {Path(LOCK_FILE): ROOT / LOCK_FILE} if (ROOT / LOCK_FILE).is_file() else {}
@@ -103,7 +100,7 @@ def _files(plugins: Sequence[Path]) -> dict[Path, Path]:
 
 
 def lock_sha256() -> str | None:
-    """sha256 (hex) of the lock file beside this code; None where there is none, as in an installed package."""
+    """sha256 (hex) of the lock file beside this code; None if there is none, as in an installed package."""
     try:
         return hashlib.sha256((ROOT / LOCK_FILE).read_bytes()).hexdigest()
     except OSError:
@@ -131,7 +128,7 @@ def _version(package: str) -> str | None:
 
 
 def describe() -> dict[str, Any]:
-    """Code, packages and machine as a result names them; what is not known is None."""
+    """Code, packages and machine as a result records them; unknown values are None."""
     return {
         "git_commit": commit(),
         "git_dirty": is_dirty(),

@@ -14,7 +14,7 @@ RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "mean_r
 
 
 class Unreadable(Exception):
-    """A result.json that does not keep to the schema; the text says where and why, in one line."""
+    """A result.json that breaks the schema; the message says where and why, in one line."""
 
 
 class _Part(BaseModel):
@@ -48,7 +48,7 @@ class Metrics(_Part):
 
 
 class Cost(_Part):
-    """What the run took. Null is unknown, or has no meaning for this method."""
+    """Parameters, time, memory and size of a run. None: unknown, or without meaning for the method."""
 
     trainable_params: int | None = None
     total_params: int | None = None
@@ -60,7 +60,7 @@ class Cost(_Part):
 
 
 class Failure(_Part):
-    """Why a run has no scores. `user`: the message is for the user to act on, and the traceback tells nothing."""
+    """Why a run has no scores. `user`: a mistake of the user's, which the message explains; ignore the traceback."""
 
     type: str = "Error"
     message: str = ""
@@ -69,15 +69,15 @@ class Failure(_Part):
 
     @property
     def line(self) -> str:
-        """The failure in one line."""
+        """The last line of the message; after the error's type unless it is a user's mistake."""
         lines = [line for line in self.message.splitlines() if line.strip()] or ["no message"]
         return lines[-1] if self.user else f"{self.type}: {lines[-1]}"
 
 
 class Record(_Part):
-    """One result.json. A finished record has metrics and cost; a failed one has an error.
+    """The content of a result.json. A finished record has metrics and cost; a failed one has an error.
 
-    `provenance` is what `bench.store.provenance` and the run say of its origin: plain data, since it grows.
+    `provenance` (code, packages, data, device) is plain data without a schema, because entries are added over time.
     """
 
     version: Literal[1] = Field(1, alias="schema")
@@ -109,7 +109,7 @@ def parse(text: bytes) -> Record:
 
 
 def load(run_dir: Path) -> Record | None:
-    """The run's record, finished or failed; None if there is none yet. Unreadable, or OSError, if it can't be read."""
+    """The run's record, finished or failed; None if there is none yet. Unreadable or OSError if it can't be read."""
     try:
         return parse((run_dir / RESULT).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -125,7 +125,7 @@ def read(run_dir: Path) -> Record | None:
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether the run holds a finished result: nothing else decides that."""
+    """Whether the run has a finished record. This is the only test of it."""
     found = read(run_dir)
     return found is not None and found.finished
 
@@ -136,7 +136,7 @@ def write(run_dir: Path, record: Record) -> None:
 
 
 def write_failure(run_dir: Path, spec: dict[str, Any], failure: Failure) -> None:
-    """Write a failed record for a run that could not write its own; a finished record is left as it is."""
+    """Write a failed record for a run that could not write its own; a finished record is kept."""
     if not is_finished(run_dir):
         record = Record(run_id=run_dir.name, sweep=run_dir.parent.name, spec=spec, status="failed", error=failure)
         write(run_dir, record)

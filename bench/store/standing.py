@@ -1,8 +1,8 @@
-"""Where a run stands: judged by its folder first, by the cluster's queue second. The one model of it; no torch.
+"""The state of a run, from its folder first and its scheduler's queue second. No torch.
 
-A run is finished or failed if its result says so, and running if a process holds its claim. The others wait: in a
-queue, or to be submitted. A run is lost if it was started or submitted once, but in two looks some seconds apart no
-process held it and no job had it. `bench.status`, the live view of a sweep and the Slurm launcher all use this module.
+A run is finished or failed if it has a result, and running if a process holds its claim. All others wait: in a queue,
+or to be submitted. A run is lost if it was started or submitted, but two looks some seconds apart find no process and
+no job for it. `bench.status` and the live view of a sweep use this one definition.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.store.cluster import Job, Queue, Submission
 from bench.store.folder import CLAIMS_ARE_SEEN, RESULT, is_claimed, read_progress
 from bench.store.record import Record
 
-FRESH_SECONDS = 120.0  # how long a sign of life counts where locks can't be trusted: between hosts
+FRESH_SECONDS = 120.0  # how long the last progress counts where claims may be invisible: between hosts
 
 State = Literal["finished", "running", "stopped", "waiting", "unknown", "failed", "lost"]
 STATES: tuple[State, ...] = get_args(State)
@@ -31,7 +31,7 @@ OVER = ("finished", "failed", "lost")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run's folder holds. result_time: when result.json was written, unix time."""
+    """The content of a run's folder. result_time: when result.json was written, unix time; claimed: by a process."""
 
     result: Record | None = None
     result_time: float = 0.0
@@ -41,9 +41,9 @@ class Facts:
 
     @classmethod
     def read(cls, run_dir: Path) -> Facts:
-        """Read what matters, the result last: a run that ends meanwhile is seen running or ended, never as neither.
+        """Read a run's folder, which may not exist yet. UserError if it can't be read.
 
-        UserError if the folder can't be read.
+        The result is read last, so that a run that ends meanwhile is found either running or ended.
         """
         try:
             claimed = is_claimed(run_dir)
@@ -57,12 +57,12 @@ class Facts:
 
     @property
     def last(self) -> Attempt | None:
-        """The last attempt; None if the run was never started."""
+        """The latest attempt; None if the run was never started."""
         return self.attempts[-1] if self.attempts else None
 
     @property
     def saved(self) -> Position:
-        """The position from which the run would continue, as far as the folder says without reading the state."""
+        """The position from which the run would continue, estimated without reading its saved state."""
         last = self.last
         if last is None:
             return Position()
@@ -73,11 +73,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where one run stands. epoch and step: where it is, or from where it will continue; unknown is None.
+    """The state of one run, in a word and in `words` for people.
 
-    job: the id of its cluster job while it has one. hours: of all attempts; gpu_hours: times the GPUs of each attempt.
-    share: how much of the run is done, 0 to 1. gone: it was started or submitted, but no process holds it and no job
-    has it; if a second look says the same, it is lost.
+    epoch, step: its position, or the one from which it will continue; None if unknown. job: the id of its living
+    cluster job. hours: of all attempts; gpu_hours: multiplied by the GPUs of each attempt. share: how much of the run
+    is done, 0 to 1. gone: it was started or submitted, but no process holds it and no job computes it; it counts as
+    lost once a second look finds the same.
     """
 
     run_id: str
@@ -102,7 +103,7 @@ class Standing:
     val_mean_recall: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for programs."""
+        """The public fields as plain data; hours are rounded."""
         row = asdict(self)
         for key in ("share", "gpus", "gone", "phase", "loss", "val_mean_recall"):
             del row[key]
@@ -112,7 +113,10 @@ class Standing:
 def judge(
     run_id: str, spec: dict[str, Any], facts: Facts, *, alive: Queue, given: Submission | None, now: float
 ) -> Standing:
-    """Where a run stands. `given`: the submission that it was last part of; `now`: unix time."""
+    """The state of a run with these settings (`spec`) and this folder.
+
+    alive: the sweep's living jobs. given: the last submission with this run. now: unix time.
+    """
     job, last = alive.runs.get(run_id), facts.last
     seconds = [_seconds(attempt, facts.progress) for attempt in facts.attempts]
     base = Standing(
@@ -131,7 +135,7 @@ def judge(
         recall = facts.result.metrics.test.mean_recall if facts.result.metrics else None
         words = "finished" if recall is None else f"mean recall {recall:.1f}"
         return replace(base, state="finished", words=words, mean_recall=recall, job=None, share=1.0)
-    if _at_work(facts, job, now):
+    if _is_running(facts, job, now):
         run = _running(base, facts.progress, now)
         held = job and job.state != "running"
         return replace(run, words=f"{run.words}, its job is {job.state}") if job and held else run
@@ -151,7 +155,7 @@ def judge(
 
 
 def lost(run: Standing, facts: Facts, end: str | None) -> Standing:
-    """A run that was gone in two looks. `end`: how the cluster says that its job ended, if it says anything."""
+    """The state of a run that was gone in two looks. `end`: how its job ended, if the scheduler knows."""
     last = facts.last
     what = "its process is gone" if last else "its job is gone"
     if end:
@@ -167,7 +171,7 @@ def last_line(result: Record) -> str:
 
 
 def where_saved(facts: Facts) -> str:
-    """In words, the place that the folder holds a state of; empty if the run was never started."""
+    """The position of the run's saved state, in words; empty if the run was never started."""
     if facts.last is None:
         return ""
     epochs, batches = facts.saved
@@ -177,14 +181,17 @@ def where_saved(facts: Facts) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`1:05` or `2:03:00`."""
+    """Seconds as `1:05` (minutes) or `2:03:00` (hours)."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def _at_work(facts: Facts, job: Job | None, now: float) -> bool:
-    """Whether a process computes the run: it holds the claim or, where locks don't reach, gave a fresh sign of life."""
+def _is_running(facts: Facts, job: Job | None, now: float) -> bool:
+    """Whether a process computes the run: it holds the claim or, where claims may be invisible, is known to live.
+
+    It is known to live while its job is running or, without a job, if it wrote progress within FRESH_SECONDS.
+    """
     if facts.claimed:
         return True
     last = facts.last
@@ -225,7 +232,7 @@ def _running(base: Standing, progress: dict[str, Any], now: float) -> Standing:
 
 
 def _saved(base: Standing, facts: Facts) -> Standing:
-    """The run at the position that its folder holds a state of."""
+    """The run at the position of its saved state."""
     epochs, batches = facts.saved
     if not epochs and not batches:
         return base
@@ -243,7 +250,7 @@ def _seconds(attempt: Attempt, progress: dict[str, Any]) -> float:
 
 @dataclass(frozen=True)
 class Total:
-    """Hours that all attempts of all runs took, and that the others will take; None where finished runs don't tell."""
+    """Hours that all attempts of all runs took, and an estimate of the hours left; None without an estimate."""
 
     hours: float
     gpu_hours: float
@@ -258,7 +265,7 @@ def counts(runs: Sequence[Standing]) -> dict[str, int]:
 
 
 def total(runs: Sequence[Standing]) -> Total:
-    """Sums, and an estimate of the rest by each method's finished runs; None if some run's method has none."""
+    """Hours used, and hours left by the average of each method's finished runs; None left if a method has none."""
     took: dict[str, list[Standing]] = {}
     for run in runs:
         if run.state == "finished" and run.hours:
@@ -281,7 +288,7 @@ class _Rest:
 
 
 def _left(run: Standing, alike: Sequence[Standing]) -> _Rest | None:
-    """What a run still takes: as it says itself, or as much as those of its method took on average."""
+    """The hours that a run still takes: its own estimate, else the average of the finished runs `alike`."""
     if run.eta_seconds is not None:
         return _Rest(run.eta_seconds / 3600, run.eta_seconds / 3600 * run.gpus)
     if not alike:

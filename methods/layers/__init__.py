@@ -1,1 +1,1 @@
-"""The neural modules that methods put into a backbone's slots; method files import them inside `attach` only."""
+"""The neural modules that methods put into a backbone's slots. Method files get them from `methods.lazy`."""

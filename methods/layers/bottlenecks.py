@@ -1,4 +1,4 @@
-"""Bottlenecks of every kind. Tensors are (batch, tokens, width) throughout; up-projections start at zero."""
+"""Bottlenecks of every kind. Every up-projection starts at zero, so a branch adds nothing before training."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:
-    """The layer with weight and bias zero: what it adds is nothing at the start."""
+    """The layer with weight and bias set to zero, in place: its output is zero before training."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -18,21 +19,22 @@ def zeroed(layer: nn.Linear) -> nn.Linear:
 
 
 def kaiming(layer: nn.Linear) -> nn.Linear:
-    """The layer with a uniform Kaiming start and no bias."""
+    """The layer with a uniform Kaiming weight (a = sqrt 5, as torch's own default) and a bias of zero, in place."""
     nn.init.kaiming_uniform_(layer.weight, a=5**0.5)
     nn.init.zeros_(layer.bias)
     return layer
 
 
-def quick_gelu(x: Tensor) -> Tensor:
+def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """`x sigmoid(1.702 x)`, OpenAI's approximation of GELU."""
     return x * torch.sigmoid(1.702 * x)
 
 
-Activation = Callable[[Tensor], Tensor]
+Activation = Callable[[Float[Tensor, "*shape"]], Float[Tensor, "*shape"]]
 
 
 class Bottleneck(nn.Module):
-    """`s Up(dropout(act(Down x)))`, with `x +` in front if it stands in series."""
+    """`s Up(dropout(act(Down x)))`, and `x +` that if `serial`. The scale s is a constant or, on demand, learned."""
 
     def __init__(
         self,
@@ -52,13 +54,13 @@ class Bottleneck(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.scale = nn.Parameter(torch.tensor(scale)) if learned_scale else scale
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         branch: Tensor = self.scale * self.up(self.dropout(self.activation(self.down(x))))
         return x + branch if self.serial else branch
 
 
 class EmbeddingAdapter(nn.Module):
-    """CLIP-Adapter on an embedding (batch, dim): `r W2 relu(W1 f) + (1 - r) f`, no bias."""
+    """CLIP-Adapter on an embedding f: `r W2 ReLU(W1 f) + (1 - r) f`, without biases (arXiv 2110.04544)."""
 
     def __init__(self, dim: int, bottleneck: int, ratio: float) -> None:
         super().__init__()
@@ -66,16 +68,17 @@ class EmbeddingAdapter(nn.Module):
         self.up = zeroed(nn.Linear(bottleneck, dim, bias=False))
         self.ratio = ratio
 
-    def forward(self, f: Tensor) -> Tensor:
+    def forward(self, f: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         adapted: Tensor = self.up(F.relu(self.down(f)))
         return self.ratio * adapted + (1 - self.ratio) * f
 
 
 class TwoTowerBottleneck(nn.Module):
-    """Down and up projections per tower, and one more up projection that both share.
+    """A bottleneck for both towers, with projections for each and one up-projection that they share.
 
-    `concat[Up_tower(z), Up_shared(z)]`, `z = dropout(act(Down_tower x))`: the shared slice is the last `shared_dim`
-    output dimensions of either tower.
+    `concat[Up_tower(z), Up_shared(z)]` with `z = dropout(act(Down_tower x))`: the shared slice is the last `shared_dim`
+    of a tower's `width` outputs (Cross-Modal Adapter, arXiv 2211.09623; MRS-Adapter, arXiv 2308.12509). Widths 768 and
+    512 with `shared_dim` 64: Up_image has 704 outputs, Up_text 448, Up_shared 64.
     """
 
     def __init__(
@@ -90,15 +93,16 @@ class TwoTowerBottleneck(nn.Module):
         self.activation = activation
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, side: str) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch tokens width"], side: str) -> Float[Tensor, "batch tokens width"]:
         z = self.dropout(self.activation(self.down[side](x)))
         return torch.cat([self.up[side](z), self.up_shared(z)], dim=-1)
 
 
 class SharedDownBottleneck(nn.Module):
-    """UniAdapter's sharing: one down projection for both towers, an up projection for each.
+    """UniAdapter's sharing (arXiv 2302.06605): one down-projection for both towers, an up-projection for each.
 
-    Towers differ in width: both share the columns of the narrower one, and the wider has some of its own beside them.
+    `s Up_tower(ReLU(Down x))`. Where the towers differ in width, both share a matrix for as many inputs as the narrower
+    one has, and the wider tower has a matrix of its own for its other inputs.
     """
 
     def __init__(self, widths: Mapping[str, int], bottleneck: int, scale: float) -> None:
@@ -114,7 +118,7 @@ class SharedDownBottleneck(nn.Module):
         )
         self.up = nn.ModuleDict({side: zeroed(nn.Linear(bottleneck, width)) for side, width in widths.items()})
 
-    def forward(self, x: Tensor, side: str) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch tokens width"], side: str) -> Float[Tensor, "batch tokens width"]:
         z = self.down(x[..., : self.common])
         if side in self.wider:
             z = z + self.wider[side](x[..., self.common :])
@@ -123,22 +127,22 @@ class SharedDownBottleneck(nn.Module):
 
 
 class Door(nn.Module):
-    """One block's way into a module that serves both towers."""
+    """Calls a module that serves both towers for the tower `side`; adds its input to the output if `serial`."""
 
     def __init__(self, module: nn.Module, side: str, *, serial: bool) -> None:
         super().__init__()
         self.module, self.side, self.serial = module, side, serial
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         branch: Tensor = self.module(x, self.side)
         return x + branch if self.serial else branch
 
 
 class ConvBottleneck(nn.Module):
-    """Convpass's `s Up(act(conv(act(Down x))))`: a bottleneck whose middle is a 3x3 convolution over the patches' grid.
+    """Convpass's `s Up(act(conv(act(Down x))))`: a bottleneck around a 3x3 convolution (arXiv 2207.07039).
 
-    The class token in front is an image of one pixel to the convolution, as in the paper; further tokens behind the
-    patches are not expected. The convolution starts as the identity.
+    The convolution runs over the square grid of patches, and over the class token as an image of one pixel; it starts
+    as the identity. `tokens` is 1 plus a square number: other tokens behind the patches would be taken for patches.
     """
 
     def __init__(self, width: int, bottleneck: int, scale: float, dropout: float) -> None:
@@ -154,7 +158,7 @@ class ConvBottleneck(nn.Module):
         self.up = zeroed(nn.Linear(bottleneck, width))
         self.scale, self.dropout = scale, nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         low = quick_gelu(self.down(x)).transpose(1, 2)  # (batch, bottleneck, tokens)
         edge = round((low.shape[2] - 1) ** 0.5)
         token = self.conv(low[:, :, :1, None]).flatten(2)
@@ -165,13 +169,13 @@ class ConvBottleneck(nn.Module):
 
 
 class Normed(nn.Module):
-    """A branch behind a block's own frozen LayerNorm, which stays the block's: it is not registered here again."""
+    """`branch(norm(x))` with a block's own frozen LayerNorm, which is not registered here a second time."""
 
     def __init__(self, norm: nn.Module, branch: nn.Module) -> None:
         super().__init__()
         self.branch = branch
         self._norm = (norm,)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         normed: Tensor = self.branch(self._norm[0](x))
         return normed

@@ -1,9 +1,10 @@
-"""HarMA's modules (arXiv 2404.18253). Tensors are (batch, tokens, width) throughout."""
+"""HarMA's modules (arXiv 2404.18253)."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from methods.layers.bottlenecks import zeroed
@@ -16,17 +17,22 @@ def _gate() -> nn.Parameter:
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """Multi-head self-attention over the tokens of one sample; no mask, no dropout."""
+    """Multi-head self-attention over the tokens of one sample, without mask and dropout."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__(dim, heads, batch_first=True)
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Float[Tensor, "batch tokens dim"]
+    ) -> Float[Tensor, "batch tokens dim"]:
         return super().forward(x, x, x, need_weights=False)[0]
 
 
 class HarmaShared(nn.Module):
-    """HarMA's module B: `u + W2 [d MHA(W1 u) + (1 - d) W1 u]`, `d` a gate; W2 starts at zero."""
+    """HarMA's shared module `B(u) = u + W2 [d MHA(W1 u) + (1 - d) W1 u]`, W1 from `dim` to half of it.
+
+    The gate d starts at sigmoid(0.6), W2 and its bias at zero.
+    """
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -35,16 +41,17 @@ class HarmaShared(nn.Module):
         self.up = zeroed(nn.Linear(dim // 2, dim))
         self.gate = _gate()
 
-    def forward(self, u: Tensor) -> Tensor:
+    def forward(self, u: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         d, low = torch.sigmoid(self.gate), self.down(u)
         return u + self.up(d * self.attention(low) + (1 - d) * low)
 
 
 class HarmaAdapter(nn.Module):
-    """HarMA's adapter with its outer gate: maps a block's MLP output m to `g A(m) + (1 - g) m`.
+    """HarMA's adapter with its outer gate: from a block's MLP output m to `g A(m) + (1 - g) m`.
 
-    `h = GELU(Wd m)`; `u = MHA(h)`; with a shared module `u <- B(u)`; `u <- MHA(u)` again, the same weights;
-    `A(m) = m + Wu [b h + (1 - b) u]`. Gates b and g start at sigmoid(0.6), Wu at zero.
+    `A(m) = m + Wu [b h + (1 - b) u]`, with `h = GELU(Wd m)` and u computed in steps: `u = MHA(h)`, then `u = B(u)` if
+    there is a shared module, then `u = MHA(u)` with the same weights. Wd goes from `width` to `dim`. The gates b and g
+    start at sigmoid(0.6), Wu and its bias at zero.
     """
 
     def __init__(self, width: int, dim: int, heads: int, shared: HarmaShared | None) -> None:
@@ -55,7 +62,7 @@ class HarmaAdapter(nn.Module):
         self.up = zeroed(nn.Linear(dim, width))
         self.inner_gate, self.gate = _gate(), _gate()
 
-    def forward(self, m: Tensor) -> Tensor:
+    def forward(self, m: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         h = F.gelu(self.down(m))
         u = self.attention(h)
         if self.shared is not None:

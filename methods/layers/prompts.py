@@ -1,33 +1,35 @@
-"""Learned tokens in either tower. Tensors are (batch, tokens, width) throughout."""
+"""Learned tokens in either tower: where they come from, and where they enter and leave the sequence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder
+from bench.core.model import DualEncoder
 
 
-def normal_prompts(count: int, width: int, std: float) -> nn.Parameter:
-    """Learned tokens (count, width), normal with the given standard deviation."""
+def normal_prompts(count: int, width: int, std: float) -> Float[nn.Parameter, "{count} {width}"]:
+    """Learned tokens, drawn from a normal distribution with this standard deviation."""
     return nn.Parameter(torch.randn(count, width) * std)
 
 
-def uniform_prompts(count: int, width: int, patch: int) -> nn.Parameter:
-    """Learned tokens (count, width), uniform Xavier over a patch's 3 * patch^2 inputs (VPT's start)."""
+def uniform_prompts(count: int, width: int, patch: int) -> Float[nn.Parameter, "{count} {width}"]:
+    """Learned tokens, uniform in +-sqrt(6 / (3 patch^2 + width)): VPT's start (arXiv 2203.12119, released code).
+
+    That is Xavier's bound for the patch embedding, which has 3 patch^2 inputs and `width` outputs; patch in pixels.
+    """
     bound = (6 / (3 * patch * patch + width)) ** 0.5
     return nn.Parameter(torch.empty(count, width).uniform_(-bound, bound))
 
 
 class Coupled(nn.Module):
-    """Tokens (count, width) made from another tower's by a linear layer: MaPLe's coupling."""
+    """Tokens of this width made from another tower's by a linear layer: MaPLe's coupling (arXiv 2210.03117)."""
 
-    def __init__(self, source: nn.Parameter, width: int) -> None:
+    def __init__(self, source: Float[nn.Parameter, "count source_width"], width: int) -> None:
         super().__init__()
         self.source = source
         self.coupling = nn.Linear(source.shape[1], width)
@@ -35,75 +37,77 @@ class Coupled(nn.Module):
     def __len__(self) -> int:
         return len(self.source)
 
-    def forward(self) -> Tensor:
+    def forward(self) -> Float[Tensor, "{len(self)} width"]:
         coupled: Tensor = self.coupling(self.source)
         return coupled
 
 
-Tokens = nn.Parameter | Coupled
+Tokens = Float[Tensor, "count width"] | Coupled  # learned themselves, or made from learned ones
 
 
-def _expand(tokens: Tokens, like: Tensor) -> Tensor:
+def _expand(tokens: Tokens, like: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch count width"]:
+    """The tokens once for each item of a batch, in its type."""
     values = tokens() if isinstance(tokens, Coupled) else tokens
     return values.to(like.dtype).expand(like.shape[0], -1, -1)
 
 
 class AppendTokens(nn.Module):
-    """Adds learned tokens behind the sequence."""
+    """Appends learned tokens to the sequence."""
 
     def __init__(self, tokens: Tokens) -> None:
         super().__init__()
         self.tokens = tokens
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens+{len(self.tokens)} width"]:
         return torch.cat([x, _expand(self.tokens, x)], dim=1)
 
 
 class OverwriteTokens(nn.Module):
-    """Puts learned tokens in place of those from position `start` (counted from the end if negative)."""
+    """Puts learned tokens in place of those from position `start` on (counted from the end if negative)."""
 
     def __init__(self, tokens: Tokens, start: int) -> None:
         super().__init__()
         self.tokens, self.start = tokens, start
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         start = self.start % x.shape[1]
         return torch.cat([x[:, :start], _expand(self.tokens, x), x[:, start + len(self.tokens) :]], dim=1)
 
 
 class DropLast(nn.Module):
-    """Cuts the last `count` tokens off again."""
+    """Removes the last `count` tokens of the sequence."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self.count = count
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens-{self.count} width"]:
         return x[:, : -self.count]
 
 
 class PromptedEmbedding(nn.Embedding):
-    """A token embedding that fills positions 1..n with learned vectors; it adopts the frozen table, keys unchanged."""
+    """A token embedding that gives learned vectors at positions 1 to n; it takes over the frozen table and its key."""
 
-    def __init__(self, embedding: nn.Embedding, tokens: nn.Parameter) -> None:
+    def __init__(self, embedding: nn.Embedding, tokens: Float[nn.Parameter, "n width"]) -> None:
         nn.Module.__init__(self)
         self.__dict__.update({key: value for key, value in vars(embedding).items() if not key.startswith("_")})
         self.weight = embedding.weight
         self.tokens = tokens
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Int[Tensor, "batch context"]) -> Float[Tensor, "batch context width"]:
         x = super().forward(input)
         return torch.cat([x[:, :1], _expand(self.tokens, x), x[:, 1 + len(self.tokens) :]], dim=1)
 
 
-def insert_placeholders(count: int) -> Callable[[Tensor], Tensor]:
-    """A rewrite of token ids (batch, context) that makes room for `count` prompts behind the start token.
+def insert_placeholders(count: int) -> Callable[[Int[Tensor, "batch context"]], Int[Tensor, "batch context"]]:
+    """A function of token ids that makes room for `count` prompts behind the start token.
 
-    The sequence keeps its length: what is pushed out at the end is padding, or else the caption is cut and its end
-    token (the highest id, which CLIP pools at) moves to the last position.
+    The length stays the same. What leaves it at the end is padding; a caption without enough of it is cut, and its end
+    token (the highest id, at which CLIP pools) takes the last position. Count 2, start 90, end 99: [90, 1, 2, 99, 0, 0]
+    becomes [90, 0, 0, 1, 2, 99], and [90, 1, 2, 3, 4, 99] becomes [90, 0, 0, 1, 2, 99].
     """
 
-    def rewrite(ids: Tensor) -> Tensor:
+    def rewrite(ids: Int[Tensor, "batch context"]) -> Int[Tensor, "batch context"]:
         longer = F.pad(ids[:, 1:], (count, 0))[:, : ids.shape[1] - 1]
         rewritten = torch.cat([ids[:, :1], longer], dim=1)
         end = ids.amax(dim=1)
@@ -114,10 +118,11 @@ def insert_placeholders(count: int) -> Callable[[Tensor], Tensor]:
     return rewrite
 
 
-def prompt_text(model: DualEncoder, owner: str, by_block: Sequence[nn.Parameter]) -> None:
-    """Put tokens (n, width) behind the start token: the first at the input, each other in place of the one before.
+def prompt_text(model: DualEncoder, owner: str, by_block: Sequence[Float[nn.Parameter, "n width"]]) -> None:
+    """Put n learned tokens behind the start token: the first set at the input, each other at the input of one block.
 
-    UserError, in the name of `owner`, for towers that don't pool at the end token.
+    From the second block on a set replaces the tokens at the places of the one before; blocks without a set pass these
+    on. Raises UserError, in the name of `owner`, for towers that don't pool at the end token.
     """
     model.check_pools_at_end_token(owner)
     model.replace_token_embedding(lambda embedding: PromptedEmbedding(embedding, by_block[0]))
@@ -127,7 +132,10 @@ def prompt_text(model: DualEncoder, owner: str, by_block: Sequence[nn.Parameter]
 
 
 def prompt_image(model: DualEncoder, by_block: Sequence[Tokens]) -> None:
-    """Put tokens (n, width) behind the patches, each in place of the one before; dropped after the last block."""
+    """Put n learned tokens behind the patches: one set for each of the first blocks, in place of the one before.
+
+    Blocks without a set pass the tokens on; the last block removes them.
+    """
     blocks, count = model.image_blocks.slotted(), len(by_block[0])
     blocks[0].fill(enter=AppendTokens(by_block[0]))
     for block, tokens in zip(blocks[1:], by_block[1:], strict=False):

@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from open_clip import CLIP
 from peft import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.fourierft.layer import FourierFTLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from bench.config.errors import UserError
+from bench.config.shapes import ModelShape
 from bench.core.model import DualEncoder
-from methods.base import ModelShape
 from methods.layers.attention import split_attention
 
 ADAPTER = "default"
@@ -27,7 +31,7 @@ ADAPTER = "default"
 def _plain_weight(module: nn.Module) -> Any:
     """What torch.compile traces in place of the library's function, which DoRA calls in every forward pass.
 
-    Dynamo can't follow how the library tells quantized weights (`type(weight).__module__.startswith`, in every release
+    Dynamo can't follow the library's test for quantized weights (`type(weight).__module__.startswith`, in every release
     from 0.15 to 0.21). No layer is quantized here. Without torch.compile the library's own function runs.
     """
     if type(module.weight) is not nn.Parameter:
@@ -36,7 +40,11 @@ def _plain_weight(module: nn.Module) -> Any:
 
 
 def inject(model: DualEncoder, config: Any, towers: str, targets: Sequence[str]) -> BaseTuner:
-    """Put a tuner of the library on the targeted layers of "image", "text" or "both" towers, in place."""
+    """Put a tuner of the library on the targeted layers of "image", "text" or "both" towers, in place.
+
+    `config` is the library's own. Where attention is targeted, a block's packed attention is split first. Raises
+    UserError for towers without slots, and what the library raises for layers that it does not adapt.
+    """
     names = []
     for side in ("image", "text") if towers == "both" else (towers,):
         for prefix, block in getattr(model, f"{side}_blocks").named_blocks():
@@ -51,8 +59,12 @@ def inject(model: DualEncoder, config: Any, towers: str, targets: Sequence[str])
 
 
 def attach(model: DualEncoder, config: Any, towers: str, targets: Sequence[str]) -> None:
-    """`inject`, and what the library does beside the forward pass: AdaLoRA's allocation and regulariser."""
+    """`inject`, and what the library does outside of the forward pass: AdaLoRA's rank allocation and regulariser."""
     tuner = inject(model, config, towers, targets)
+    for layer in model.modules():
+        if isinstance(layer, FourierFTLayer):
+            # A plain dict would stay on the CPU and be copied to the GPU in every forward pass.
+            layer.indices = BufferDict(layer.indices)  # type: ignore[assignment]
     if hasattr(tuner, "update_and_allocate"):
         allocation = Allocation(tuner)
         model.after_step.append(allocation)
@@ -67,16 +79,19 @@ def merge(model: DualEncoder) -> None:
 
 
 class Allocation:
-    """AdaLoRA's rank allocation, asked after every optimizer step, and its orthogonality term."""
+    """AdaLoRA's rank allocation after every optimizer step, and its orthogonality term (arXiv 2303.10512)."""
 
     def __init__(self, tuner: BaseTuner) -> None:
-        # Not registered anywhere: the tuner wraps the model that this hook hangs on.
+        # A plain attribute of a plain object: the tuner holds the model, whose list `after_step` holds this.
         self.tuner: Any = tuner
         self.allocator: Any = self.tuner.rankallocator
         self.config: Any = self.tuner.peft_config[ADAPTER]
 
     def __call__(self, step: int, total: int) -> None:
-        """After optimizer step `step` (from 1) of `total`; gradients are still there."""
+        """Called after optimizer step `step` (from 1) of `total`, before the gradients are set to zero.
+
+        Raises UserError if `total` is too small for the phases without allocation at the start and at the end.
+        """
         if self.config.total_step != total:
             if self.config.tinit + self.config.tfinal >= total:
                 raise UserError(
@@ -85,10 +100,11 @@ class Allocation:
                 )
             self.allocator.set_total_step(total)
             self.config.total_step = total
-        self.tuner.update_and_allocate(step)
+        with _any_kthvalue():
+            self.tuner.update_and_allocate(step)
 
-    def penalty(self) -> Tensor:
-        """`orth_reg_weight` times the mean of |P'P - I| over all matrices of the adapter."""
+    def penalty(self) -> Float[Tensor, ""]:
+        """`orth_reg_weight` times the mean Frobenius norm of `A A' - I` and `B' B - I` over all matrices A and B."""
         terms = []
         for name, matrix in self.tuner.model.named_parameters():
             if f"lora_A.{ADAPTER}" in name or f"lora_B.{ADAPTER}" in name:
@@ -97,20 +113,36 @@ class Allocation:
         return self.config.orth_reg_weight * torch.stack(terms).mean()
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next allocations depend on; tensors and plain values only."""
+        """What later allocations depend on, as tensors and plain values."""
         kept = ("ipt", "exp_avg_ipt", "exp_avg_unc")
         return {name: dict(getattr(self.allocator, name)) for name in kept} | {"pattern": self.config.rank_pattern}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; each tensor goes to the device of the matrix that it belongs to."""
         self.config.rank_pattern = state["pattern"]
+        devices = {name: matrix.device for name, matrix in self.tuner.model.named_parameters()}
         for name in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
-            setattr(self.allocator, name, dict(state[name]))
+            setattr(self.allocator, name, {key: tensor.to(devices[key]) for key, tensor in state[name].items()})
+
+
+@contextmanager
+def _any_kthvalue() -> Iterator[None]:
+    """Let `torch.kthvalue` run on CUDA, where it refuses to be deterministic in torch before 2.10.
+
+    Only the index that it returns can differ between calls; AdaLoRA takes the value.
+    """
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
 
 
 def count(config: Any, shape: ModelShape, towers: str, targets: Sequence[str]) -> int:
-    """How many parameters the tuner trains on a model of this shape; UserError if it does not fit.
+    """How many parameters the tuner trains on a model of this shape. Raises UserError if it does not fit.
 
-    On the meta device, which takes no memory; tuners that look at numbers (BOFT) get a real model.
+    Counted on a model on the meta device, which takes no memory, or on the CPU for tuners that read weights (BOFT).
     """
     try:
         return _counted(config, shape, towers, targets, "meta")
@@ -131,13 +163,13 @@ def _counted(config: Any, shape: ModelShape, towers: str, targets: Sequence[str]
     text_cfg: dict[str, Any] = {"context_length": text.tokens, "vocab_size": 2, "width": text.width, "heads": 1}
     text_cfg |= {"layers": text.layers, "mlp_ratio": text.mlp_width / text.width}
     with torch.device(device), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said again, once, when the run attaches it
+        warnings.simplefilter("ignore")  # the library warns again when the run attaches the tuner
         model = DualEncoder(CLIP(shape.embed_dim, vision_cfg, text_cfg))
         try:
             inject(model, config, towers, targets)
             model(torch.zeros(1, 3, edge, edge), torch.zeros(1, text.tokens, dtype=torch.long))
         except Exception as error:
             if device == "meta" and isinstance(error, RuntimeError | NotImplementedError):
-                raise  # it looked at numbers
+                raise  # the tuner read weights
             raise UserError(f"peft {config.peft_type.value}: {error}") from error
     return model.trainable_params()

@@ -1,36 +1,40 @@
-"""HarMA's loss: contrastive, and triplets weighted by how much they violate."""
+"""HarMA's loss: contrastive, plus triplets weighted by how much they violate the margin."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
-from methods.lazy import Tensor, torch
+from methods.lazy import DualEncoder, Features, Float, Int, Tensor, torch
 from methods.losses.base import Loss
 from methods.losses.info_nce import info_nce
 from methods.losses.triplet import violations
 
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder, Features
 
+def adaptive_triplet(
+    image: Float[Tensor, "batch dim"], text: Float[Tensor, "batch dim"], margin: float
+) -> Float[Tensor, ""]:
+    """HarMA's triplets, each weighted by how much it violates the margin (arXiv 2404.18253, released code).
 
-def adaptive_triplet(image: Tensor, text: Tensor, margin: float) -> Tensor:
-    """HarMA's triplets, each weighted by how much it violates (arXiv 2404.18253).
-
-    `1/2 sum_{i != j} (1 - exp(-c))^2 c` in both directions, `c = max(0, margin + S_ij - S_ii)`. A sum, not a mean; the
-    weights are part of the gradient, as in the released code.
+    `1/2 sum_{i != j} (1 - exp(-c))^2 c` over both directions, `c = max(0, margin + S_ij - S_ii)`, S the cosines.
+    A sum, not a mean: against the contrastive mean its weight grows with the batch. The weights are not detached.
     """
     by_row, by_column = violations(image @ text.T, margin)
+    return (_weighted(by_row) + _weighted(by_column)) / 2
 
-    def weighted(c: Tensor) -> Tensor:
-        return ((1 - torch.exp(-c)).square() * c).sum()
 
-    return (weighted(by_row) + weighted(by_column)) / 2
+def _weighted(c: Float[Tensor, "batch batch"]) -> Float[Tensor, ""]:
+    return ((1 - torch.exp(-c)).square() * c).sum()
+
+
+COLDEST = 1e-3  # the lowest temperature: cosines times 1000
 
 
 class HarMALoss(Loss):
-    """HarMA's two losses: contrastive with same-image targets and a trained temperature, plus adaptive triplets."""
+    """HarMA's two losses: contrastive with same-image targets, plus `triplet_weight` times adaptive triplets.
+
+    `temperature` divides the cosines; it is where the trained one starts. Training may push it towards zero: it is
+    kept at `COLDEST` or above, for below zero the loss would reward wrong pairs. Both weights are 1 as released.
+    """
 
     name = "harma"
     paper = "Huang 2024, arXiv 2404.18253"
@@ -42,6 +46,9 @@ class HarMALoss(Loss):
     def attach(self, model: DualEncoder) -> None:
         model.extras["temperature"] = torch.nn.Parameter(torch.tensor(self.temperature))
 
-    def __call__(self, features: Features, image_ids: Tensor, model: DualEncoder) -> Tensor:
-        contrastive = info_nce(features.image, features.text, 1 / model.extras["temperature"], image_ids)
+    def __call__(self, features: Features, image_ids: Int[Tensor, " batch"], model: DualEncoder) -> Float[Tensor, ""]:
+        temperature = model.extras["temperature"]
+        with torch.no_grad():
+            temperature.clamp_(min=COLDEST)
+        contrastive = info_nce(features.image, features.text, 1 / temperature, image_ids)
         return contrastive + self.triplet_weight * adaptive_triplet(features.image, features.text, self.margin)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
-from methods.lazy import Tensor
+from methods.lazy import DualEncoder, Features, Float, Int, Tensor
 from methods.losses.base import Loss
 from methods.losses.triplet import hardest_triplet
 
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder, Features
-
 
 class HMMC(Loss):
-    """Hardest-negative triplets between image and text, and between each and its own view under dropout."""
+    """`T(v, t) + T(v, v') + T(t, t')`, T the hardest-negative triplets of `hardest_triplet` (arXiv 2308.12509).
+
+    v and t are the embeddings of images and texts, v' and t' those of a second pass under dropout of `view_dropout`.
+    A sum over the batch, without temperature. Margin and weights are the released code's; the paper's text could not be
+    checked.
+    """
 
     name = "hmmc"
     paper = "Yuan, Zhan, Xiong 2023, arXiv 2308.12509"
@@ -28,7 +28,7 @@ class HMMC(Loss):
     def second_view(self) -> float | None:
         return self.view_dropout
 
-    def __call__(self, features: Features, image_ids: Tensor, model: DualEncoder) -> Tensor:
+    def __call__(self, features: Features, image_ids: Int[Tensor, " batch"], model: DualEncoder) -> Float[Tensor, ""]:
         assert features.image_view is not None
         assert features.text_view is not None
         total = hardest_triplet(features.image, features.text, self.margin)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from methods.lazy import F, Tensor, torch
+from methods.lazy import DualEncoder, F, Features, Float, Int, Tensor, torch
 from methods.losses.base import Loss
 
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder, Features
 
+def info_nce(
+    image: Float[Tensor, "batch dim"],
+    text: Float[Tensor, "batch dim"],
+    scale: Float[Tensor, ""] | Float[Tensor, " 1"],
+    image_ids: Int[Tensor, " batch"] | None = None,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of `scale * cosine`, the mean over the batch and both directions (CLIP, arXiv 2103.00020).
 
-def info_nce(image: Tensor, text: Tensor, scale: Tensor, image_ids: Tensor | None = None) -> Tensor:
-    """Symmetric cross-entropy of `scale * cosine`, the mean of both directions (CLIP, arXiv 2103.00020).
-
-    With `image_ids` (batch,) every text whose image has the same id is a positive, in equal shares:
-    P_ij = 1[same image] / row sum (HarMA, arXiv 2404.18253). Without, only pair i is positive.
+    The targets are P_ij = 1[i = j]; with `image_ids` P_ij = 1[same image] / row sum (HarMA, arXiv 2404.18253). Three
+    pairs, the first two of one image: rows (1/2, 1/2, 0), (1/2, 1/2, 0), (0, 0, 1).
     """
     logits = scale * image @ text.T
     if image_ids is None:
@@ -27,9 +29,9 @@ def info_nce(image: Tensor, text: Tensor, scale: Tensor, image_ids: Tensor | Non
 
 
 class InfoNCE(Loss):
-    """CLIP's symmetric cross-entropy at the backbone's own temperature (trained only by full fine-tuning).
+    """CLIP's symmetric cross-entropy at the backbone's own temperature; only some methods train that.
 
-    `targets: image` counts every caption of the same image in the batch as a positive, with equal shares.
+    With `targets: image` every caption of the same image in the batch is a positive, in equal shares.
     """
 
     name = "info_nce"
@@ -37,6 +39,6 @@ class InfoNCE(Loss):
     examples = {"": {}, "image": {"targets": "image"}}
     targets: Literal["pair", "image"] = "pair"
 
-    def __call__(self, features: Features, image_ids: Tensor, model: DualEncoder) -> Tensor:
+    def __call__(self, features: Features, image_ids: Int[Tensor, " batch"], model: DualEncoder) -> Float[Tensor, ""]:
         ids = image_ids if self.targets == "image" else None
         return info_nce(features.image, features.text, model.logit_scale, ids)

@@ -1,21 +1,24 @@
-"""SigLIP's loss: every pair on its own."""
+"""SigLIP's loss: each pair of the batch is classified as matching or not."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from methods.lazy import F, Tensor, torch
+from methods.lazy import DualEncoder, F, Features, Float, Int, Tensor, torch
 from methods.losses.base import Loss
 
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder, Features
 
+def sigmoid(
+    image: Float[Tensor, "batch dim"],
+    text: Float[Tensor, "batch dim"],
+    scale: Float[Tensor, ""],
+    bias: Float[Tensor, ""],
+    image_ids: Int[Tensor, " batch"] | None = None,
+) -> Float[Tensor, ""]:
+    """`-1/n sum_ij log sigmoid(z_ij (scale * S_ij + bias))`, S the cosines of n pairs (SigLIP, arXiv 2303.15343).
 
-def sigmoid(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, image_ids: Tensor | None = None) -> Tensor:
-    """`-1/n sum_ij log sigmoid(z_ij (scale * S_ij + bias))`, z = 1 for positives, else -1 (SigLIP, arXiv 2303.15343).
-
-    With `image_ids` (batch,) every text whose image has the same id is a positive; without, only pair i is.
+    z_ij is 1 for positives and -1 for others. Positive are i = j, and with `image_ids` all captions of the same image.
     """
     logits = scale * image @ text.T + bias
     if image_ids is None:
@@ -26,10 +29,8 @@ def sigmoid(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, image_ids:
 
 
 class SigLIP(Loss):
-    """A sigmoid of every pair on its own, with a trained temperature and bias.
-
-    They start at the backbone's where it was trained with them, else as in the paper: 10 and -10.
-    `targets: image` counts every caption of the same image in the batch as a positive.
+    """The sigmoid loss with a trained factor and bias, which start at the backbone's if it has a bias, else as in the
+    paper at 10 and -10. With `targets: image` every caption of the same image in the batch is a positive.
     """
 
     name = "siglip"
@@ -45,7 +46,7 @@ class SigLIP(Loss):
         model.extras["siglip_scale"] = torch.nn.Parameter(torch.tensor(float(scale)))  # type: ignore[arg-type]
         model.extras["siglip_bias"] = torch.nn.Parameter(torch.tensor(float(bias)))  # type: ignore[arg-type]
 
-    def __call__(self, features: Features, image_ids: Tensor, model: DualEncoder) -> Tensor:
+    def __call__(self, features: Features, image_ids: Int[Tensor, " batch"], model: DualEncoder) -> Float[Tensor, ""]:
         ids = image_ids if self.targets == "image" else None
         scale, bias = model.extras["siglip_scale"].exp(), model.extras["siglip_bias"]
         return sigmoid(features.image, features.text, scale, bias, ids)

@@ -1,20 +1,23 @@
-"""Hinge triplets on cosines, and the violations that other losses of the kind are made of."""
+"""Hinge triplets on cosines, and the violations of the margin that other losses use."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from methods.lazy import Tensor, torch
+from methods.lazy import DualEncoder, Features, Float, Int, Tensor, torch
 from methods.losses.base import Loss
 
-if TYPE_CHECKING:
-    from bench.core.model import DualEncoder, Features
 
+def violations(
+    scores: Float[Tensor, "batch batch"], margin: float
+) -> tuple[Float[Tensor, "batch batch"], Float[Tensor, "batch batch"]]:
+    """How far each negative violates the margin, for images and for texts as anchors; a row an anchor.
 
-def violations(scores: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """max(0, margin + S_ij - S_ii) by row and by column (transposed back to anchor rows), zero on the diagonal."""
+    `max(0, margin + S_ij - S_ii)` and `max(0, margin + S_ji - S_ii)`, zero on the diagonal. Margin 0.2 and scores
+    [[0.5, 0.4], [0.1, 0.5]]: [[0, 0.1], [0, 0]] and [[0, 0], [0.1, 0]].
+    """
     own = scores.diagonal()[:, None]
     off_diagonal = ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     by_row = (margin + scores - own).clamp(min=0) * off_diagonal
@@ -22,23 +25,23 @@ def violations(scores: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     return by_row, by_column
 
 
-def hardest_triplet(a: Tensor, b: Tensor, margin: float) -> Tensor:
+def hardest_triplet(a: Float[Tensor, "batch dim"], b: Float[Tensor, "batch dim"], margin: float) -> Float[Tensor, ""]:
     """T(a, b): the hardest negative's violation in both directions, summed over anchors (HMMC, arXiv 2308.12509).
 
-    `sum_i [max_j (margin + S_ij - S_ii)+ + max_j (margin + S_ji - S_ii)+]`, S the cosine matrix, j != i.
+    `sum_i [max_j (margin + S_ij - S_ii)+ + max_j (margin + S_ji - S_ii)+]` with j != i and S the cosines of a and b.
     """
     by_row, by_column = violations(a @ b.T, margin)
     return by_row.amax(dim=1).sum() + by_column.amax(dim=1).sum()
 
 
-def sum_triplet(a: Tensor, b: Tensor, margin: float) -> Tensor:
-    """All negatives' violations in both directions, summed over anchors."""
+def sum_triplet(a: Float[Tensor, "batch dim"], b: Float[Tensor, "batch dim"], margin: float) -> Float[Tensor, ""]:
+    """The violations of all negatives in both directions, summed over anchors."""
     by_row, by_column = violations(a @ b.T, margin)
     return by_row.sum() + by_column.sum()
 
 
 class Triplet(Loss):
-    """Hinge triplets on cosines: against the hardest negative of the batch, or the sum over all."""
+    """Hinge triplets on cosines, summed over the batch: against the hardest negative, or against all of them."""
 
     name = "triplet"
     paper = "Faghri et al. 2018, arXiv 1707.05612 (VSE++: hardest); Kiros et al. 2014, arXiv 1411.2539 (sum)"
@@ -46,6 +49,6 @@ class Triplet(Loss):
     margin: float = Field(0.2, ge=0)
     negatives: Literal["hardest", "sum"] = "hardest"
 
-    def __call__(self, features: Features, image_ids: Tensor, model: DualEncoder) -> Tensor:
+    def __call__(self, features: Features, image_ids: Int[Tensor, " batch"], model: DualEncoder) -> Float[Tensor, ""]:
         triplet = hardest_triplet if self.negatives == "hardest" else sum_triplet
         return triplet(features.image, features.text, self.margin)

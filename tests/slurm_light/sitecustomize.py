@@ -13,52 +13,66 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.store.record import Record
 
 
-def execute(run_dir: Path, should_stop: Callable[[], bool], **_: Any) -> dict[str, Any]:
-    from bench import store
+def execute(run_dir: Path, *, should_stop: Callable[[], bool], keep: bool = False, job: str | None = None) -> Record:
+    """A replacement of bench.compute.execute.execute that writes the same files without torch."""
+    from bench.config.errors import Stopped
+    from bench.config.files import read_json, write_json
+    from bench.core.position import Position
     from bench.plan.spec import RunSpec
+    from bench.store import provenance, record
+    from bench.store.attempts import end_attempt, start_attempt
+    from bench.store.folder import PROGRESS, RUN, claim
+    from bench.store.record import RECALLS, Cost, Metrics, Record, Scores
 
     saved, fault = run_dir / "light.json", os.environ.get("LIGHT_FAULT")
     steps, seconds = int(os.environ.get("LIGHT_STEPS", "1")), float(os.environ.get("LIGHT_SECONDS", "0"))
-    with folder.claim(run_dir):
-        if record.is_finished(run_dir):
-            return record.read(run_dir) or {}
-        done = files.read_json(saved) or 0
-        attempts.start_attempt(run_dir, 1.0, (0, done))
+    with claim(run_dir):
+        if (found := record.read(run_dir)) and found.finished:
+            return found
+        done = read_json(saved) or 0
+        start_attempt(run_dir, gpus=1.0, job=job, at=Position(0, done))
         taken = []
         for step in range(done, steps):
             progress = {"phase": "train", "epoch": 1, "epochs": 1, "step": step, "steps": steps, "updated": time.time()}
-            files.write_json(run_dir / folder.PROGRESS, progress)
+            write_json(run_dir / PROGRESS, progress)
             time.sleep(600 if fault == "hang" else seconds)
             if fault == "memory":
                 taken.append(b"x" * 100_000_000)
             if should_stop():
-                files.write_json(saved, step + 1)
-                attempts.end_attempt(run_dir, "stopped", (0, step + 1))
-                raise errors.Stopped
-        six = {f"{side}_r{k}": 50.0 for side in ("i2t", "t2i") for k in (1, 5, 10)}
-        result = {
-            **{"schema": 1, "run_id": run_dir.name, "sweep": run_dir.parent.name, "status": "finished", "error": None},
-            "spec": RunSpec.load(run_dir / folder.RUN).to_dict(),
-            "metrics": {"best_epoch": 1, "val": {"mean_recall": 50.0}, "test": six | {"mean_recall": 50.0}},
-            "cost": {"trainable_params": 1, "total_params": 1},
-            "provenance": {"code": str(Path(store.__file__).parents[1])},
-        }
+                write_json(saved, step + 1)
+                end_attempt(run_dir, "stopped", reached=Position(0, step + 1))
+                raise Stopped
+        scores = Scores(**dict.fromkeys(RECALLS, 50.0))
+        result = Record(
+            run_id=run_dir.name,
+            sweep=run_dir.parent.name,
+            spec=RunSpec.load(run_dir / RUN).to_dict(),
+            status="finished",
+            metrics=Metrics(best_epoch=1, val=scores, test=scores),
+            cost=Cost(trainable_params=1, total_params=1),
+            provenance={"code": str(provenance.ROOT)},
+        )
         with (run_dir / "computed").open("a") as file:
             file.write(f"{os.environ['SLURM_JOB_ID']} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
-        files.write_json(run_dir / folder.RESULT, result)
-        attempts.end_attempt(run_dir, "finished", (1, 0))
+        record.write(run_dir, result)
+        end_attempt(run_dir, "finished", reached=Position(1))
         return result
 
 
 def slow_down(seconds: float) -> None:
+    """Let whoever imports write_json from now on, bench.compute.progress above all, rest before writing progress."""
+    from bench.config import files
 
     write = files.write_json
 
     def rest_and_write(path: Path, content: Any) -> None:
-        if path.name == folder.PROGRESS and "SLURM_RESTART_COUNT" not in os.environ:
+        if path.name == "progress.json" and "SLURM_RESTART_COUNT" not in os.environ:
             time.sleep(seconds)
         write(path, content)
 
@@ -68,6 +82,6 @@ def slow_down(seconds: float) -> None:
 if "SLOW" in os.environ:
     slow_down(float(os.environ["SLOW"]))
 else:
-    module = ModuleType("bench.run")
+    module = ModuleType("bench.compute.execute")
     module.execute = execute  # type: ignore[attr-defined]
-    sys.modules["bench.run"] = module
+    sys.modules["bench.compute.execute"] = module

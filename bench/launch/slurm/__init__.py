@@ -1,6 +1,7 @@
-"""Slurm: runs as job arrays through submitit. Everything that knows Slurm is in this folder. No torch.
+"""Slurm: runs as job arrays through submitit. All code that knows Slurm is in this folder. No torch.
 
-`queue` asks Slurm, `submission` submits, `job` is what a job does. submitit is imported only to submit.
+`queue` reads Slurm's state, `launcher` decides what to submit, `submission` submits it, `job` runs inside the jobs.
+The functions are those of `bench.launch.schedulers.Scheduler`. submitit is imported only to submit.
 """
 
 from __future__ import annotations
@@ -18,25 +19,28 @@ __all__ = ["available", "cancel", "current_job", "ends", "look", "make_launcher"
 
 
 def available() -> bool:
-    """Whether sbatch exists here."""
+    """Whether sbatch is on the PATH."""
     return shutil.which("sbatch") is not None
 
 
 def current_job() -> str | None:
-    """This process's job: "12_3" in an array, else "12"; None outside of jobs."""
+    """The id of the job that this process belongs to: "12_3" in an array, else "12"; None outside of jobs."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def make_launcher(folder: Path, settings: SlurmSettings, reports: Path, *, detached: bool) -> Launcher:
-    """See `bench.launch.schedulers.Scheduler`."""
-    from bench.launch.slurm.launcher import SlurmLauncher  # a job's own process must not import what submits it
+    """A launcher that submits the sweep's runs; the last job writes the report into `reports`.
 
-    return SlurmLauncher(folder, settings, reports, detached)
+    UserError if the settings contradict each other.
+    """
+    from bench.launch.slurm.launcher import SlurmLauncher  # only now: jobs import this package, and submit nothing
+
+    return SlurmLauncher(folder, settings, reports, detached=detached)
 
 
-def scripts(folder: Path, settings: SlurmSettings, reports: Path, runs: Sequence[Path]) -> list[str]:
-    """The sbatch scripts for these runs."""
+def scripts(folder: Path, settings: SlurmSettings, reports: Path, *, runs: Sequence[Path]) -> list[str]:
+    """The sbatch scripts for these runs, as text; works without Slurm."""
     from bench.launch.slurm.launcher import SlurmLauncher
 
     return SlurmLauncher(folder, settings, reports).scripts(runs)

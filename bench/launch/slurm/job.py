@@ -1,11 +1,12 @@
-"""What a Slurm job of ours does: the runs it was given, and, when it has to end early, what becomes of them. No torch.
+"""The code that runs inside a Slurm job: it computes the job's runs, and requeues them on a warning. No torch.
 
-Slurm tells a job to make room with SIGUSR2 (its time limit is near, or it is preempted) or with SIGTERM alone (it is
-cancelled, requeued, or preempted without a warning). Either way the run at work saves its state after its current step.
-Then, if Slurm itself does not end the job, and only then, the job puts itself back into the queue. submitit's own
-handlers are replaced: who tries again, and how often, is decided here alone.
+Slurm sends SIGUSR2 when the job's time limit is near or the job is preempted, and SIGTERM alone when the job is
+cancelled, requeued, or preempted without a warning. After either signal the current run saves its state at the end of
+its step. The job then requeues itself, but only if Slurm does not end or requeue it. submitit's own signal handlers
+are replaced, so that this module alone decides whether a job runs again, and how often.
 
-`python -m bench.launch.slurm.job SWEEP_DIR CODE` is the last line of a job whose process died with that exit code.
+The batch script of a job whose process died with exit code CODE calls `python -m bench.launch.slurm.job SWEEP_DIR CODE`
+as its last line.
 """
 
 from __future__ import annotations
@@ -29,14 +30,19 @@ from bench.launch.task import WAIT_SECONDS, record_failure
 from bench.store import record
 from bench.store.attempts import read_attempts
 from bench.store.folder import RESULT, log_tail, read_progress
+from bench.store.record import Failure
 
 ASK_AGAIN_SECONDS = 10.0
-HELD_SECONDS = 180.0  # after a failure of node or controller, a run's earlier process may outlive its job for a while
+HELD_SECONDS = 180.0  # how long to wait for claims: after a node failure an old process may outlive its job
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Orders:
-    """What a job is to do, pickled at submission. `submitted`: unix time; failures from before are tried again."""
+    """The runs of a job and its limits, pickled at submission.
+
+    submitted: unix time; runs that failed before it are computed again. parallel: runs side by side. max_timeouts: how
+    often the job may continue after its time limit.
+    """
 
     run_dirs: tuple[str, ...]
     parallel: int
@@ -46,43 +52,49 @@ class Orders:
     submitted: float
 
     def unsettled(self) -> list[Path]:
-        """The runs that neither finished nor failed since the submission."""
-        return [path for path in map(Path, self.run_dirs) if not self._settled(path)]
+        """The folders of the runs that have neither finished nor failed since the submission."""
+        return [path for path in map(Path, self.run_dirs) if not _settled(path, self.submitted)]
 
-    def _settled(self, run_dir: Path) -> bool:
-        result = record.read(run_dir)
-        if result is None:
-            return False
-        return result.finished or (run_dir / RESULT).stat().st_mtime >= self.submitted
+
+def _settled(run_dir: Path, submitted: float) -> bool:
+    """Whether the run has finished, or failed since the submission (unix time)."""
+    result = record.read(run_dir)
+    if result is None:
+        return False
+    return result.finished or (run_dir / RESULT).stat().st_mtime >= submitted
 
 
 def compute(orders: Orders) -> dict[str, str]:
-    """The job's task: compute its runs; gives back what became of each that was tried."""
+    """Compute the job's runs; return the outcome of each run that was tried, by run id."""
     for leftover in Path(os.environ.get("SUBMITIT_FOLDER", os.devnull)).glob(f"{own_id()}_*.save_tmp"):
-        leftover.unlink(missing_ok=True)  # a kill left it, and submitit would stumble over it
+        leftover.unlink(missing_ok=True)  # left by a kill; submitit fails if it exists
     patience = time.monotonic() + HELD_SECONDS
     outcomes: dict[str, str] = {}
     with Warnings(orders.signal_seconds, lambda: _too_late(orders)) as warnings:
         while not warnings.asked.is_set() and (runs := orders.unsettled()):
             outcomes |= run_many(runs, orders.parallel, warnings.asked.is_set)
+            if "lost" in outcomes.values():
+                break  # this process can compute no other run
             if time.monotonic() > patience:
-                break  # whoever holds them computes them
+                break  # other processes hold the rest, and compute it
             warnings.asked.wait(WAIT_SECONDS if orders.unsettled() else 0)
     if warnings.asked.is_set() and orders.unsettled():
-        _make_room(orders, warnings.warned)
+        _requeue_if_needed(orders, warnings.warned)
+    elif "lost" in outcomes.values() and orders.unsettled():
+        _lose_gpu()
     return outcomes
 
 
 def report(sweep_dir: str, out_dir: str) -> None:
-    """The last job: tables, figure and page of what there is."""
+    """Write the report of the sweep in `sweep_dir` to `out_dir`; CalledProcessError if that fails."""
     subprocess.run([sys.executable, "-m", "bench.report", sweep_dir, "--out", out_dir], check=True)
 
 
 class Warnings:
-    """Hears SIGUSR2 and SIGTERM, at once, even while the main thread is deep in one long operation.
+    """Receives SIGUSR2 and SIGTERM at once, even while the main thread is inside one long operation.
 
-    asked: to be stopped, by either. warned: by SIGUSR2. `too_late` is called, in another thread, if the context still
-    lasts some seconds before the time limit of which SIGUSR2 warned.
+    asked: set by either signal. warned: whether SIGUSR2 came, which it does `signal_seconds` before the time limit.
+    `too_late` is called in another thread if the context has not ended shortly before that limit.
     """
 
     def __init__(self, signal_seconds: float, too_late: Callable[[], None]) -> None:
@@ -92,11 +104,11 @@ class Warnings:
         self.too_late = too_late
 
     def __enter__(self) -> Warnings:
-        self.ear, mouth = os.pipe()
-        os.set_blocking(mouth, False)
-        signal.set_wakeup_fd(mouth)
+        self.received, sender = os.pipe()
+        os.set_blocking(sender, False)
+        signal.set_wakeup_fd(sender)  # Python writes the number of each signal to it
         threading.Thread(target=self._listen, daemon=True).start()
-        os.register_at_fork(after_in_child=_deafen)
+        os.register_at_fork(after_in_child=_reset_signals)
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
         signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handler would fill the logs
@@ -106,11 +118,11 @@ class Warnings:
         self.left.set()
 
     def _listen(self) -> None:
-        while heard := os.read(self.ear, 1):
-            if heard[0] == signal.SIGUSR2 and not self.warned:
+        while number := os.read(self.received, 1):
+            if number[0] == signal.SIGUSR2 and not self.warned:
                 self.warned = True
                 threading.Thread(target=self._watch, daemon=True).start()
-            if heard[0] in (signal.SIGUSR2, signal.SIGTERM):
+            if number[0] in (signal.SIGUSR2, signal.SIGTERM):
                 self.asked.set()
 
     def _watch(self) -> None:
@@ -118,40 +130,40 @@ class Warnings:
             self.too_late()
 
 
-def _deafen() -> None:
-    """For forked children: what ends a data loader's worker is no warning to the job."""
+def _reset_signals() -> None:
+    """In a forked child: a signal that ends a data loader's worker must not count as a warning to the job."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-# --- making room -----------------------------------------------------------------------------------------------------
+# --- an early end ----------------------------------------------------------------------------------------------------
 
 
 def own_id() -> str:
-    """This job's id: "12_3" in an array, else "12"."""
+    """This job's id: "12_3" in an array, else "12"; KeyError outside of jobs."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
 @dataclass(frozen=True)
 class OwnJob:
-    """This job as Slurm sees it."""
+    """This job's state in Slurm's words, such as RUNNING, and whether Slurm has preempted it."""
 
     state: str
     preempted: bool
 
     @classmethod
     def ask(cls) -> OwnJob:
-        """NoAnswer if Slurm does not say."""
-        said = queue.ask("scontrol", "show", "job", "-o", own_id())
-        state = re.search(r"\bJobState=(\w+)", said)
-        when = re.search(r"\bPreemptTime=(\S+)", said)
+        """Ask Slurm once; NoAnswer if it does not answer."""
+        answer = queue.ask("scontrol", "show", "job", "-o", own_id())
+        state = re.search(r"\bJobState=(\w+)", answer)
+        when = re.search(r"\bPreemptTime=(\S+)", answer)
         return cls(state[1] if state else "UNKNOWN", when is not None and when[1][0].isdigit())
 
     @classmethod
     def ask_patiently(cls, times: int = 60) -> OwnJob | None:
-        """None if Slurm does not say for minutes."""
+        """Ask Slurm up to `times` times, some seconds apart; None if it never answers."""
         for _ in range(times):
             try:
                 return cls.ask()
@@ -161,8 +173,8 @@ class OwnJob:
         return None
 
 
-def _make_room(orders: Orders, warned: bool) -> None:
-    """The runs have stopped and saved: back into the queue, unless Slurm sees to it or it makes no sense."""
+def _requeue_if_needed(orders: Orders, warned: bool) -> None:
+    """Requeue this job, whose runs have saved their state, unless Slurm ends or requeues it itself."""
     job = OwnJob.ask_patiently()
     if job is None or job.state != "RUNNING":
         return  # cancelled, or requeued by Slurm
@@ -172,21 +184,31 @@ def _make_room(orders: Orders, warned: bool) -> None:
         _time_out(orders)
 
 
+def _lose_gpu() -> None:
+    """A CUDA error took the GPU from this process: back into the queue with the runs that are not settled.
+
+    A run that loses its GPU twice in a row has been recorded as failed, so this ends.
+    """
+    job = OwnJob.ask_patiently()
+    if job is not None and job.state == "RUNNING":
+        _requeue("its GPU was lost to a CUDA error")
+
+
 def _time_out(orders: Orders) -> None:
-    """Go on in the queue, up to max_timeouts times, with the runs that got on; the others have failed."""
+    """Requeue this job up to max_timeouts times; runs that made no progress since their last start have failed."""
     count = _count_timeout()
     for run_dir in orders.unsettled():
         attempts = [attempt for attempt in read_attempts(run_dir) if attempt.job == own_id()]
         if not attempts:
-            continue  # its turn did not come yet
+            continue  # this job has not started it
         start, reached = attempts[-1].at, attempts[-1].reached or _saved(run_dir)
         where = f"timed out after {orders.timeout_min} min at epoch {reached.epochs + 1}"
         if reached <= start:
-            words = f"{where} without finishing a step since it last started; raise slurm.timeout_min"
-            record_failure(run_dir, "TimedOut", words, log_tail(run_dir))
+            message = f"{where} without finishing a step since it last started; raise slurm.timeout_min"
+            _fail(run_dir, "TimedOut", message)
         elif count > orders.max_timeouts:
-            words = f"{where}, {count} times by now; the same command goes on from there, or raise slurm.max_timeouts"
-            record_failure(run_dir, "TimedOut", words, log_tail(run_dir))
+            message = f"{where}, {count} times by now; the same command goes on from there, or raise slurm.max_timeouts"
+            _fail(run_dir, "TimedOut", message)
     if count > orders.max_timeouts:
         print(f"timed out {count} times, which is more than slurm.max_timeouts", flush=True)
     elif orders.unsettled():
@@ -194,21 +216,25 @@ def _time_out(orders: Orders) -> None:
 
 
 def _too_late(orders: Orders) -> None:
-    """The run at work heard the warning long ago and has not stopped: decide for it before the limit ends the job."""
+    """The current step has not ended since the warning: requeue or fail the runs before the limit ends the job."""
     print("no step has ended since the warning", flush=True)
     job = OwnJob.ask_patiently(1)
-    if job and job.state == "RUNNING" and not job.preempted:  # else Slurm requeues it, and more than saved is not had
+    if job and job.state == "RUNNING" and not job.preempted:  # else Slurm requeues it; it continues from its last save
         _time_out(orders)
         os._exit(0)
 
 
 def _saved(run_dir: Path) -> Position:
-    """Where a run that is still at work would go on: behind the last epoch it finished."""
+    """The position from which a run that is still running would continue: the end of its last finished epoch."""
     return Position(max(0, ((read_progress(run_dir) or {}).get("epoch") or 0) - 1))
 
 
+def _fail(run_dir: Path, kind: str, message: str) -> None:
+    record_failure(run_dir, Failure(type=kind, message=message, traceback=log_tail(run_dir)))
+
+
 def _count_timeout() -> int:
-    """How often this job has timed out, this time included."""
+    """Count this time-out; return how often the job has timed out, this time included."""
     file = Path(os.environ["SUBMITIT_FOLDER"]) / f"{own_id()}_timeouts.json"
     count = 1 + (read_json(file) or 0)
     write_json(file, count)
@@ -220,32 +246,34 @@ def _requeue(why: str) -> None:
     try:
         queue.ask("scontrol", "requeue", own_id())
     except queue.NoAnswer as error:
-        print(f"not requeued: {error}", flush=True)  # Slurm was faster, or the same command submits it again
+        print(f"not requeued: {error}", flush=True)  # Slurm did it already, or the user submits the sweep again
 
 
-# --- a death ---------------------------------------------------------------------------------------------------------
+# --- a dead process --------------------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str]) -> int:
-    """Account for the runs of a job whose process has died; the rest of its runs go back into the queue."""
+    """Record the current run of this job, whose process has died, as failed; requeue the job if it has more runs.
+
+    Arguments: the sweep's folder, and the exit code of the process, which is returned.
+    """
     sweep_dir, code = Path(argv[0]), int(argv[1])
     job = OwnJob.ask_patiently(6)
     if job is None or job.state != "RUNNING" or job.preempted:
         return code
-    own = [manifest for manifest in queue.submissions(sweep_dir) if own_id() in manifest.tasks.values()][-1]
+    own = [each for each in queue.submissions(sweep_dir) if own_id() in each.tasks.values()][-1]
     runs = [sweep_dir / run_id for run_id, task in own.tasks.items() if task == own_id()]
-    since = own.submitted.timestamp()
-    orders = Orders(tuple(map(str, runs)), 1, 0, 0, 0, since)
-    unsettled = orders.unsettled()
-    at_work = [run for run in unsettled if _is_open(run)]
-    for run in at_work or unsettled:
-        record_failure(run, "JobDied", f"the process of this run {_cause(code)}", log_tail(run))
-    if at_work and orders.unsettled():
+    unsettled = [run for run in runs if not _settled(run, own.submitted.timestamp())]
+    running = [run for run in unsettled if _is_open(run)]
+    for run in running or unsettled:
+        _fail(run, "JobDied", f"the process of this run {_cause(code)}")
+    if running and len(unsettled) > len(running):
         _requeue(f"the process {_cause(code)}; its other runs go on")
     return code
 
 
 def _is_open(run_dir: Path) -> bool:
+    """Whether this job has started the run and not ended it."""
     attempts = read_attempts(run_dir)
     return bool(attempts) and attempts[-1].job == own_id() and attempts[-1].ended is None
 

@@ -1,4 +1,4 @@
-"""The Slurm launcher: submits what is not on its way yet, and waits for it if asked to."""
+"""The Slurm launcher: it submits the runs that are neither finished nor queued, and can wait for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.config.errors import UserError
 from bench.config.settings import SlurmSettings
 from bench.launch.slurm import queue
 from bench.launch.slurm.queue import job_names
-from bench.launch.slurm.submission import Submission
+from bench.launch.slurm.submission import NewSubmission
 from bench.store.cluster import Queue
 from bench.store.folder import is_claimed
 from bench.store.record import is_finished
@@ -23,13 +23,17 @@ POLL_SECONDS, RETRY_SECONDS = 10.0, 60.0
 
 @dataclass
 class SlurmLauncher:
-    """Submits what is not on its way yet. Attached (`detached=False`) it stays until nothing is, Ctrl-C or not."""
+    """Submits runs that are neither finished, nor queued, nor running; UserError for contradictory settings.
+
+    With `detached=False`, `launch` waits until no run is queued or running; Ctrl-C ends the waiting, not the jobs.
+    The last job writes the report into `reports`.
+    """
 
     sweep_dir: Path
     settings: SlurmSettings
-    reports: Path  # where the last job writes the report
-    detached: bool = True
-    held_back: list[Path] = field(default_factory=list, init=False)  # by a limit of Slurm's
+    reports: Path
+    detached: bool = field(default=True, kw_only=True)
+    held_back: list[Path] = field(default_factory=list, init=False)  # runs that a submit limit kept out
 
     def __post_init__(self) -> None:
         self.sweep_dir, self.reports = self.sweep_dir.absolute(), self.reports.absolute()
@@ -46,15 +50,18 @@ class SlurmLauncher:
 
     @property
     def folder(self) -> Path:
+        """Where the submissions of this sweep are kept."""
         return self.sweep_dir / queue.FOLDER
 
     def missing(self, runs: Sequence[Path]) -> list[Path]:
+        """Those of the runs that are to be submitted; UserError if squeue does not answer."""
         alive = self._look()
         if queued := sum(alive.state(run.name) is not None for run in runs):
             print(f"in the queue: {queued} runs; squeue -j {job_names([job.id for job in alive.jobs])}")
         return _idle(runs, alive)
 
     def launch(self, runs: Sequence[Path]) -> None:
+        """Submit those of the runs that are to be; UserError if Slurm refuses them or does not answer."""
         self._submit(runs)
         if not self.detached:
             try:
@@ -63,10 +70,11 @@ class SlurmLauncher:
                 raise KeyboardInterrupt("no longer following; the jobs continue, see bench.status") from None
 
     def scripts(self, runs: Sequence[Path]) -> list[str]:
-        """The sbatch scripts that `launch` would submit for these runs; needs no Slurm."""
-        return Submission(self.sweep_dir, self.settings, self.reports, Queue("Slurm")).scripts(
-            [run.absolute() for run in runs]
-        )
+        """The sbatch scripts that `launch` would submit for these runs; works without Slurm."""
+        return self._submission(Queue("Slurm")).scripts([run.absolute() for run in runs])
+
+    def _submission(self, alive: Queue) -> NewSubmission:
+        return NewSubmission(self.sweep_dir, self.settings, self.reports, alive=alive)
 
     def _look(self) -> Queue:
         alive = queue.look(queue.submissions(self.sweep_dir))
@@ -78,25 +86,25 @@ class SlurmLauncher:
         with self._lock():
             alive = self._look()
             new = [run.absolute() for run in _idle(runs, alive)]
-            self.held_back = Submission(self.sweep_dir, self.settings, self.reports, alive).submit(new) if new else []
+            self.held_back = self._submission(alive).submit(new) if new else []
 
     def _wait(self, runs: Sequence[Path]) -> None:
-        """Until none of these runs is on its way, seen twice; submits what was held back when there is room."""
+        """Wait until two looks in a row find none of these runs queued or running; submit held-back runs meanwhile."""
         misses, retry = 0, time.monotonic() + RETRY_SECONDS
         while misses < 2 and not all(map(is_finished, runs)):
             time.sleep(POLL_SECONDS)
             alive = queue.look(queue.submissions(self.sweep_dir))
             if not alive.known:
                 continue
-            on_the_way = len(_idle(runs, alive)) < sum(not is_finished(run) for run in runs)
-            misses = 0 if on_the_way or self.held_back else misses + 1
+            pending = len(_idle(runs, alive)) < sum(not is_finished(run) for run in runs)
+            misses = 0 if pending or self.held_back else misses + 1
             if self.held_back and time.monotonic() >= retry:
                 self._submit(self.held_back)
                 retry = time.monotonic() + RETRY_SECONDS
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Let one process submit at a time: a second one then sees what the first has submitted."""
+        """Let one process submit at a time, so that a second one sees the jobs of the first; UserError if it can't."""
         with ExitStack() as stack:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -112,5 +120,5 @@ class SlurmLauncher:
 
 
 def _idle(runs: Sequence[Path], alive: Queue) -> list[Path]:
-    """Those of the runs that are neither finished, nor in the queue, nor at work anywhere."""
+    """Those of the runs that are neither finished, nor queued, nor running."""
     return [run for run in runs if alive.state(run.name) is None and not is_finished(run) and not is_claimed(run)]

@@ -1,6 +1,7 @@
-"""What the cluster says about a sweep's jobs: the manifests of its submissions, and one look at the queue. No torch.
+"""The state of a sweep's jobs in Slurm: its submissions, the jobs in the queue, and how jobs ended. No torch.
 
-Slurm is asked little, always with a time-out, and is never the truth about a run: that is the run's own folder.
+Every Slurm command has a time-out, and one look needs one command. Whether a run is finished or failed is read from
+its folder, never from Slurm.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -16,37 +17,36 @@ from bench.config.errors import UserError
 from bench.config.files import read_json
 from bench.store.cluster import Job, Queue, Submission
 
-FOLDER = "slurm"  # in the sweep's folder
-SECONDS = 20.0  # patience with any Slurm command: with its controller down, squeue alone would block twice as long
+FOLDER = "slurm"  # in the sweep's folder: one JSON file a submission
+SECONDS = 20.0  # time-out of a Slurm command: with the controller down, squeue would block for about 40 s
 
-ALIVE = ("PENDING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "PREEMPTED")  # in the accounting's words
+ALIVE = ("PENDING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "PREEMPTED")  # states of sacct
 
 
 class NoAnswer(Exception):
-    """Slurm did not answer in time, or not at all: nothing is known, which does not mean that nothing is there."""
+    """A Slurm command failed or timed out. The state of the jobs is unknown: they may well be alive."""
 
 
 def array_of(task: str) -> str:
-    """ "12_3" -> "12"."""
+    """The array's id of a task's: "12" of "12_3"."""
     return task.partition("_")[0]
 
 
-def jobs_of(manifest: Submission) -> set[str]:
-    """Ids of a submission's arrays, and of the job that writes the report."""
-    return {array_of(task) for task in manifest.tasks.values()} | (
-        {manifest.report_job} if manifest.report_job else set()
-    )
+def jobs_of(submission: Submission) -> set[str]:
+    """Ids of a submission's arrays and of the job that writes the report."""
+    arrays = {array_of(task) for task in submission.tasks.values()}
+    return arrays | ({submission.report_job} if submission.report_job else set())
 
 
 def job_names(jobs: Sequence[str]) -> str:
-    """The arrays and jobs that these belong to, as Slurm's commands take them: "12,15"."""
+    """The arrays of these jobs as Slurm's commands take them, such as "12,15"."""
     return ",".join(sorted({array_of(job) for job in jobs}, key=int))
 
 
-def submissions(sweep_dir: Path) -> list[Submission]:
-    """The sweep's submissions, newest last. What can't be read is left out."""
+def submissions(folder: Path) -> list[Submission]:
+    """The submissions of the sweep in `folder`, newest last; files that are not submissions are left out."""
     found = []
-    for path in sorted((sweep_dir / FOLDER).glob("*.json")):
+    for path in sorted((folder / FOLDER).glob("*.json")):
         content = read_json(path) or {}
         try:
             submitted = datetime.fromisoformat(content["submitted"])
@@ -55,19 +55,19 @@ def submissions(sweep_dir: Path) -> list[Submission]:
             found.append(Submission(path, submitted, str(content["token"]), tasks, report, content))
         except (TypeError, KeyError, ValueError, AttributeError):
             continue
-    return sorted(found, key=lambda manifest: (manifest.submitted.timestamp(), manifest.path.name))
+    return sorted(found, key=lambda each: (each.submitted.timestamp(), each.path.name))
 
 
-def look(manifests: Sequence[Submission]) -> Queue:
-    """Ask squeue once about all of these submissions' jobs, whoever made them."""
-    if not manifests:
+def look(submissions: Sequence[Submission]) -> Queue:
+    """The living jobs of these submissions, by one call of squeue for the users who submitted them."""
+    if not submissions:
         return Queue("Slurm")
-    owners = ",".join(sorted({str(manifest.path.stat().st_uid) for manifest in manifests}))
+    owners = ",".join(sorted({str(each.path.stat().st_uid) for each in submissions}))
     try:
         listed = ask("squeue", "-h", "-r", "-u", owners, "-o", "%i|%T|%r|%L|%k")
     except NoAnswer:
         return Queue("Slurm", known=False)
-    tokens = {manifest.token for manifest in manifests}
+    tokens = {each.token for each in submissions}
     rows = [[cell.strip() for cell in line.split("|", 4)] for line in listed.splitlines() if line.count("|") >= 4]
     alive = {
         (token, job): Job(job, token, state.lower(), None if reason == "None" else reason, _seconds(left))
@@ -75,23 +75,24 @@ def look(manifests: Sequence[Submission]) -> Queue:
         if token in tokens
     }
     runs = {}
-    for manifest in manifests:
-        for run_id, task in manifest.tasks.items():
-            # An array of one element may be listed with its index or without.
+    for submission in submissions:
+        for run_id, task in submission.tasks.items():
+            # squeue lists an array of one element with its index or without.
             for name in (task, f"{task}_0" if task == array_of(task) else array_of(task)):
-                if job := alive.get((manifest.token, name)):
+                if job := alive.get((submission.token, name)):
                     runs[run_id] = job
     return Queue("Slurm", True, tuple(alive.values()), runs)
 
 
-def ends(manifests: Sequence[Submission]) -> dict[tuple[str, str], str]:
-    """How the accounting says that tasks ended: (token, task) -> "TIMEOUT", "NODE_FAIL", ...; {} where it says nothing.
+def ends(submissions: Sequence[Submission]) -> dict[tuple[str, str], str]:
+    """How tasks ended by Slurm's accounting: (token, task) -> "TIMEOUT", "NODE_FAIL", ...; {} without accounting.
 
-    Good for a hint alone: it may never hear of an end, and an id that was used again may be another's.
+    Use it as a hint only: the accounting may miss an end, and Slurm uses job ids again.
     """
-    if not manifests:
+    if not submissions:
         return {}
-    jobs = ",".join(sorted({job for manifest in manifests for job in jobs_of(manifest)}))
+    known = [(each, jobs_of(each), set(each.tasks.values())) for each in submissions]
+    jobs = ",".join(sorted(set().union(*(jobs for _, jobs, _ in known))))
     try:
         listed = ask("sacct", "-X", "-n", "-P", "-j", jobs, "-o", "JobID,State,Submit,Comment")
     except NoAnswer:
@@ -99,18 +100,15 @@ def ends(manifests: Sequence[Submission]) -> dict[tuple[str, str], str]:
     found = {}
     for line in listed.splitlines():
         task, state, submit, comment = (*line.split("|", 3), "", "", "")[:4]
-        for manifest in manifests:
-            if (
-                array_of(task) in jobs_of(manifest)
-                and comment in ("", manifest.token)
-                and _not_before(submit, manifest)
-            ):
-                found[manifest.token, task] = state.partition(" ")[0]
+        for each, own_jobs, tasks in known:
+            if array_of(task) in own_jobs and comment in ("", each.token) and _not_before(submit, each):
+                name = task if task in tasks else array_of(task)  # an array of one element may be listed with its index
+                found[each.token, name] = state.partition(" ")[0]
     return {task: state for task, state in found.items() if state not in ALIVE}
 
 
-def cancel(jobs: Iterable[Job]) -> None:
-    """End these jobs, and nothing else; UserError if Slurm does not do it."""
+def cancel(jobs: Sequence[Job]) -> None:
+    """Cancel these jobs and no others; UserError if scancel fails."""
     ids = sorted({job.id for job in jobs})
     for start in range(0, len(ids), 500):
         try:
@@ -120,7 +118,7 @@ def cancel(jobs: Iterable[Job]) -> None:
 
 
 def ask(*command: str) -> str:
-    """What a Slurm command prints; NoAnswer if it fails or takes too long."""
+    """The output of a Slurm command; NoAnswer if it fails or takes longer than SECONDS."""
     try:
         done = subprocess.run(
             command,
@@ -136,13 +134,13 @@ def ask(*command: str) -> str:
     except OSError as error:
         raise NoAnswer(f"{command[0]}: {error.strerror}") from error
     if done.returncode:
-        words = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
-        raise NoAnswer(words[-1])
+        lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
+        raise NoAnswer(lines[-1])
     return done.stdout
 
 
 def _seconds(left: str) -> int | None:
-    """squeue's "[days-][[hours:]minutes:]seconds" in seconds; None for UNLIMITED, INVALID, NOT_SET."""
+    """Seconds from squeue's "[days-][[hours:]minutes:]seconds"; None for UNLIMITED, INVALID, NOT_SET."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", left)
     if not match:
         return None
@@ -150,8 +148,9 @@ def _seconds(left: str) -> int | None:
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def _not_before(submit: str, manifest: Submission) -> bool:
+def _not_before(submit: str, submission: Submission) -> bool:
+    """Whether a job submitted at this time (text of sacct) can be the submission's; clocks may differ by 5 minutes."""
     try:
-        return datetime.fromisoformat(submit).timestamp() >= manifest.submitted.timestamp() - 300
+        return datetime.fromisoformat(submit).timestamp() >= submission.submitted.timestamp() - 300
     except ValueError:
         return True

@@ -1,4 +1,4 @@
-"""One submission of runs as Slurm job arrays, through submitit; `bench.launch.slurm.job` is what the jobs do."""
+"""Submitting runs as Slurm job arrays, through submitit. The jobs run `bench.launch.slurm.job`."""
 
 from __future__ import annotations
 
@@ -26,34 +26,40 @@ from bench.store import provenance
 from bench.store.cluster import Queue
 from methods.registry import PLUGINS, plugins
 
-MAX_ARRAY_SIZE = 1001  # Slurm's default, where it can't be asked
+MAX_ARRAY_SIZE = 1001  # Slurm's default, for when scontrol does not answer
 REPORT_MINUTES, REPORT_GB = 30, 4
-# In its first seconds a task knows no signals yet, and must not die of a warning; shells hand "ignore" down.
+# SIGUSR2 would end a job in its first seconds, before Python handles it; a process inherits "ignore" from its shell.
 PYTHON = f'sh -c \'trap "" USR2; exec "$0" "$@"\' {shlex.quote(sys.executable)}'
 AT_A_LIMIT = re.compile(r"submit ?(job)? ?limit|MaxSubmit|temporarily", re.IGNORECASE)
-FIT_PAUSES = (0.0, 5.0, 10.0)
+FIT_PAUSES = (0.0, 5.0, 10.0)  # seconds before each try: a controller that has just started refuses every job
 FITS_NOWHERE = "node configuration is not available"
 WHERE = ("partition", "account", "qos", "constraint")
 Packet = tuple[Path, ...]  # the runs of one job
 
 
 class LimitReached(Exception):
-    """Slurm takes no more jobs of this user now."""
+    """A limit on submitted jobs is reached: Slurm takes no more of this user's jobs now."""
 
 
 @dataclass
 class _Array:
-    """Jobs that are submitted as one array, `share` of them at once; arrays of a lane follow each other."""
+    """Jobs that are submitted as one array, of which at most `share` run at once.
+
+    An array starts when the previous one of its lane has ended; arrays of different lanes run side by side.
+    """
 
     packets: list[Packet]
     lane: int
     share: int
 
 
-class Submission:
-    """One go at submitting: its arrays, its manifest, and the job that reports when all arrays have ended."""
+class NewSubmission:
+    """A submission in the making: its arrays, its file, and the job that writes the report when all arrays have ended.
 
-    def __init__(self, sweep_dir: Path, settings: SlurmSettings, reports: Path, alive: Queue) -> None:
+    `alive`: the sweep's jobs in the queue. They count towards the limit of jobs at once, and the report waits for them.
+    """
+
+    def __init__(self, sweep_dir: Path, settings: SlurmSettings, reports: Path, *, alive: Queue) -> None:
         now = datetime.now(UTC)
         stamp = f"{now:%Y%m%dT%H%M%S%f}"
         self.sweep_dir, self.settings, self.reports, self.now = sweep_dir, settings, reports, now
@@ -62,7 +68,7 @@ class Submission:
         folder = sweep_dir / queue.FOLDER
         self.jobs, self.logs = folder / "jobs" / stamp, folder / "logs"
         self.code_folder = folder / "code"
-        self.manifest_file = folder / f"{stamp}.json"
+        self.file = folder / f"{stamp}.json"
         self.code = self.code_folder / provenance.digest(plugins())
         old = {(found.token, found.report_job) for found in queue.submissions(sweep_dir)}
         self.old_reports = [each for each in alive.jobs if (each.token, each.id) in old]
@@ -71,12 +77,13 @@ class Submission:
     # --- what to submit ---
 
     def scripts(self, runs: Sequence[Path]) -> list[str]:
+        """The sbatch scripts for these runs, one an array; works without Slurm."""
         arrays = self._arrays(runs, MAX_ARRAY_SIZE)
         lanes = max(array.lane for array in arrays) + 1
         return [self._script(array, [f"<job {i - lanes + 1}>"] if i >= lanes else []) for i, array in enumerate(arrays)]
 
     def _arrays(self, runs: Sequence[Path], largest: int) -> list[_Array]:
-        """Arrays of at most `largest` jobs. Together, and with those alive, they keep to `array_parallelism`."""
+        """The runs as arrays of at most `largest` jobs; with the living jobs they keep to `array_parallelism`."""
         each = self.settings.runs_per_job
         packets = [tuple(runs[start : start + each]) for start in range(0, len(runs), each)]
         room = self.settings.array_parallelism - len(self.before)
@@ -98,7 +105,7 @@ class Submission:
         )
 
     def _parameters(self, array: _Array, after: Sequence[str]) -> dict[str, Any]:
-        """submitit's keyword arguments for an array."""
+        """The keyword arguments of submitit for an array."""
         methods = list(dict.fromkeys(run.name.partition("-")[0] for packet in array.packets for run in packet))
         name = f"{self.sweep}-{'+'.join(methods)}"
         given = self.settings.model_dump(exclude_none=True)
@@ -116,7 +123,7 @@ class Submission:
         }
 
     def _common(self, name: str, is_array: bool, after: Sequence[str]) -> dict[str, Any]:
-        """What the report's job has too. The snapshot comes before all other code, the current folder's as well."""
+        """The keyword arguments that all jobs share. PYTHONPATH puts the snapshot before all other code."""
         log = str(self.logs / ("%x-%A_%a.log" if is_array else "%x-%j.log"))
         path = f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(self.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
         copies = provenance.plugins_in(self.code, plugins())
@@ -136,10 +143,13 @@ class Submission:
     # --- submitting it ---
 
     def submit(self, runs: Sequence[Path]) -> list[Path]:
-        """Submit these runs, and the report after them; gives back those that a limit of Slurm's kept out."""
+        """Submit these runs and the job for the report; return the runs that a submit limit kept out.
+
+        UserError if no node could run the jobs, or Slurm refuses them all.
+        """
         self.logs.mkdir(parents=True, exist_ok=True)
         self.code = provenance.snapshot(self.code_folder, plugins())
-        self.manifest: dict[str, Any] = {
+        self.content: dict[str, Any] = {
             "schema": 1,
             "submitted": self.now.isoformat(),
             "token": self.token,
@@ -157,33 +167,33 @@ class Submission:
         full = len(self.before) >= self.settings.array_parallelism
         first = sorted({array_of(each.id) for each in self.before}) if full else []
         last: dict[int, str] = {}
-        words = ""
+        reason = ""
         while waiting:
             array = waiting.popleft()
             try:
                 last[array.lane] = self._sbatch(array, [last[array.lane]] if array.lane in last else first)
             except LimitReached as error:
-                words, half = str(error), len(array.packets) // 2
+                reason, half = str(error), len(array.packets) // 2
                 if not half:
                     waiting.appendleft(array)
                     break
                 for part in (array.packets[half:], array.packets[:half]):
                     waiting.appendleft(_Array(part, array.lane, min(array.share, len(part))))
         held_back = [run for array in waiting for packet in array.packets for run in packet]
-        if held_back and not self.manifest["tasks"] and not self.before:
-            raise UserError(f"Slurm did not take the jobs: {words}")
-        if self.manifest["tasks"]:
+        if held_back and not self.content["tasks"] and not self.before:
+            raise UserError(f"Slurm did not take the jobs: {reason}")
+        if self.content["tasks"]:
             self._submit_report()
-        self._tell(held_back, words)
+        self._print_summary(held_back, reason)
         return held_back
 
     def _check_fit(self, array: _Array) -> None:
-        """UserError if no node could ever run a job: Slurm would let it wait for ever."""
+        """Raise a UserError if no node could ever run such a job, which Slurm would leave in the queue for ever."""
         refused = None
         with tempfile.NamedTemporaryFile("w", suffix=".sh") as file, _outside_of_jobs():
             file.write(self._script(array, []))
             file.flush()
-            for seconds in FIT_PAUSES:  # a controller that has just started says it of every job
+            for seconds in FIT_PAUSES:
                 time.sleep(seconds)
                 try:
                     queue.ask("sbatch", "--test-only", file.name)
@@ -198,28 +208,28 @@ class Submission:
         ) from refused
 
     def _sbatch(self, array: _Array, after: Sequence[str]) -> str:
-        """Submit an array and note it in the manifest; gives back its id."""
+        """Submit an array and write it to the submission's file; return its id. LimitReached, UserError."""
         orders = [
             job.Orders(
-                tuple(map(str, packet)),
-                self.settings.parallel_runs,
-                self.settings.timeout_min,
-                self.settings.signal_seconds,
-                self.settings.max_timeouts,
-                self.now.timestamp(),
+                run_dirs=tuple(map(str, packet)),
+                parallel=self.settings.parallel_runs,
+                timeout_min=self.settings.timeout_min,
+                signal_seconds=self.settings.signal_seconds,
+                max_timeouts=self.settings.max_timeouts,
+                submitted=self.now.timestamp(),
             )
             for packet in array.packets
         ]
         ids = self._through_submitit(job.compute, orders, **self._parameters(array, after))
         tasks = {run.name: task for packet, task in zip(array.packets, ids, strict=True) for run in packet}
-        self.manifest["tasks"] |= tasks
-        self.manifest["arrays"].append({"job": array_of(ids[0]), "size": len(ids)})
-        write_json(self.manifest_file, self.manifest)
+        self.content["tasks"] |= tasks
+        self.content["arrays"].append({"job": array_of(ids[0]), "size": len(ids)})
+        write_json(self.file, self.content)
         return array_of(ids[0])
 
     def _submit_report(self) -> None:
-        """The job that builds the report when all arrays have ended; it takes the place of an earlier one."""
-        arrays = [array["job"] for array in self.manifest["arrays"]]
+        """Submit the job that writes the report when all arrays have ended, and cancel those of earlier submissions."""
+        arrays = [array["job"] for array in self.content["arrays"]]
         after = sorted({*arrays, *(array_of(each.id) for each in self.before)})
         given = self.settings.model_dump(exclude_none=True)
         extra = {
@@ -236,13 +246,13 @@ class Submission:
         except (UserError, LimitReached) as error:
             print(f"no job for the report: {error}; `python -m bench.report {self.sweep_dir}` makes it")
             return
-        self.manifest["report_job"] = report
-        write_json(self.manifest_file, self.manifest)
-        with suppress(UserError):  # one report too many does no harm
+        self.content["report_job"] = report
+        write_json(self.file, self.content)
+        with suppress(UserError):  # a second report does no harm
             queue.cancel(self.old_reports)
 
     def _through_submitit(self, function: Any, *arguments: Sequence[Any], **parameters: Any) -> list[str]:
-        """Job ids; LimitReached or UserError with Slurm's words."""
+        """Submit a job an item of the arguments; return their ids. LimitReached, or UserError with Slurm's reason."""
         import submitit
 
         try:
@@ -250,7 +260,7 @@ class Submission:
                 executor = submitit.SlurmExecutor(self.jobs, python=PYTHON)
                 executor.update_parameters(**parameters)
                 return [each.job_id for each in executor.map_array(function, *arguments)]
-        except (RuntimeError, OSError) as error:  # submitit's own are RuntimeErrors
+        except (RuntimeError, OSError) as error:  # submitit raises RuntimeErrors
             if AT_A_LIMIT.search(str(error)):
                 raise LimitReached(_last_line(error)) from error
             raise UserError(f"Slurm did not take the jobs: {_last_line(error)}") from error
@@ -258,25 +268,26 @@ class Submission:
             for leftover in (*self.jobs.glob(".submission_file_*"), *self.jobs.glob(f"{'[0-9a-f]' * 32}.pkl")):
                 leftover.unlink()
 
-    def _tell(self, held_back: Sequence[Path], words: str) -> None:
-        jobs = [array["job"] for array in self.manifest["arrays"]]
+    def _print_summary(self, held_back: Sequence[Path], reason: str) -> None:
+        jobs = [array["job"] for array in self.content["arrays"]]
         if jobs:
-            count, at_once = len(self.manifest["tasks"]), self.settings.array_parallelism
+            count, at_once = len(self.content["tasks"]), self.settings.array_parallelism
             print(f"submitted: {count} runs as jobs {job_names(jobs)}, at most {at_once} jobs at once")
-            if self.manifest["report_job"]:
-                print(f"report:    job {self.manifest['report_job']}, when they have ended, in {self.reports}")
+            if self.content["report_job"]:
+                print(f"report:    job {self.content['report_job']}, when they have ended, in {self.reports}")
             print(f"status:    python -m bench.status {self.sweep_dir}")
             print(f"queue:     squeue -j {job_names(jobs)}")
             print(f"logs:      {self.logs}")
         if held_back:
             print(
-                f"not submitted: {len(held_back)} runs, for Slurm takes no more now ({words}); "
+                f"not submitted: {len(held_back)} runs, for Slurm takes no more now ({reason}); "
                 "the same command submits them later, and with --follow it waits for room",
                 flush=True,
             )
 
 
 def _max_array_size() -> int:
+    """The cluster's limit on the size of an array."""
     try:
         found = re.search(r"MaxArraySize\s*=\s*(\d+)", queue.ask("scontrol", "show", "config"))
     except queue.NoAnswer:
@@ -286,7 +297,7 @@ def _max_array_size() -> int:
 
 @contextmanager
 def _outside_of_jobs() -> Iterator[None]:
-    """Hides that this may be a job itself, an interactive one, say: new jobs are not to get what it was given."""
+    """Hide Slurm's variables: if this process is part of a job (an interactive one), new jobs must not inherit them."""
     inside = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith("SLURM_") and key != "SLURM_CONF"}
     try:
         yield
