@@ -11,6 +11,7 @@ inputs: an hour on one core. `--again` redoes one input, with its traceback.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import sys
 import tempfile
@@ -31,8 +32,9 @@ def main() -> int:
     parser.add_argument("--again", metavar="SEED/TARGET/NUMBER", help="redo one input")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 2)  # the libraries below Pillow write there what they find
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    faulthandler.enable(sys.stderr)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the libraries below Pillow write there what they find
     with tempfile.TemporaryDirectory(prefix="petl-fuzz-") as folder:
         if given.again:
             seed, name, number = given.again.split("/")
