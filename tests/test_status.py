@@ -200,6 +200,7 @@ def test_a_run_is_lost_only_if_two_looks_miss_it(folder, tmp_path, monkeypatch):
     folder.run("a")
     folder.submit({"a": "12_0"})
     one = Status(folder.path)
+    monkeypatch.setattr(overview, "LOOK_AGAIN_SECONDS", 60)
     assert one.look().runs[0].state == "unknown"
     assert one.look().runs[0].state == "unknown"  # too soon after the first to be another
     command(tmp_path, "squeue", rows(f"12_0|REQUEUED|None|1:00|{TOKEN}"), monkeypatch)
@@ -207,6 +208,7 @@ def test_a_run_is_lost_only_if_two_looks_miss_it(folder, tmp_path, monkeypatch):
     assert one.look().runs[0].state == "waiting"
     command(tmp_path, "squeue", "", monkeypatch)
     assert one.look().runs[0].state == "unknown"
+    monkeypatch.setattr(overview, "LOOK_AGAIN_SECONDS", 0.05)
     time.sleep(0.06)
     assert one.look().runs[0].state == "lost"
 
