@@ -145,6 +145,19 @@ def test_a_picture_is_turned_as_its_file_says(root, suffix, orientation):
     assert np.abs(got.astype(int) - np.flip(turned, flips)).max() < 8  # JPEG is not exact
 
 
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "I;16"])
+def test_an_uncompressed_tiff_is_turned_too(root, mode):
+    """Pillow maps such a file with the sides of the turned picture, and so mixes up its rows."""
+    image = Image.fromarray(np.arange(8 * 30, dtype=np.uint16).reshape(8, 30) * 250) if mode == "I;16" else None
+    image = image or render("x", 30).crop((0, 0, 30, 8)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(root / "x.tif", exif=exif)
+    image.save(root / "plain.tif")
+    plain = pixels.decode(root / "plain.tif")
+    assert np.array_equal(pixels.decode(root / "x.tif"), plain.transpose(Image.Transpose.ROTATE_270))
+
+
 def test_exif_that_cannot_be_read_turns_nothing(root):
     render("x").save(root / "x.png", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
     assert np.array_equal(pixels.decode(root / "x.png"), render("x"))

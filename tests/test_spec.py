@@ -220,6 +220,15 @@ def test_all_mistakes_of_a_section_are_told(plan):
     ]
 
 
+def test_hundreds_of_mistakes_are_cut_short(plan):
+    with pytest.raises(UserError) as caught:
+        plan(BASE + f"slurm: {{setup: {list(range(200))}}}\n")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 21
+    assert lines[0] == "x.yaml:10: slurm: setup.0: expected string, got 0"
+    assert lines[-1] == "and 180 more mistakes in slurm"
+
+
 def test_missing_file():
     with pytest.raises(UserError, match=r"no file gone\.yaml"):
         expand(Path("gone.yaml"))

@@ -15,6 +15,7 @@ from bench.config.errors import UserError
 from bench.config.settings import Settings
 
 T = TypeVar("T", bound=Settings)
+_MOST_MISTAKES = 20  # that one message tells
 _LONGEST_WORD = 60  # characters that are compared with what is allowed
 
 
@@ -48,6 +49,8 @@ def parse(
         place = (places or {}).get(str(loc[0])) if loc else None
         here = place or document.at((*path, *loc))
         lines.append(f"{here}: {owner}: {_explain(cls, data, loc, group, also)}")
+    if len(lines) > _MOST_MISTAKES:
+        lines[_MOST_MISTAKES:] = [f"and {len(lines) - _MOST_MISTAKES} more mistakes in {owner}"]
     raise UserError("\n".join(lines))
 
 

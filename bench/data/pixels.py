@@ -92,6 +92,7 @@ def decode(path: Path) -> Image.Image:
         if max(width, height) > _LONGEST * min(width, height):
             raise UserError(f"{width} x {height} pixels: one side is over {_LONGEST} times the other; cut it to pieces")
         coding = str(image.tile)  # such as "I;16B"; decoding empties it
+        image.filename = ""  # else Pillow maps an uncompressed TIFF with the sides it has after turning: rows mixed up
         image.load()
         grey = image.mode in ("I", "F") or image.mode.startswith("I;")
         colours = _scaled(image, coding) if grey else image.convert("RGB")

@@ -175,7 +175,7 @@ def _mutate(data: dict[str, Any], rng: random.Random) -> None:
 def _near(value: Any, rng: random.Random) -> Any:
     """Another value of the same kind, often a valid one."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return rng.choice((value + 1, value * 2, value / 2, -value, [value, value + 1], value * 10**20))
+        return rng.choice((value + 1, value * 2, value // 2, -value, [value, value + 1], value * 10**20))
     if isinstance(value, list):
         return rng.sample(value, rng.randrange(len(value) + 1)) + rng.choices(value, k=rng.randrange(2)) if value else 1
     if isinstance(value, dict):
