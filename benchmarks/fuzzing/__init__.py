@@ -133,16 +133,20 @@ def _try(one: Try, key: str, outcome: Outcome, alarm: bool) -> None:
             outcome.refused += 1
     except Wrong as error:
         found(f"wrong: {error}")
-    except _Hang:
-        found(f"hangs: over {LONGEST_SECONDS:.0f} s")
+    except _Hang as hang:
+        found(f"hangs over {LONGEST_SECONDS:.0f} s in {_place(hang, -2)}")
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        found(f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno} {frame.name}")
+        found(f"{type(error).__name__} in {_place(error, -1)}")
     took, grew = time.perf_counter() - start, _peak_bytes() - peak
     if took > LONGEST_SECONDS and len(outcome.findings) == known:
         outcome.findings.append(Finding(key, f"takes {took:.1f} s", ""))
     if grew > MOST_BYTES:
         outcome.findings.append(Finding(key, f"takes {grew / 2**20:,.0f} MB", ""))
+
+
+def _place(error: BaseException, depth: int) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[depth]
+    return f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"
 
 
 @contextmanager

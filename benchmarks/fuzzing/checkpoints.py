@@ -76,7 +76,7 @@ def _file(
     path = folder / f"w{rng.choice(('.pt', '.pth', '.bin', '.ckpt'))}"
     if kind == "safetensors":
         path = path.with_suffix(".safetensors")
-        tensors = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+        tensors = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor) and v.numel() < 10**6}
         try:
             save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, path)
         except Exception:  # what the library does not write
@@ -107,9 +107,9 @@ def _mutate(state: dict[Any, Any], rng: random.Random) -> None:
     name = rng.choice(list(state))
     value = state[name]
     plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and 0 < value.numel() < 10**6
-    if not plain or not value.is_floating_point():
+    if not plain or not value.is_floating_point() or not isinstance(name, str):
         return
-    spot = torch.zeros_like(value).view(-1)
+    spot = torch.zeros(value.numel(), dtype=value.dtype)
     spot[rng.randrange(spot.numel())] = rng.choice((torch.nan, torch.inf, -torch.inf))
     state[name] = rng.choice(
         (
@@ -123,7 +123,7 @@ def _mutate(state: dict[Any, Any], rng: random.Random) -> None:
             lambda: value.bool(),
             lambda: value.to_sparse() if value.dim() else value,
             lambda: torch.empty_like(value, device="meta"),
-            lambda: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+            lambda: torch.quantize_per_tensor(value.float(), 0.1, 0, torch.qint8),
             lambda: value.new_ones(1).expand(rng.choice((value.numel() or 1, 10**9, 10**12))),
             lambda: value.new_ones(()).expand(value.shape),
             lambda: value.t() if value.dim() == 2 else value[None],
@@ -151,6 +151,8 @@ def _save_script(path: Path, state: dict[Any, Any]) -> None:
     root = torch.nn.Module()
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor) or "" in (parts := name.split(".")):
+            continue
+        if value.numel() > 10**6:  # repeated by strides of 0; a script holds it as a constant at full length
             continue
         node = root
         for part in parts[:-1]:
