@@ -16,7 +16,6 @@ accepted and something silently wrong came of it. Any other exception, more than
 from __future__ import annotations
 
 import random
-import resource
 import signal
 import time
 import traceback
@@ -27,7 +26,10 @@ from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
+import torch
+
 from bench.config.errors import UserError
+from bench.core import cost
 
 Try = Callable[[random.Random], None]
 
@@ -35,6 +37,7 @@ TARGETS: dict[str, Callable[[Path], Try]] = {}
 MODULES = ("settings", "pictures", "annotations", "checkpoints")  # a new target's file gets its name here
 LONGEST_SECONDS, MOST_BYTES = 5.0, 300 * 2**20
 LONGEST_MESSAGE = 4000  # characters
+CPU = torch.device("cpu")
 
 
 class Wrong(Exception):
@@ -115,6 +118,7 @@ def run(
 
 
 def _try(one: Try, key: str, outcome: Outcome, alarm: bool) -> None:
+    cost.reset_peak_memory(CPU)  # to what is resident now: an earlier input may have needed more
     peak, start = _peak_bytes(), time.perf_counter()
     outcome.inputs += 1
     known = len(outcome.findings)
@@ -167,7 +171,8 @@ def _alarm(seconds: float | None) -> Iterator[None]:
 
 
 def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Peak bytes since the last reset; 0 where the process may not reset its peak, for then it says nothing."""
+    return cost.peak_memory(CPU) or 0
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
