@@ -55,6 +55,8 @@ def main() -> int:
 def show_progress(outcome: Outcome) -> None:
     if sys.stdout.isatty():
         print(f"\r{outcome}", end="", flush=True)
+    elif outcome.inputs % 5000 == 0:
+        print(outcome, flush=True)
 
 
 def report(outcomes: list[Outcome]) -> int:

@@ -232,11 +232,20 @@ def test_load_scores_the_same_to_the_last_digit(finished, root):
     assert adapted.tokenizer("a red field").shape == (1, adapted.model.context_length)
 
 
-def test_scoring_leaves_torchs_settings_as_they_were(finished):
-    settings = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32, torch.get_num_threads()
-    bench.load(finished).score("test")
-    now = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32, torch.get_num_threads()
-    assert now == settings
+@pytest.mark.parametrize("strict", [False, True])
+def test_scoring_leaves_torchs_settings_as_they_were(finished, monkeypatch, strict):
+    adapted = bench.load(finished)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(strict)
+    try:
+        threads = torch.get_num_threads()
+        adapted.score("test")
+        assert torch.are_deterministic_algorithms_enabled() is strict
+        assert torch.backends.cudnn.allow_tf32 is True
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def test_a_peak_that_cannot_be_reset_is_missing(monkeypatch):

@@ -106,7 +106,12 @@ def _file(
 def _mutate(state: dict[Any, Any], rng: random.Random) -> None:
     name = rng.choice(list(state))
     value = state[name]
-    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and 0 < value.numel() < 10**6
+    plain = (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and not value.is_meta
+        and 0 < value.numel() < 10**6
+    )
     if not plain or not value.is_floating_point() or not isinstance(name, str):
         return
     spot = torch.zeros(value.numel(), dtype=value.dtype)

@@ -161,7 +161,7 @@ def _native(file: Path) -> np.ndarray | None:
         image.load()
         if image.mode in ("P", "PA", "CMYK", "LAB", "YCbCr", "HSV", "RGBa", "La"):
             return None
-        values = np.asarray(image)
+        values = np.asarray(image.convert("L") if image.mode == "1" else image)  # numpy's booleans of 255 differ
         return values[..., : ALPHA[image.mode]] if image.mode in ALPHA else values
 
 
