@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import methods
 from bench.config.errors import UserError
-from bench.config.terminal import command
+from bench.config.terminal import command, given_path
 from methods import losses
 from methods.base import Method
 from methods.excuses import EXCUSES
@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: every check passed or is excused; 1: a check failed; 2: the user has something to fix."""
     parser = argparse.ArgumentParser(prog="python -m bench.check", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="a registered name, a module, or a Python file")
-    parser.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help="more methods, losses")
+    parser.add_argument(
+        "--plugin", type=given_path, action="append", default=[], metavar="FILE", help="more methods, losses"
+    )
     return command(_run, parser.parse_args(argv))
 
 

@@ -10,10 +10,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from bench.config.terminal import command
+from bench.config.terminal import command, given_path
 from bench.plan.catalogue import listing
 from methods import losses
 from methods.registry import add_plugin
@@ -67,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: printed; 2: the user has something to fix."""
     parser = argparse.ArgumentParser(prog="python -m bench.methods", description=__doc__)
     parser.add_argument("--backbone", default="ViT-B-32", help="an open_clip model name (default: %(default)s)")
-    parser.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help="more methods, losses")
+    parser.add_argument(
+        "--plugin", type=given_path, action="append", default=[], metavar="FILE", help="more methods, losses"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return command(_run, parser.parse_args(argv))
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from bench.config.terminal import command
+from bench.config.terminal import command, given_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,15 +14,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.report", description="Write tables, the figure and a page from the results of a sweep."
     )
-    parser.add_argument("results", type=Path, help="the folder of the sweep's results, such as results/demo")
-    parser.add_argument("--out", type=Path, help="where to write (default: reports/<name of the results folder>)")
+    parser.add_argument("results", type=given_path, help="the folder of the sweep's results, such as results/demo")
+    parser.add_argument("--out", type=given_path, help="where to write (default: reports/<name of the results folder>)")
+    parser.add_argument(
+        "--plan",
+        metavar="ID",
+        help="the grid of an earlier command, a file in the folder's plans/; default: the last one",
+    )
+    parser.add_argument("--only", action="store_true", help="leave out finished runs that are not in that grid")
     return command(_run, parser.parse_args(argv))
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from bench.config.errors import UserError
     from bench.reporting.build import build
+    from bench.store import planned
 
-    report = build(arguments.results, arguments.out)
+    plan = planned.read(arguments.results, arguments.plan)
+    if plan is None and (arguments.plan or arguments.only):
+        raise UserError(f"no plan {arguments.plan or ''} in {arguments.results}".replace("  ", " "))
+    report = build(arguments.results, arguments.out, plan, only=arguments.only)
     report.print_table()
     print(f"\nreport: {report.index}")
     return 0

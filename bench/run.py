@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.config.errors import GpuLost, UserError
-from bench.config.terminal import command
+from bench.config.terminal import command, given_path
 from bench.store import folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: finished; 1: the run failed; 2: the user has something to fix; 130: Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
-    parser.add_argument("run", type=Path, help="a run's folder, or a run.yaml in it")
-    parser.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help="more methods, losses")
+    parser.add_argument("run", type=given_path, help="a run's folder, or a run.yaml in it")
+    parser.add_argument(
+        "--plugin", type=given_path, action="append", default=[], metavar="FILE", help="more methods, losses"
+    )
     return command(_run, parser.parse_args(argv))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.config.errors import UserError
-from bench.config.terminal import command
+from bench.config.terminal import command, given_path
 from bench.launch.display import plain, render
 from bench.launch.overview import Picture, Status, cancel, find, retry
 from bench.store.standing import OVER
@@ -35,19 +35,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.status", description=__doc__)
-    parser.add_argument("target", type=Path, metavar="SWEEP", help="a sweep file, or its folder in the results")
+    parser.add_argument("target", type=given_path, metavar="SWEEP", help="a sweep file, or its folder in the results")
     parser.add_argument("--watch", action="store_true", help="keep looking until nothing runs or waits any more")
     parser.add_argument("--all", action="store_true", help="list every run")
     parser.add_argument("--json", action="store_true", help="for programs; with --watch a line a look")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--results", type=given_path, default=Path("results"), metavar="DIR", help="default: %(default)s"
+    )
     parser.add_argument(
         "--reports",
-        type=Path,
+        type=given_path,
         metavar="DIR",
         help="for --retry: where the report goes; default: as the sweep's",
     )
     parser.add_argument(
-        "--plugin", type=Path, action="append", default=[], metavar="FILE", help="the sweep's plug-in, for --retry"
+        "--plugin",
+        type=given_path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="the sweep's plug-in, for --retry",
     )
     act = parser.add_mutually_exclusive_group()
     act.add_argument(

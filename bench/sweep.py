@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.config.terminal import command
+from bench.config.terminal import command, given_path
 
 if TYPE_CHECKING:
     from bench.plan.grid import Sweep
+    from bench.store.planned import Plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +29,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "computing are waited for. Ctrl-C stops; the same command continues. With a cluster scheduler it submits what "
         "is neither finished nor in the queue, and returns; a last job writes the report.",
     )
-    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a sweep file, such as sweeps/demo.yaml")
+    parser.add_argument(
+        "file", type=given_path, nargs="?", metavar="FILE", help="a sweep file, such as sweeps/demo.yaml"
+    )
     parser.add_argument(
         "--executor",
         type=_executor,
@@ -56,10 +59,24 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "train and loss too",
     )
     parser.add_argument(
-        "--plugin", type=Path, action="append", default=[], metavar="FILE", help="a Python file with methods or losses"
+        "--plugin",
+        type=given_path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a Python file with methods or losses",
     )
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--only",
+        action="store_true",
+        help="leave out of the report what earlier commands finished and this command's grid does not have",
+    )
+    parser.add_argument(
+        "--results", type=given_path, default=Path("results"), metavar="DIR", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--reports", type=given_path, default=Path("reports"), metavar="DIR", help="default: %(default)s"
+    )
     parser.add_argument(
         "--workers", type=_positive, metavar="N", help="local workers; default: one a GPU, else one a core"
     )
@@ -97,7 +114,7 @@ def _run(arguments: argparse.Namespace) -> int:
         sweep = expand(arguments.file, arguments.overrides)
         folder, reports = arguments.results / sweep.name, arguments.reports / sweep.name
         if arguments.dry_run:
-            print_plan(sweep, folder)
+            print_plan(sweep, folder, arguments)
             print_scripts(sweep, folder, reports, executor=arguments.executor)
             return 0
         return _execute(sweep, folder, reports, arguments)
@@ -110,8 +127,8 @@ def _execute(sweep: Sweep, folder: Path, reports: Path, arguments: argparse.Name
     from bench.config.terminal import progress_counter
     from bench.launch.start import start
 
-    _print_counts(sweep, folder)
-    over = start(
+    _print_counts(sweep, folder, arguments)
+    started = start(
         sweep,
         folder=folder,
         reports=reports,
@@ -119,12 +136,13 @@ def _execute(sweep: Sweep, folder: Path, reports: Path, arguments: argparse.Name
         workers=arguments.workers,
         stay=arguments.follow,
         command=arguments.command,
+        only=arguments.only,
         on_pixels=progress_counter("preparing images"),
     )
-    return _report(sweep, folder, reports) if over else 0
+    return _report(started.plan, folder, reports) if started.over else 0
 
 
-def print_plan(sweep: Sweep, folder: Path) -> None:
+def print_plan(sweep: Sweep, folder: Path, arguments: argparse.Namespace) -> None:
     """Print a table of the sweep's runs: settings, trainable parameters, and whether each is still to run."""
     from bench.store import record
 
@@ -150,7 +168,7 @@ def print_plan(sweep: Sweep, folder: Path) -> None:
         ]
         print("  ".join(cells).rstrip())
     print()
-    _print_counts(sweep, folder)
+    _print_counts(sweep, folder, arguments)
 
 
 def print_scripts(sweep: Sweep, folder: Path, reports: Path, *, executor: str) -> None:
@@ -164,28 +182,33 @@ def print_scripts(sweep: Sweep, folder: Path, reports: Path, *, executor: str) -
             print(f"\n{script}")
 
 
-def _print_counts(sweep: Sweep, folder: Path) -> None:
-    """Print how many runs are finished and to run, and the plan's notes."""
-    from bench.launch.start import stale, unfinished
+def _print_counts(sweep: Sweep, folder: Path, arguments: argparse.Namespace) -> None:
+    """Print how many runs are finished and to run, what becomes of other finished runs, and the plan's notes."""
+    from bench.launch.start import outside, stale, unfinished
 
-    todo = len(unfinished(sweep, folder))
+    todo, others = len(unfinished(sweep, folder)), len(outside(sweep, folder))
     print(f"{sweep.name}: {len(sweep.runs)} runs, {len(sweep.runs) - todo} finished, {todo} to run")
+    if others:
+        runs = f"{others} finished runs" if others > 1 else "1 finished run"
+        does = "leaves them out of" if arguments.only else "keeps them in"
+        hint = "" if arguments.only else ", marked; --only leaves them out"
+        print(f"note: {runs} of other commands in {folder} are not in this grid; this command {does} the report{hint}")
     for note in (*sweep.notes, *stale(sweep, folder)):
         print(f"note: {note}")
     sys.stdout.flush()
 
 
-def _report(sweep: Sweep, folder: Path, reports: Path) -> int:
-    """Write and print the report; return the exit code, 1 if a run of the sweep has no finished result."""
+def _report(plan: Plan, folder: Path, reports: Path) -> int:
+    """Write and print the report; return the exit code, 1 if a run of the plan has no finished result."""
     from bench.reporting.build import build
     from bench.store import record
     from bench.store.folder import RESULT
     from bench.store.standing import last_line
 
-    written = build(folder, reports)
+    written = build(folder, reports, plan)
     written.print_table()
     print(f"\nreport: {written.index}", flush=True)
-    failed = [run.run_id for run in sweep.runs if not record.is_finished(folder / run.run_id)]
+    failed = [run_id for run_id in plan.runs if not record.is_finished(folder / run_id)]
     for run_id in failed:
         result = record.read(folder / run_id)
         if result is None:  # its job was cancelled or died

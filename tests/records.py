@@ -23,6 +23,7 @@ def fail(run_dir: Path, message: str = "it\nbroke", kind: str = "ValueError", **
 
 
 def _write(run_dir: Path, **parts: Any) -> Record:
-    found = Record(**{"run_id": run_dir.name, "sweep": run_dir.parent.name, "provenance": {}} | parts)
+    spec = {"method": {"name": run_dir.name.partition("-")[0]}}
+    found = Record(**{"run_id": run_dir.name, "sweep": run_dir.parent.name, "spec": spec, "provenance": {}} | parts)
     record.write(run_dir, found)
     return found

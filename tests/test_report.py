@@ -164,7 +164,7 @@ def test_bad_results_are_named_not_fatal(tmp_path: Path) -> None:
     built = build(write(tmp_path / "r", entries), tmp_path / "out")
     assert (built.runs, built.unfinished) == (6, 5)
     for text in ((built.out_dir / "table.md").read_text(), (built.out_dir / "index.html").read_text(), built.text):
-        for part in ("RuntimeError: CUDA out of memory Tried 2 GiB", "unreadable", "not run", "without metrics"):
+        for part in ("RuntimeError: CUDA out of memory Tried 2 GiB", "unreadable", "not run", "needs metrics"):
             assert part in text
     assert "1 of 3†" in (built.out_dir / "table.md").read_text()
     assert "1 of 3$^\\dagger$" in (built.out_dir / "table.tex").read_text()
@@ -174,13 +174,54 @@ def test_plan_decides_which_runs_count(tmp_path: Path) -> None:
     folder = write(tmp_path / "r", [done(spec("lora"), 40), done(spec("lora", 1), 50)])
     plan = json.loads((folder / "plan.json").read_text())
     (folder / "plan.json").write_text(json.dumps(plan | {"runs": plan["runs"][:1]}))
-    assert rows_of(folder)["mean_recall"].tolist() == [40]
-    assert len(collect(folder).ignored) == 1
+    assert tables.summarise(collect(folder, only=True))["mean_recall"].tolist() == [40]
+    assert len(collect(folder, only=True).ignored) == 1
     (folder / "plan.json").unlink()
     assert rows_of(folder)["mean_recall"].tolist() == [45]
     (folder / "plan.json").write_text('{"runs": [{"run_id": "../x", "spec": {}}]}')
     with pytest.raises(UserError, match=r"plan\.json"):
         collect(folder)
+
+
+def test_finished_runs_of_other_commands_stay_and_are_marked(tmp_path: Path) -> None:
+    """A plan that has shrunk, as by `--set grid.method=...`, takes no finished run out of the report."""
+    entries = [done(spec("lora"), 40), done(spec("lora", 1), 50), done(spec("vpt"), 30)]
+    entries += [failed(spec("coop"), "no"), done(spec("bitfit"), 35)]
+    folder = write(tmp_path / "r", entries)
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(plan | {"runs": [plan["runs"][0], plan["runs"][4]]}))
+    built = build(folder, tmp_path / "out")
+    rows = read_csv(tmp_path / "out" / "table.csv")
+    assert [(row["method"], row["seeds"], row["outside_grid"], float(row["mean_recall"])) for row in rows] == [
+        ("lora", "2", "1", 45.0),
+        ("bitfit", "1", "0", 35.0),
+        ("vpt", "1", "1", 30.0),
+    ]
+    meaning = tables.MEANINGS[tables.OUTSIDE]
+    for text in ((tmp_path / "out" / "table.md").read_text(), (tmp_path / "out" / "index.html").read_text()):
+        assert meaning in text
+        assert "2‡" in text
+    assert "2$^\\ddagger$" in (tmp_path / "out" / "table.tex").read_text()
+    assert "2‡" in built.text
+    assert "2 of 2 runs finished, and 2 of other commands" in (tmp_path / "out" / "index.html").read_text()
+    assert collect(folder).ignored == ("coop-s0-00000003",)
+
+
+def test_a_result_with_other_settings_than_its_run_makes_no_row(tmp_path: Path) -> None:
+    """An edited run.yaml: the run was computed with another learning rate than the plan has for it."""
+    wanted, edited = spec("lora"), spec("lora", train={"lr": 0.1})
+    elsewhere = spec("lora", 1, dataset={"root": "/elsewhere"}, train={"workers": 9})
+    folder = write(tmp_path / "r", [(wanted, done(edited)[1]), (spec("lora", 1), done(elsewhere)[1])])
+    runs = collect(folder)
+    assert runs.frame["status"].tolist() == ["unreadable", "finished"]
+    assert "train.lr 0.1 (plan: 0.0001)" in runs.frame["note"][0]
+
+
+def test_a_result_in_another_runs_folder_makes_no_row(tmp_path: Path) -> None:
+    folder = write(tmp_path / "r", [done(spec("lora"), 40), done(spec("vpt"), 50)])
+    one, other = sorted(folder.glob("*/result.json"))
+    one.write_bytes(other.read_bytes())
+    assert collect(folder).frame["status"].tolist() == ["unreadable", "finished"]
 
 
 def test_one_seed_run_twice_counts_once(tmp_path: Path) -> None:

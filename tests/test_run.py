@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import itertools
 import json
+import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +30,7 @@ from bench.compute.build import preflight
 from bench.compute.execute import _gpus_held, execute
 from bench.config import errors, files
 from bench.config.backbones import model_config
-from bench.core import cost
+from bench.core import cost, state
 from bench.core.inputs import Inputs
 from bench.core.model import DualEncoder
 from bench.core.position import Position
@@ -350,6 +355,77 @@ def test_a_corrupt_checkpoint_says_what_to_do(root, tmp_path):
     assert result.status == "failed"
     assert "delete it to start this run afresh" in result.error.message
     assert result.error.user
+
+
+def test_flipped_bits_of_a_checkpoint_are_found(root, tmp_path):
+    """Each flip leaves the state as it was (it hit padding) or is refused; none is trained on."""
+    run_dir = make_run(root, tmp_path / "flips", MRS, epochs=3)
+    with pytest.raises(errors.Stopped):
+        execute(run_dir, should_stop=lambda: epochs_done(run_dir) >= 1)
+    whole, path = (run_dir / folder.STATE).read_bytes(), tmp_path / "state.pt"
+    rng, refused = random.Random(0), 0
+    for _ in range(150):
+        at, flipped = rng.randrange(len(whole)), bytearray(whole)
+        flipped[at] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            state._check_whole(path)
+            found = torch.load(path, weights_only=True)
+        except Exception:
+            refused += 1
+        else:
+            assert _saved(found) == _saved(torch.load(run_dir / folder.STATE, weights_only=True)), at
+    assert refused > 100
+    with zipfile.ZipFile(run_dir / folder.STATE) as archive:
+        largest = max(archive.infolist(), key=lambda part: part.file_size)
+    at = largest.header_offset + largest.file_size // 2  # in a tensor's numbers
+    (run_dir / folder.STATE).write_bytes(whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :])
+    result = execute(run_dir)
+    assert result.error is not None
+    assert "is damaged" in result.error.message
+    assert "delete it to start this run afresh" in result.error.message
+
+
+def _saved(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def test_a_cut_adapter_is_one_clear_message(finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / finished.name)
+    whole = (copy / folder.ADAPTER).read_bytes()
+    for length in (len(whole) - 1, 100, 7, 0):
+        (copy / folder.ADAPTER).write_bytes(whole[:length])
+        with pytest.raises(errors.UserError, match=r"adapter\.safetensors can't be read"):
+            bench.load(copy)
+    (copy / folder.ADAPTER).unlink()
+    with pytest.raises(errors.UserError, match=r"adapter\.safetensors can't be read"):
+        bench.load(copy)
+
+
+def test_an_edited_run_is_not_computed_in_its_old_folder(root, tmp_path):
+    """Its numbers would stand in the row of the settings that it was planned with."""
+    run_dir = make_run(root, tmp_path / "plain", MRS, epochs=1)
+    planned = run_dir.rename(tmp_path / RunSpec.load(run_dir / folder.RUN).run_id)
+    text = (planned / folder.RUN).read_text()
+    (planned / folder.RUN).write_text(text.replace("lr: 0.001", "lr: 0.1"))
+    result = execute(planned)
+    assert result.error is not None
+    assert result.error.user
+    assert RunSpec.load(planned / folder.RUN).run_id in result.error.message
+    (planned / folder.RUN).write_text(text)
+    assert execute(planned).error is None
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE])
+def test_results_that_cannot_be_written_are_one_message(number, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(errors.UserError, match=re.escape(str(tmp_path))):
+        files.write_json(tmp_path / "plan.json", {})
 
 
 def test_flops_of_a_pair_by_hand():

@@ -25,7 +25,7 @@ from bench.launch.overview import Status
 from bench.launch.slurm import queue
 from bench.status import main
 from bench.store import planned, record, standing
-from bench.store.folder import ATTEMPTS, LOCK, PROGRESS, RESULT
+from bench.store.folder import ATTEMPTS, LOCK, PROGRESS, RESULT, RUN
 from bench.store.planned import PLAN
 from methods import registry
 from tests import records
@@ -321,12 +321,21 @@ def test_in_a_terminal_of_a_hundred_columns(folder, held):
     assert f"failed    {LONG.format(5)}  ValueError: the reason" in everything
 
 
-def test_jobs_for_runs_that_left_the_plan(folder, tmp_path, monkeypatch):
+def test_runs_of_other_commands_are_shown_while_they_matter(folder, held, tmp_path, monkeypatch):
+    """Finished, at work, or with a job; what another command left unfinished is not this sweep's affair."""
     folder.result(folder.run("a"))
-    folder.run("old", planned=False)
-    folder.submit({"old": "12_0"})
-    command(tmp_path, "squeue", rows(f"12_0|RUNNING|None|1:00|{TOKEN}"), monkeypatch)
-    assert "1 more runs in the queue are not in the plan any more" in summary(Status(folder.path).look())
+    for name in ("old-finished", "old-queued", "old-held", "old-failed", "old-left"):
+        (folder.run(name, planned=False) / RUN).touch()
+    folder.result(folder.path / "old-finished")
+    folder.result(folder.path / "old-failed", ok=False)
+    folder.submit({"old-queued": "12_0"})
+    held(folder.path / "old-held")
+    command(tmp_path, "squeue", rows(f"12_0|PENDING|None|1:00|{TOKEN}"), monkeypatch)
+    picture = Status(folder.path).look()
+    assert [run.run_id for run in picture.runs] == ["a", "old-finished", "old-held", "old-queued"]
+    lines = summary(picture)
+    assert lines[0].startswith("demo: 2 of 4 finished")
+    assert "3 of these runs are of other commands, not in the last one's grid" in lines
 
 
 def test_watch_ends_with_the_sweep(folder, monkeypatch, capsys):

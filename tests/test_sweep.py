@@ -16,7 +16,9 @@ from bench.config.errors import UserError
 from bench.launch import follow
 from bench.launch.follow import Watch, doing
 from bench.plan.spec import RunSpec
-from bench.store.folder import PROGRESS
+from bench.store import planned
+from bench.store.folder import PROGRESS, RUN
+from bench.store.frame import collect
 from tests import records
 
 FILE = """name: x
@@ -44,7 +46,8 @@ class FakeLauncher:
             if self.error:
                 raise self.error
             failed = any(run.name.startswith(name) for name in self.fails)
-            _ = records.fail(run) if failed else records.finish(run)
+            spec = RunSpec.load(run / RUN).to_dict()
+            _ = records.fail(run) if failed else records.finish(run, spec=spec)
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def run(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("bench.compute.build.preflight", lambda runs, on_pixels: None)
-    monkeypatch.setattr("bench.reporting.build.build", lambda results, out: Report())
+    monkeypatch.setattr("bench.reporting.build.build", lambda results, out, plan: Report())
     Path("x.yaml").write_text(FILE)
 
     def main(launcher: FakeLauncher, *arguments: str) -> int:
@@ -124,6 +127,50 @@ def test_a_failed_run_fails_alone_and_is_tried_again(run, capsys):
 def test_ctrl_c(run, capsys):
     assert run(FakeLauncher(error=KeyboardInterrupt())) == 130
     assert "stopped; the same command continues" in capsys.readouterr().err
+
+
+def test_a_path_that_cannot_be_printed_is_refused(run, capsys):
+    for option in ("--results", "--reports"):
+        with pytest.raises(SystemExit) as stop:
+            run(FakeLauncher(), option, "a\nb")
+        assert stop.value.code == 2
+        assert "a\\nb" in capsys.readouterr().err
+
+
+def test_another_command_takes_nothing_from_the_first(run, monkeypatch, capsys):
+    """Two commands with one sweep's name: each reports its own grid and keeps the other's runs."""
+    reported = []
+
+    class Report:
+        index = "index.html"
+
+        def print_table(self) -> None:
+            print("the table")
+
+    def build(results: Path, out: Path, plan: planned.Plan) -> Report:
+        reported.append((plan, collect(results, plan)))
+        return Report()
+
+    monkeypatch.setattr("bench.reporting.build.build", build)
+
+    class Slow(FakeLauncher):
+        def launch(self, runs: Sequence[Path]) -> None:
+            assert run(FakeLauncher(), "--set", "grid.method=zero_shot") == 0
+            super().launch(runs)
+
+    assert run(Slow()) == 0
+    (second, _), (first, runs) = reported
+    assert len(first.runs) == 3
+    assert len(second.runs) == 1
+    assert runs.frame["planned"].tolist() == [True] * 3
+    assert planned.read(Path("results/x")) == second  # the newest
+    assert planned.read(Path("results/x"), first.id) == first
+    capsys.readouterr()
+    assert run(FakeLauncher(), "--set", "grid.method=zero_shot") == 0
+    assert "2 finished runs of other commands" in capsys.readouterr().out
+    assert reported[-1][1].frame["planned"].tolist() == [True, False, False]
+    assert run(FakeLauncher(), "--set", "grid.method=zero_shot", "--only") == 0
+    assert reported[-1][1].frame["planned"].tolist() == [True]
 
 
 def test_mistakes_are_one_message(run, capsys):

@@ -23,7 +23,7 @@ from bench.core.inputs import Inputs
 from bench.core.position import Position
 from bench.core.state import Fit, StateFiles, saved_position
 from bench.core.train import fit
-from bench.plan.spec import RunSpec
+from bench.plan.spec import RUN_ID, RunSpec
 from bench.store import folder, provenance, record
 from bench.store.attempts import GPUS_HELD, end_attempt, start_attempt
 from bench.store.record import Cost, Failure, Metrics, Record, Scores
@@ -117,6 +117,19 @@ def _gpus_held(job: str | None) -> float:
     return visible if job else min(visible, 1)
 
 
+def check_is_own(spec: RunSpec, run_dir: Path) -> None:
+    """Raise UserError if a folder with a run's id for a name holds the settings of another run, so that they differ.
+
+    Settings written by hand may lie in a folder of any other name.
+    """
+    if RUN_ID.fullmatch(run_dir.name) and run_dir.name != spec.run_id:
+        raise UserError(
+            f"{run_dir / folder.RUN} is not what this run was planned with: its settings have the id {spec.run_id}. "
+            "It was edited, or data or weights have changed; start the sweep again, which writes it anew, or copy it "
+            "to a folder with that id as its name"
+        )
+
+
 def _origin(device: torch.device) -> dict[str, Any]:
     return provenance.describe() | cost.device_facts(device)
 
@@ -125,6 +138,7 @@ def _compute(
     spec: RunSpec, run_dir: Path, files: StateFiles, should_stop: Callable[[], bool], keep: bool
 ) -> dict[str, Any]:
     """Everything between the settings and the parts of the record."""
+    check_is_own(spec, run_dir)
     device = pick_device()
     progress = Progress(run_dir, spec.train.epochs if spec.method.trains else 0)
     progress("data")

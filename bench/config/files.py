@@ -43,7 +43,7 @@ def cache_errors(what: str, path: Path) -> Iterator[None]:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically: a reader, or a kill at any moment, finds the old file or the new one, never a part.
 
-    UserError if the disk is full.
+    UserError if the disk is full or can't be written.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     with disk_errors(part):
@@ -53,16 +53,27 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def disk_errors(part: Path) -> Iterator[None]:
-    """Remove a part that could not be written whole; a full disk becomes a UserError."""
+    """Remove a part that could not be written whole; a disk that is full or can't be written becomes a UserError."""
     try:
         yield
     except Exception as error:  # torch and safetensors have exceptions of their own for failed writes
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        full = full or shutil.disk_usage(part.parent).free < 2**20  # asked before the part's own space is free again
-        part.unlink(missing_ok=True)
-        if full:
-            raise UserError(f"no space left in {part.parent}; free some and run the same command again") from error
+        reason = _disk_fault(error, part.parent)  # asked before the part's own space is free again
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if reason:
+            raise UserError(f"{reason} and run the same command again") from error
         raise
+
+
+def _disk_fault(error: Exception, folder: Path) -> str | None:
+    """What keeps a file from being written into the folder, and a remedy; None if the error is not the disk's."""
+    number = error.errno if isinstance(error, OSError) else None
+    with suppress(OSError):
+        if number in (errno.ENOSPC, errno.EDQUOT) or shutil.disk_usage(folder).free < 2**20:
+            return f"no space left in {folder}; free some"
+        if not os.access(folder, os.W_OK):
+            return f"{folder} is read-only; make it writable"
+    return f"can't write in {folder} ({error.strerror or error}); repair it" if isinstance(error, OSError) else None
 
 
 def write_json(path: Path, content: Any) -> None:

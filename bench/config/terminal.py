@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 
@@ -30,6 +31,18 @@ def command(function: Callable[[argparse.Namespace], int], arguments: argparse.N
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+
+
+def given_path(text: str) -> Path:
+    """A path from the command line; argparse refuses one with a line break or another character that can't be seen.
+
+    Such a path could not stand in a job script, a log or a report.
+    """
+    if not text.isprintable() or not text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is empty or has characters that can't be printed; rename the folder"
+        )
+    return Path(text)
 
 
 def progress_counter(what: str) -> Callable[[int, int], None] | None:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int
 from open_clip.transformer import ResidualAttentionBlock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -280,8 +281,11 @@ class DualEncoder(nn.Module):
             part.replace(path)
 
     def load_adapter(self, path: Path) -> None:
-        """Copy what `save_adapter` wrote into the attached parts. Raises UserError if names or shapes differ."""
-        tensors, own = load_file(path), self.trainable()
+        """Copy what `save_adapter` wrote into the attached parts. UserError for a damaged or a foreign file."""
+        try:
+            tensors, own = load_file(path), self.trainable()
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} can't be read ({error}); delete the run's folder to compute it anew") from error
         if tensors.keys() != own.keys() or any(tensors[name].shape != own[name].shape for name in own):
             raise UserError(f"{path}: holds another method's or another backbone's trained part")
         with torch.no_grad():

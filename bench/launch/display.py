@@ -38,8 +38,8 @@ def summary(picture: Picture) -> list[str]:
         lines.append(f"{_short(used)} {what} used, {rest}")
     if not picture.queue_known:
         lines.append(f"{picture.scheduler} did not answer: what is in its queue is not known")
-    if picture.strangers:
-        lines.append(f"{picture.strangers} more runs in the queue are not in the plan any more")
+    if picture.others:
+        lines.append(f"{picture.others} of these runs are of other commands, not in the last one's grid")
     if picture.note:
         lines.append(f"note: {picture.note}")
     return lines

@@ -20,6 +20,7 @@ from bench.launch.schedulers import submitted
 from bench.plan.grid import expand
 from bench.store import planned
 from bench.store.cluster import Queue
+from bench.store.folder import runs_in
 from bench.store.planned import PLAN, Start
 from bench.store.standing import Facts, Standing, State, Total, counts, judge, lost, total
 from methods.registry import add_plugin
@@ -32,8 +33,8 @@ READERS = 16  # reading from a network file system is mostly waiting
 class Picture:
     """The state of a sweep at one moment; runs are in the plan's order.
 
-    queue_known: whether the scheduler answered. scheduler: its name, for messages. strangers: how many runs in its
-    queue are not in the plan. note: a remark for the user.
+    Behind them are `others` runs of other commands that are finished, at work or in the queue. queue_known: whether the
+    scheduler answered. scheduler: its name, for messages. note: a remark for the user.
     """
 
     sweep: str
@@ -41,7 +42,7 @@ class Picture:
     runs: tuple[Standing, ...]
     queue_known: bool = True
     scheduler: str = ""
-    strangers: int = 0
+    others: int = 0
     note: str | None = None
 
     def of(self, state: State) -> list[Standing]:
@@ -86,6 +87,7 @@ class Status:
         self.ends: dict[tuple[str, str], str] = {}
         self.asked: set[str] = set()  # lost runs whose end was asked for
         self.specs = self._plan()
+        self.others = runs_in(self.folder, besides=self.specs)
 
     def look(self) -> Picture:
         """The state of every run now. A run that is gone counts as lost once LOOK_AGAIN_SECONDS have passed."""
@@ -94,11 +96,12 @@ class Status:
         alive = sent.look() if sent else Queue()
         given = {run_id: each for each in sent.submissions for run_id in each.tasks} if sent else {}
         now = time.time()
-        todo = [run_id for run_id in self.specs if run_id not in self.done]
+        specs = {run_id: dict[str, Any]() for run_id in (*self.others, *alive.runs)} | self.specs
+        todo = [run_id for run_id in specs if run_id not in self.done]
         with ThreadPoolExecutor(READERS) as readers:
             facts = dict(zip(todo, readers.map(Facts.read, [self.folder / run_id for run_id in todo]), strict=True))
         found = {
-            run_id: judge(run_id, self.specs[run_id], facts[run_id], alive=alive, given=given.get(run_id), now=now)
+            run_id: judge(run_id, specs[run_id], facts[run_id], alive=alive, given=given.get(run_id), now=now)
             for run_id in todo
         }
         self.done |= {run_id: run for run_id, run in found.items() if run.state == "finished"}
@@ -112,13 +115,18 @@ class Status:
             sending = given.get(run_id)
             end = self.ends.get((sending.token, sending.tasks[run_id])) if sending else None
             found[run_id] = lost(found[run_id], facts[run_id], end)
+        runs = [
+            self.done.get(run_id) or found[run_id]
+            for run_id in (*self.specs, *sorted(specs.keys() - self.specs.keys()))
+        ]
+        shown = [run for run in runs if run.run_id in self.specs or run.state in ("finished", "running") or run.job]
         return Picture(
             sweep=self.folder.name,
             folder=self.folder,
-            runs=tuple(self.done.get(run_id) or found[run_id] for run_id in self.specs),
+            runs=tuple(shown),
             queue_known=alive.known,
             scheduler=alive.scheduler,
-            strangers=len(alive.runs.keys() - self.specs.keys()),
+            others=len(shown) - len(self.specs),
             note=self._note(),
         )
 

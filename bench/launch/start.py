@@ -6,6 +6,7 @@ torch is imported only to check images and weights before the first run.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.config.files import write_bytes
@@ -14,9 +15,23 @@ from bench.launch.follow import follow
 from bench.plan.grid import Sweep
 from bench.plan.spec import RunSpec
 from bench.store import planned, record
-from bench.store.folder import RUN
+from bench.store.folder import RUN, runs_in
 from bench.store.planned import Plan, Start
 from methods.registry import plugins, sources
+
+
+def outside(sweep: Sweep, folder: Path) -> list[str]:
+    """The finished runs in the results `folder` that are not in the sweep's grid, by name."""
+    inside = {run.run_id for run in sweep.runs}
+    return [name for name in runs_in(folder, besides=inside) if record.is_finished(folder / name)]
+
+
+@dataclass(frozen=True)
+class Started:
+    """A sweep that was started: its plan, and whether all its runs are over."""
+
+    plan: Plan
+    over: bool
 
 
 def unfinished(sweep: Sweep, folder: Path) -> dict[Path, RunSpec]:
@@ -33,12 +48,14 @@ def start(
     workers: int | None = None,
     stay: bool = False,
     command: str | None = None,
+    only: bool = False,
     on_pixels: Callable[[int, int], None] | None = None,
-) -> bool:
-    """Write the plan and launch the unfinished runs; return whether all runs are over.
+) -> Started:
+    """Write the plan and launch the unfinished runs; return the plan, and whether all its runs are over.
 
     They are not if a cluster scheduler computes them and `stay` is false. `folder`: the sweep's results; `reports`:
-    where its report goes. `workers`: how many local workers. `command`: what the user typed, for the record.
+    where its report goes; `only`: without runs that are not in this grid. `workers`: how many local workers. `command`:
+    what the user typed, for the record.
     `on_pixels(done, total)` is called while images are prepared. UserError for missing images or weights before any run
     starts, and for a launcher that refuses the runs.
     """
@@ -51,10 +68,12 @@ def start(
         blocks={name: block.model_dump(mode="json") for name, block in sweep.schedulers.items()},
         plugins=[str(path) for path in plugins()],
         command=command,
+        only=only,
     )
-    planned.write(folder, Plan(sweep.name, runs, str(sweep.file), how))
+    plan = Plan(sweep.name, runs, str(sweep.file), how)
+    planned.write(folder, plan)
     if not todo:
-        return True
+        return Started(plan, over=True)
     launcher = make(executor, folder=folder, reports=reports, blocks=sweep.schedulers, workers=workers, follow=stay)
     new = launcher.missing(list(todo))
     for run_dir in new:
@@ -67,10 +86,10 @@ def start(
     if launcher.detached:
         if new:
             launcher.launch(new)
-        return False
+        return Started(plan, over=False)
     with follow(list(todo)):
         launcher.launch(list(todo))
-    return True
+    return Started(plan, over=True)
 
 
 def stale(sweep: Sweep, folder: Path) -> list[str]:

@@ -23,6 +23,8 @@ from methods import losses
 from methods.base import Method, describe
 from methods.losses import Loss
 
+RUN_ID = re.compile(r".+-s\d+-[0-9a-f]{8}")
+
 
 @dataclass(frozen=True)
 class RunSpec:

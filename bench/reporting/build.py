@@ -11,6 +11,7 @@ from bench.config.files import write_bytes
 from bench.reporting import figures, tables
 from bench.reporting.page import page
 from bench.store.frame import collect
+from bench.store.planned import Plan
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,15 @@ class Report:
         print(self.text.encode(encoding, "replace").decode(encoding))
 
 
-def build(results_dir: Path, out_dir: Path | None = None) -> Report:
-    """Write the report of `results/<sweep>`, by default to `reports/<sweep>`.
+def build(results_dir: Path, out_dir: Path | None = None, plan: Plan | None = None, *, only: bool = False) -> Report:
+    """Write the report of `results/<sweep>` for this plan (default: its newest), by default to `reports/<sweep>`.
+
+    only: leave out finished runs that are not in the plan, even if the sweep was started to keep them.
 
     Files: table.csv, table.md, table.tex, recall_vs_params.png and .pdf, index.html, each written atomically. The same
     results give the same bytes. UserError if there are no runs, or if the files can't be written.
     """
-    runs = collect(results_dir)
+    runs = collect(results_dir, plan, only=only)
     rows = tables.summarise(runs)
     parts = tables.blocks(runs, rows)
     figure = figures.recall_vs_params(parts)

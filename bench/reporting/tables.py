@@ -16,24 +16,30 @@ from bench.store.naming import distinguish
 TABLE_COLUMNS = (
     *("dataset", "backbone", "method", "config", "trainable_params", "seeds"),
     *(name for recall in RECALLS for name in (recall, f"{recall}_std")),
-    *("train_seconds", "peak_bytes"),
+    *("train_seconds", "peak_bytes", "outside_grid"),
 )
 DASH = "–"
+SHORT, OUTSIDE = "†", "‡"  # marks of a row
+MEANINGS = {
+    SHORT: "fewer finished runs than planned",
+    OUTSIDE: "runs of other commands: not, or not with all these seeds, in the grid of this command",
+}
 
 
 def summarise(runs: Runs) -> pd.DataFrame:
     """One row a group of runs that differ in nothing but the seed: TABLE_COLUMNS, then what the report needs besides.
 
-    `seeds` counts the finished runs; recalls and train_seconds are their means, `_std` the sample standard deviation
-    (n - 1; missing for one seed), peak_bytes their maximum. Besides: `group`, `planned` (seeds in the plan), `whole`
-    (the method trains the backbone itself), `curve` (the method and its settings that are not numbers, such as
-    LoRA's targets: rows of one curve differ in numbers alone) and `point` (those numbers).
+    `seeds` counts the finished runs, `outside_grid` those of them that are not in the plan's grid; recalls and
+    train_seconds are their means, `_std` the sample standard deviation (n - 1; missing for one seed), peak_bytes their
+    maximum. Besides: `group`, `known` (seeds, finished or not), `whole` (the method trains the backbone itself),
+    `curve` (the method and its settings that are not numbers, such as LoRA's targets: rows of one curve differ in
+    numbers alone) and `point` (those numbers).
     """
     known = runs.frame[(runs.frame["group"] != "") & (runs.frame["status"] != "superseded")]
     rows = known.groupby("group", sort=False).agg(
         {"dataset": "first", "backbone": "first", "method": "first", "settings": "first", "seed": "nunique"}
     )
-    rows = rows.rename(columns={"seed": "planned"})
+    rows = rows.rename(columns={"seed": "known"})
     rows["config"] = _configs(rows)
     rows["curve"], rows["point"] = _curves(rows)
     done = runs.finished.groupby("group")
@@ -48,8 +54,11 @@ def summarise(runs: Runs) -> pd.DataFrame:
     )
     rows["train_seconds"] = done["train_seconds"].mean()
     rows["peak_bytes"] = done["peak_bytes"].max()
-    rows = rows.reset_index().astype({"trainable_params": "Int64", "peak_bytes": "Int64", "seeds": int, "planned": int})
-    return rows[[*TABLE_COLUMNS, "group", "planned", "whole", "curve", "point"]]
+    others = runs.finished.loc[~runs.finished["planned"], "group"].value_counts()
+    rows["outside_grid"] = others.reindex(rows.index, fill_value=0)
+    whole = dict.fromkeys(("seeds", "known", "outside_grid"), int)
+    rows = rows.reset_index().astype({"trainable_params": "Int64", "peak_bytes": "Int64", **whole})
+    return rows[[*TABLE_COLUMNS, "group", "known", "whole", "curve", "point"]]
 
 
 def _configs(rows: pd.DataFrame) -> pd.Series:
@@ -110,7 +119,7 @@ class Line:
     config: str
     params: int | None
     seeds: str  # "3", or "2 of 3" where runs are missing
-    short: bool  # some of its runs are missing
+    marks: str  # of SHORT and OUTSIDE
     recalls: tuple[Cell, ...]  # in the order of RECALLS
     time: Cell
     memory: Cell
@@ -130,6 +139,11 @@ class Block:
     def title(self) -> str:
         """The block's heading."""
         return f"{self.dataset}, {self.backbone}"
+
+    @property
+    def marks(self) -> list[str]:
+        """The marks of its rows."""
+        return [mark for mark in MEANINGS if any(mark in line.marks for line in self.lines)]
 
 
 def blocks(runs: Runs, rows: pd.DataFrame) -> list[Block]:
@@ -155,13 +169,13 @@ def _line(row: dict[str, Any], best: dict[str, str]) -> Line:
         )
         for name in RECALLS
     )
-    short = row["seeds"] < row["planned"]
+    short = row["seeds"] < row["known"]
     return Line(
         method=row["method"],
         config=row["config"],
         params=None if pd.isna(row["trainable_params"]) else int(row["trainable_params"]),
-        seeds=f"{row['seeds']} of {row['planned']}" if short else str(row["seeds"]),
-        short=short,
+        seeds=f"{row['seeds']} of {row['known']}" if short else str(row["seeds"]),
+        marks=SHORT * short + OUTSIDE * bool(row["outside_grid"]),
         recalls=recalls,
         time=Cell(_shown(row["train_seconds"], seconds), value=_number(row["train_seconds"])),
         memory=Cell(_shown(row["peak_bytes"], size), value=_number(row["peak_bytes"])),
@@ -270,8 +284,8 @@ def markdown(runs: Runs, parts: Sequence[Block]) -> str:
     for block in parts:
         out += ["", f"## {_md(block.title)}", "", *(f"- {name}: {_md(text)}" for name, text in block.facts), ""]
         out += _md_table(block)
-        if any(line.short for line in block.lines):
-            out += ["", "† fewer finished runs than planned."]
+        for mark in block.marks:
+            out += ["", f"{mark} {MEANINGS[mark]}."]
     left = unfinished(runs)
     if left:
         out += ["", f"## Not in the table: {len(left)} of {len(runs.frame)} runs", ""]
@@ -287,7 +301,7 @@ def _md_table(block: Block) -> list[str]:
             _md(line.method),
             *([_md(line.config)] if named else []),
             params(line.params),
-            line.seeds + ("†" if line.short else ""),
+            line.seeds + line.marks,
             *((f"**{c.text}**" if c.best else c.text) + (f" ± {c.std}" if c.std else "") for c in line.recalls),
             line.time.text,
             line.memory.text,
@@ -320,8 +334,7 @@ def tex(runs: Runs, parts: Sequence[Block]) -> str:
         left = "ll" if named else "l"
         facts = ". ".join(f"{name}: {text}" for name, text in block.facts)
         caption = f"Test recall in \\%, mean $\\pm$ sample standard deviation over seeds. {_tex(facts)}."
-        if any(line.short for line in block.lines):
-            caption += " $\\dagger$: fewer finished runs than planned."
+        caption += "".join(f" {_tex(mark)}: {_tex(MEANINGS[mark])}." for mark in block.marks)
         label = re.sub(r"[^A-Za-z0-9]+", "-", runs.sweep).strip("-") + (f"-{i + 1}" if len(parts) > 1 else "")
         out += [
             "\\begin{table*}",
@@ -348,7 +361,7 @@ def _tex_row(line: Line, named: bool) -> str:
         _tex(line.method),
         *([_tex(line.config)] if named else []),
         _tex(params(line.params, exact=False)),
-        _tex(line.seeds) + ("$^\\dagger$" if line.short else ""),
+        _tex(line.seeds + line.marks),
         *(
             (f"\\textbf{{{_tex(c.text)}}}" if c.best else _tex(c.text))
             + (f"{{\\scriptsize$\\,\\pm\\,${c.std}}}" if c.std else "")
@@ -359,6 +372,7 @@ def _tex_row(line: Line, named: bool) -> str:
 
 
 _TEX = {
+    **{SHORT: "$^\\dagger$", OUTSIDE: "$^\\ddagger$"},
     **{char: f"\\{char}" for char in "&%$#_{}"},
     **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"},
     **{"<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", DASH: "--", "…": "\\ldots{}"},
@@ -389,11 +403,14 @@ def terminal(runs: Runs, parts: Sequence[Block]) -> str:
             for line in block.lines[:60]:
                 recalls = [c.text for c in line.recalls[:-1]]
                 mean = line.recalls[-1]
-                cells = [line.method, *([line.config] if named else []), params(line.params, exact=False), line.seeds]
+                names = [line.method, *([line.config] if named else [])]
+                cells = [*names, params(line.params, exact=False), line.seeds + line.marks]
                 table.add_row(*map(Text, [*cells, *recalls, mean.text + (f" ± {mean.std}" if mean.std else "")]))
             console.print(table)
             if len(block.lines) > 60:
                 console.print(f"  ... and {len(block.lines) - 60} more rows")
+            for mark in block.marks:
+                console.print(f"  {mark} {MEANINGS[mark]}")
         left = unfinished(runs)
         for run in left[:10]:
             console.print(Text(f"{run.run_id}: {run.status}: {run.note}"), soft_wrap=True)

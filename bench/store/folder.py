@@ -13,7 +13,7 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -44,6 +44,14 @@ class RunLocked(Exception):
 def is_run(run_dir: Path) -> bool:
     """Whether the folder is a run's: it holds settings or a result."""
     return (run_dir / RESULT).exists() or (run_dir / RUN).exists()
+
+
+def runs_in(sweep_dir: Path, besides: Collection[str] = ()) -> list[str]:
+    """The names of the run folders in a sweep's folder, sorted, without those in `besides`; [] if it can't be read."""
+    try:
+        return sorted(path.name for path in sweep_dir.iterdir() if path.name not in besides and is_run(path))
+    except OSError:
+        return []
 
 
 def read_progress(run_dir: Path) -> dict[str, Any] | None:

@@ -10,15 +10,18 @@ from typing import Any
 
 import pandas as pd
 
+from bench.config import backbones
 from bench.config.document import read_yaml
 from bench.config.errors import UserError
+from bench.config.files import is_folder
 from bench.store import planned, record
-from bench.store.folder import PROGRESS, RESULT, RUN, is_run
+from bench.store.folder import PROGRESS, RESULT, RUN, runs_in
 from bench.store.naming import canonical, distinguish, flatten
 from bench.store.record import RECALLS, Record
 
 COLUMNS = {
     "run_id": "str",
+    "planned": "bool",  # whether it is in the grid of the plan, false for finished runs of other commands
     "status": "str",  # finished, failed, missing, unreadable, superseded
     "note": "str",  # one line: why there is no result
     "group": "str",  # canonical JSON of the settings without the seed; "" where the settings are unknown
@@ -49,14 +52,17 @@ _PATHS = ("dataset.root", "dataset.annotations")
 
 @dataclass(frozen=True)
 class Runs:
-    """All runs of one results folder, in the plan's order (without a plan: by name)."""
+    """The runs of a plan in its order, then other finished runs of the results folder by name; without a plan, all.
+
+    command: it started the sweep, or would start it again; None where the plan does not say. frame: one row a run,
+    columns as in COLUMNS. ignored: run folders that are left out.
+    """
 
     folder: Path
     sweep: str
-    command: str | None  # that started the sweep, or would start it again, where plan.json says it
-    planned: bool
-    frame: pd.DataFrame  # one row a run, columns as in COLUMNS
-    ignored: tuple[str, ...]  # run folders that are not in the plan
+    command: str | None
+    frame: pd.DataFrame
+    ignored: tuple[str, ...]
 
     @property
     def finished(self) -> pd.DataFrame:
@@ -67,28 +73,32 @@ class Runs:
         return self.frame[self.frame["status"] != "finished"]
 
 
-def collect(folder: Path) -> Runs:
-    """The runs of `results/<sweep>`: those of its plan.json, else every run folder. UserError if there are none.
+def collect(folder: Path, plan: planned.Plan | None = None, *, only: bool = False) -> Runs:
+    """The runs of `results/<sweep>` by this plan (default: its newest), else every run folder. UserError without any.
 
-    A run that failed, was not run or cannot be read becomes a row with a status and a note, never an exception.
+    Other finished runs are kept, unless `only` or the plan says to leave them out. A run that failed, was not run or
+    cannot be read becomes a row with a status and a note, never an exception.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"no results folder at '{folder}'; give the folder that a sweep wrote, such as results/demo")
-    found = sorted(path.name for path in folder.iterdir() if is_run(path))
-    plan = planned.read(folder)
-    specs: dict[str, Any] = dict.fromkeys(found) if plan is None else dict(plan.runs)
+    plan = plan or planned.read(folder)
+    specs: dict[str, Any] = dict.fromkeys(runs_in(folder)) if plan is None else dict(plan.runs)
     if not specs:
         raise UserError(f"no runs in '{folder}': neither a plan.json with runs nor a folder with a result.json")
-    frame = pd.DataFrame([_read_run(folder / run_id, spec) for run_id, spec in specs.items()], columns=list(COLUMNS))
+    others = runs_in(folder, besides=specs)
+    rows = [_read_run(folder / run_id, spec) | {"planned": True} for run_id, spec in specs.items()]
+    if not only and not (plan and plan.start and plan.start.only):
+        more = [_read_run(folder / run_id, None) | {"planned": False} for run_id in others]
+        rows += [row for row in more if row["status"] == "finished"]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
     _name_blocks(frame)
     _part_duplicates(frame)
     return Runs(
         folder=folder,
         sweep=plan.sweep if plan else folder.resolve().name,
         command=_command(plan),
-        planned=plan is not None,
         frame=frame.astype({name: kind for name, kind in COLUMNS.items() if kind not in ("object", "str")}),
-        ignored=tuple(name for name in found if name not in specs),
+        ignored=tuple(sorted(set(others) - set(frame["run_id"]))),
     )
 
 
@@ -104,7 +114,7 @@ def _read_run(run_dir: Path, spec: dict[str, Any] | None) -> dict[str, Any]:
     try:
         result = record.load(run_dir)
         if result is not None:
-            row |= _outcome(result)
+            row |= _outcome(result, spec)
             spec = spec or result.spec
         elif (run_dir / PROGRESS).exists():
             row["note"] = "no result yet: still running, or interrupted"
@@ -122,15 +132,17 @@ def _read_run(run_dir: Path, spec: dict[str, Any] | None) -> dict[str, Any]:
         return row | {"dataset": "", "backbone": "", "method": ""}
 
 
-def _outcome(result: Record) -> dict[str, Any]:
+def _outcome(result: Record, spec: dict[str, Any] | None) -> dict[str, Any]:
+    """What the result says of the row. It must be of the settings that the plan has for the run (`spec`), if any."""
     provenance = result.provenance or {}
     if not result.finished:
         error = result.error or record.Failure(message="no error was recorded")
         message = one_line(error.message)
         note = message if error.user else f"{error.type}: {message}"
         return {"status": "failed", "note": note, "provenance": provenance}
-    if result.metrics is None:
-        return {"status": "unreadable", "note": f"{RESULT}: finished, but without metrics"}
+    assert result.metrics is not None
+    if differing := _differing(result.spec, spec or result.spec):
+        return {"status": "unreadable", "note": f"{RESULT}: made with other settings than the plan's: {differing}"}
     val, cost = result.metrics.val, result.cost or record.Cost()
     found = result.metrics.test.model_dump() | cost.model_dump()
     return {
@@ -140,6 +152,16 @@ def _outcome(result: Record) -> dict[str, Any]:
         "val_mean_recall": math.nan if val is None else val.mean_recall,
         "provenance": provenance,
     }
+
+
+def _differing(made: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The settings of a result that are not the plan's, in words; paths may differ, since the id covers the content."""
+    a, b = flatten(made), flatten(wanted)
+    weights = "backbone.weights"
+    moved = all(backbones.is_file(str(flat.get(weights))) for flat in (a, b))
+    apart = (*_APART, *_PATHS, *([weights] if moved else []))
+    keys = [key for key in dict.fromkeys((*a, *b)) if key not in apart or key == "seed"]
+    return one_line(", ".join(f"{key} {a.get(key)} (plan: {b.get(key)})" for key in keys if a.get(key) != b.get(key)))
 
 
 def _identity(spec: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +200,8 @@ def _part_duplicates(frame: pd.DataFrame) -> None:
     same = frame["group"].isin(twice["group"])
     frame.loc[same, "group"] = frame.loc[same, "settings"].map(canonical)
     known = frame[same & (frame["status"] == "finished")]
-    order = known["provenance"].map(lambda p: str(p.get("finished") or "")).sort_values(kind="stable").index
+    known = known.assign(finished=known["provenance"].map(lambda p: str(p.get("finished") or "")))
+    order = known.sort_values(["planned", "finished"], kind="stable").index
     old = known.loc[order].duplicated(["group", "seed"], keep="last")
     late = old[old].index
     frame.loc[late, ["status", "note"]] = ["superseded", "the same settings and seed were run again later"]

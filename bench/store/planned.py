@@ -1,24 +1,36 @@
-"""plan.json: the runs of a sweep with their settings, and how it was last started. No torch."""
+"""The plans of a sweep: the runs of each command's grid with their settings, and how it was started. No torch.
+
+plan.json is the newest plan. `plans/` keeps every plan by its content, so that a second command with the same sweep's
+name takes nothing from the first one: each report is made for the plan of the command that it belongs to.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+import re
+from dataclasses import asdict, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from bench.config.errors import UserError
 from bench.config.files import write_json
 
-PLAN = "plan.json"
+PLAN, PLANS = "plan.json", "plans"
+STRICT = ConfigDict(strict=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Start:
     """How a sweep was last started. A retry starts it in the same way.
 
     executor: the one that was used, never "auto". reports: the folder of its report, absolute. blocks: each cluster
     scheduler's settings, with the user's overrides. plugins: the files of its plug-ins, absolute. command: as given.
+    only: its report leaves out finished runs that are not in its grid.
     """
 
     executor: str
@@ -27,11 +39,12 @@ class Start:
     blocks: dict[str, dict[str, Any]] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
     command: str | None = None
+    only: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Plan:
-    """The runs of a sweep in order: run id -> settings as in run.yaml.
+    """The runs of a command's grid in order: run id -> settings as in run.yaml.
 
     `file` is the sweep file and `start` how it was started, where these are known: not in plans of earlier versions.
     """
@@ -41,29 +54,42 @@ class Plan:
     file: str | None = None
     start: Start | None = None
 
+    @cached_property
+    def id(self) -> str:
+        """8 hex digits that stand for the runs of the plan, in their order, and for what its report leaves out."""
+        only = self.start is not None and self.start.only
+        return hashlib.sha256(json.dumps([list(self.runs), only]).encode()).hexdigest()[:8]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of its file."""
+        runs = [{"run_id": run_id, "spec": spec} for run_id, spec in self.runs.items()]
+        start = None if self.start is None else asdict(self.start)
+        return {"sweep": self.sweep, "file": self.file, "start": start, "runs": runs}
+
 
 def write(folder: Path, plan: Plan) -> None:
-    """Write the plan into the sweep's folder, which is created if need be; UserError if that fails."""
+    """Write the plan into the sweep's folder, which is created if need be, as its newest; UserError if that fails."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PLANS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write results to {folder}: {error.strerror}; choose another --results") from error
-    runs = [{"run_id": run_id, "spec": spec} for run_id, spec in plan.runs.items()]
-    start = None if plan.start is None else asdict(plan.start)
-    write_json(folder / PLAN, {"sweep": plan.sweep, "file": plan.file, "start": start, "runs": runs})
+    for path in (folder / PLANS / f"{plan.id}.json", folder / PLAN):
+        write_json(path, plan.to_dict())
 
 
-def read(folder: Path) -> Plan | None:
-    """The plan of the sweep in this folder; None if there is none. UserError if the file is not a plan."""
-    path = folder / PLAN
-    if not path.exists():
-        return None
+def read(folder: Path, plan_id: str | None = None) -> Plan | None:
+    """The sweep's newest plan, or the one of this id; None if there is none. UserError if the file is not a plan."""
+    if plan_id is not None and not re.fullmatch("[0-9a-f]{8}", plan_id):
+        raise UserError(f"'{plan_id}' is not a plan's id, which is eight of 0-9 and a-f")
+    path = folder / (PLAN if plan_id is None else f"{PLANS}/{plan_id}.json")
     try:
-        plan = json.loads(path.read_bytes())
-        runs = {str(run["run_id"]): dict(run["spec"]) for run in plan["runs"]}
-        if all(Path(run_id).name == run_id for run_id in runs):
-            start = Start(**plan["start"]) if plan.get("start") else None
-            return Plan(str(plan.get("sweep") or folder.resolve().name), runs, plan.get("file"), start)
-    except (OSError, ValueError, KeyError, TypeError):
+        content = json.loads(path.read_bytes())
+        runs = {run["run_id"]: run["spec"] for run in content["runs"]}
+        if all(Path(run_id).name == run_id and run_id.isprintable() for run_id in runs):
+            start = Start(**content["start"]) if content.get("start") else None
+            return Plan(content.get("sweep") or folder.resolve().name, runs, content.get("file"), start)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise UserError(f"'{path}' is not a sweep's plan; run the sweep again, or delete it to report every run folder")

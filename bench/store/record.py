@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.config.files import write_json
 from bench.store.folder import RESULT
@@ -75,7 +75,7 @@ class Failure(_Part):
 
 
 class Record(_Part):
-    """The content of a result.json. A finished record has metrics and cost; a failed one has an error.
+    """The content of a result.json. A finished record has metrics; a failed one has an error.
 
     `provenance` (code, packages, data, device) is plain data without a schema, because entries are added over time.
     """
@@ -91,6 +91,12 @@ class Record(_Part):
     provenance: dict[str, Any] | None = None
 
     model_config = ConfigDict(populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Record:
+        if self.status == "finished" and (self.metrics is None or not self.spec):
+            raise ValueError("a finished run needs metrics and settings (spec)")
+        return self
 
     @property
     def finished(self) -> bool:
@@ -109,11 +115,17 @@ def parse(text: bytes) -> Record:
 
 
 def load(run_dir: Path) -> Record | None:
-    """The run's record, finished or failed; None if there is none yet. Unreadable or OSError if it can't be read."""
+    """The run's record, finished or failed; None if there is none yet.
+
+    Unreadable if it does not keep to the schema or is another run's; OSError if it can't be read.
+    """
     try:
-        return parse((run_dir / RESULT).read_bytes())
+        found = parse((run_dir / RESULT).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if found.run_id != run_dir.name:
+        raise Unreadable(f"{RESULT}: the result of run '{found.run_id}', not of '{run_dir.name}'")
+    return found
 
 
 def read(run_dir: Path) -> Record | None:

@@ -122,9 +122,10 @@ def judge(
     """
     job, last = alive.runs.get(run_id), facts.last
     seconds = [_seconds(attempt, facts.progress) for attempt in facts.attempts]
+    spec = spec or (facts.result.spec if facts.result else {})
     base = Standing(
         run_id,
-        method=str(_section(spec, "method").get("name")),
+        method=str(_section(spec, "method").get("name") or run_id.partition("-")[0]),
         state="waiting",
         words="",
         job=job.id if job else None,
