@@ -40,6 +40,14 @@ def cache_errors(what: str, path: Path) -> Iterator[None]:
         raise UserError(f"can't write the {what} {path}: {reason}; make room or set PETL_BENCH_CACHE") from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder for results, with those above it, unless it exists; UserError if that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write results to {path}: {error.strerror}; choose another --results") from error
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically: a reader, or a kill at any moment, finds the old file or the new one, never a part.
 
@@ -85,7 +93,7 @@ def read_json(path: Path) -> Any | None:
     """The file's content; None if the file is absent or not JSON (the harness never leaves half a file)."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.config.files import write_bytes
+from bench.config.files import make_folder, write_bytes
 from bench.launch import make, resolved
 from bench.launch.follow import follow
 from bench.plan.grid import Sweep
@@ -77,7 +77,7 @@ def start(
     launcher = make(executor, folder=folder, reports=reports, blocks=sweep.schedulers, workers=workers, follow=stay)
     new = launcher.missing(list(todo))
     for run_dir in new:
-        run_dir.mkdir(exist_ok=True)
+        make_folder(run_dir)
         write_bytes(run_dir / RUN, todo[run_dir].dump().encode())
     if new:
         from bench.compute.build import preflight  # torch

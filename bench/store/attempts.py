@@ -67,14 +67,14 @@ def read_attempts(run_dir: Path) -> list[Attempt]:
     for line in text.splitlines():
         try:
             row = json.loads(line)
-            if not _is_sound(row):
+            if not isinstance(row, dict) or not _is_sound(row):
                 continue
             position = Position(int(row["epoch"]), int(row["step"]))
             if "started" in row:
                 found.append(Attempt(row["started"], row["job"], row["host"], row["gpus"], position))
             elif found and found[-1].ended is None:
                 found[-1] = replace(found[-1], ended=row["ended"], outcome=row["outcome"], reached=position)
-        except (ValueError, KeyError, TypeError, OverflowError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
     return found
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import fcntl
 import io
-import math
 import os
 import struct
 import sys
@@ -65,9 +64,9 @@ def read_progress(run_dir: Path) -> dict[str, Any] | None:
 
 def _fits(key: str, value: Any) -> bool:
     if key in COUNTS:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
     if key in NUMBERS:
-        return value is None or (isinstance(value, int | float) and math.isfinite(value))
+        return value is None or (isinstance(value, int | float) and -1e300 < value < 1e300)  # false for NaN
     return isinstance(value, str) and value.isprintable()
 
 
@@ -115,7 +114,10 @@ def claim(run_dir: Path) -> Iterator[None]:
 
 
 def _lock(run_dir: Path) -> IO[str]:
-    file = (run_dir / LOCK).open("a")
+    try:
+        file = (run_dir / LOCK).open("a")
+    except OSError as error:
+        raise UserError(f"{run_dir} can't be written ({error.strerror}), so nothing can be computed there") from error
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: forked data loaders would keep that one
     except OSError as error:

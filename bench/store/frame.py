@@ -167,9 +167,11 @@ def _differing(made: dict[str, Any], wanted: dict[str, Any]) -> str:
 def _identity(spec: dict[str, Any]) -> dict[str, Any]:
     flat = flatten(spec)
     settings = {key: value for key, value in flat.items() if key not in _APART}
-    weights = str(flat["backbone.weights"])
+    weights, seed = str(flat["backbone.weights"]), int(flat["seed"])
+    if not -(2**62) < seed < 2**62:
+        raise ValueError(f"seed {seed}")
     return {
-        "seed": int(flat["seed"]),
+        "seed": seed,
         "settings": settings,
         "group": canonical({key: value for key, value in settings.items() if key not in _PATHS}),
         "dataset": str(flat["dataset.name"]),

@@ -18,7 +18,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from bench.config.errors import UserError
-from bench.config.files import write_json
+from bench.config.files import make_folder, write_json
 
 PLAN, PLANS = "plan.json", "plans"
 STRICT = ConfigDict(strict=True)
@@ -69,10 +69,8 @@ class Plan:
 
 def write(folder: Path, plan: Plan) -> None:
     """Write the plan into the sweep's folder, which is created if need be, as its newest; UserError if that fails."""
-    try:
-        (folder / PLANS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write results to {folder}: {error.strerror}; choose another --results") from error
+    make_folder(folder)
+    make_folder(folder / PLANS)
     for path in (folder / PLANS / f"{plan.id}.json", folder / PLAN):
         write_json(path, plan.to_dict())
 
@@ -84,6 +82,7 @@ def read(folder: Path, plan_id: str | None = None) -> Plan | None:
     path = folder / (PLAN if plan_id is None else f"{PLANS}/{plan_id}.json")
     try:
         content = json.loads(path.read_bytes())
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()  # ValueError for what no page can hold
         runs = {run["run_id"]: run["spec"] for run in content["runs"]}
         if all(Path(run_id).name == run_id and run_id.isprintable() for run_id in runs):
             start = Start(**content["start"]) if content.get("start") else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -11,6 +11,10 @@ from bench.config.files import write_json
 from bench.store.folder import RESULT
 
 RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "mean_recall")  # percent
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+Count = Annotated[int, Field(ge=0, lt=2**62)]
+Amount = Annotated[float, Field(ge=0)]
 
 
 class Unreadable(Exception):
@@ -24,19 +28,19 @@ class _Part(BaseModel):
 class Scores(_Part):
     """Recalls of one split in percent, their bounds under ties, and the sizes: see `bench.core.ranks.metrics`."""
 
-    i2t_r1: float
-    i2t_r5: float
-    i2t_r10: float
-    t2i_r1: float
-    t2i_r5: float
-    t2i_r10: float
-    mean_recall: float
-    mean_recall_pessimistic: float | None = None
-    mean_recall_optimistic: float | None = None
-    i2t_ties: int | None = None  # queries whose rank is tied
-    t2i_ties: int | None = None
-    images: int | None = None
-    captions: int | None = None
+    i2t_r1: Percent
+    i2t_r5: Percent
+    i2t_r10: Percent
+    t2i_r1: Percent
+    t2i_r5: Percent
+    t2i_r10: Percent
+    mean_recall: Percent
+    mean_recall_pessimistic: Percent | None = None
+    mean_recall_optimistic: Percent | None = None
+    i2t_ties: Count | None = None  # queries whose rank is tied
+    t2i_ties: Count | None = None
+    images: Count | None = None
+    captions: Count | None = None
 
 
 class Metrics(_Part):
@@ -50,13 +54,13 @@ class Metrics(_Part):
 class Cost(_Part):
     """Parameters, time, memory and size of a run. None: unknown, or without meaning for the method."""
 
-    trainable_params: int | None = None
-    total_params: int | None = None
-    train_seconds: float | None = None
-    images_per_second: float | None = None
-    peak_bytes: int | None = None
-    adapter_bytes: int | None = None
-    flops_per_pair: int | None = None
+    trainable_params: Count | None = None
+    total_params: Count | None = None
+    train_seconds: Amount | None = None
+    images_per_second: Amount | None = None
+    peak_bytes: Count | None = None
+    adapter_bytes: Count | None = None
+    flops_per_pair: Count | None = None
 
 
 class Failure(_Part):

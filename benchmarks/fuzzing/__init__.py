@@ -34,7 +34,7 @@ from bench.core import cost
 Try = Callable[[random.Random], None]
 
 TARGETS: dict[str, Callable[[Path], Try]] = {}
-MODULES = ("settings", "pictures", "annotations", "checkpoints")  # a new target's file gets its name here
+MODULES = ("settings", "pictures", "annotations", "checkpoints", "results")  # a new target's file gets its name here
 LONGEST_SECONDS, MOST_BYTES = 5.0, 300 * 2**20
 LONGEST_MESSAGE = 4000  # characters
 CPU = torch.device("cpu")
