@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from dataclasses import dataclass
@@ -166,6 +167,7 @@ def _differing(made: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 def _identity(spec: dict[str, Any]) -> dict[str, Any]:
     flat = flatten(spec)
+    json.dumps(flat, ensure_ascii=False, allow_nan=False).encode()  # ValueError for what no page can show
     settings = {key: value for key, value in flat.items() if key not in _APART}
     weights, seed = str(flat["backbone.weights"]), int(flat["seed"])
     if not -(2**62) < seed < 2**62:

@@ -82,7 +82,6 @@ def read(folder: Path, plan_id: str | None = None) -> Plan | None:
     path = folder / (PLAN if plan_id is None else f"{PLANS}/{plan_id}.json")
     try:
         content = json.loads(path.read_bytes())
-        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()  # ValueError for what no page can hold
         runs = {run["run_id"]: run["spec"] for run in content["runs"]}
         if all(Path(run_id).name == run_id and run_id.isprintable() for run_id in runs):
             start = Start(**content["start"]) if content.get("start") else None
