@@ -212,6 +212,6 @@ def _part_duplicates(frame: pd.DataFrame) -> None:
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks, at most 300 characters."""
-    line = " ".join(text.split())
+    """The text without line breaks and half characters, at most 300 characters."""
+    line = " ".join(text.encode("utf-8", "replace").decode().split())
     return line if len(line) <= 300 else line[:299] + "…"
