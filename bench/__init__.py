@@ -5,15 +5,37 @@ This package is the Python API; its modules without a folder are the commands.
 
 from __future__ import annotations
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import demo as demo  # makes the demo's dataset and backbone known
+from bench.config.version import VERSION as __version__
+
+
+def _check_methods() -> None:
+    """Stop if another package `methods`, as in the current folder, would be imported in place of PETL-Bench's own."""
+    found = find_spec("methods")
+    places = [Path(each).resolve() for each in (found.submodule_search_locations or ())] if found else []
+    own = Path(__file__).resolve().parents[1] / "methods"
+    if places == [own]:
+        return
+    other = places[0] if places else Path(found.origin or "?") if found else None
+    words = f"{other} hides the package 'methods' of PETL-Bench ({own}); start from another folder, or rename that one"
+    if sys.argv[0] == "-m":  # a command: Python has this here while it imports the package of `python -m`
+        print(f"error: {words}", file=sys.stderr)
+        raise SystemExit(2)
+    raise ImportError(words)
+
+
+_check_methods()
+
+from bench import demo as demo  # noqa: E402  makes the demo's dataset and backbone known
 
 if TYPE_CHECKING:
     from bench.compute.adapted import Adapted
 
-__all__ = ["demo", "load"]
+__all__ = ["__version__", "demo", "load"]
 
 
 def load(run_dir: str | Path, device: str | None = None) -> Adapted:

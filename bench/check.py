@@ -27,18 +27,24 @@ from methods.registry import add_module, add_plugin, load_file
 if TYPE_CHECKING:
     from bench.conformance.suite import Outcome
 
+PROG = "python -m bench.check"
 Target = type[Method] | type[Loss]
 SIGNS = {"passed": "[green]passed[/]", "failed": "[bold red]FAILED[/]", "excused": "[yellow]excused[/]", "skipped": "–"}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
     """0: every check passed or is excused; 1: a check failed; 2: the user has something to fix."""
-    parser = argparse.ArgumentParser(prog="python -m bench.check", description=__doc__)
+    return command(_run, parser(prog).parse_args(argv))
+
+
+def parser(prog: str = PROG) -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="a registered name, a module, or a Python file")
     parser.add_argument(
         "--plugin", type=given_path, action="append", default=[], metavar="FILE", help="more methods, losses"
     )
-    return command(_run, parser.parse_args(argv))
+    return parser
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -17,6 +17,8 @@ from bench.plan.catalogue import listing
 from methods import losses
 from methods.registry import add_plugin
 
+PROG = "python -m bench.methods"
+
 
 def print_table(rows: Sequence[dict[str, Any]], backbone: str) -> None:
     from rich.console import Console
@@ -62,15 +64,20 @@ def _short(value: Any) -> str:
     return "[" + " ".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
     """0: printed; 2: the user has something to fix."""
-    parser = argparse.ArgumentParser(prog="python -m bench.methods", description=__doc__)
+    return command(_run, parser(prog).parse_args(argv))
+
+
+def parser(prog: str = PROG) -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("--backbone", default="ViT-B-32", help="an open_clip model name (default: %(default)s)")
     parser.add_argument(
         "--plugin", type=given_path, action="append", default=[], metavar="FILE", help="more methods, losses"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    return command(_run, parser.parse_args(argv))
+    return parser
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -8,11 +8,18 @@ from collections.abc import Sequence
 
 from bench.config.terminal import command, given_path
 
+PROG = "python -m bench.report"
 
-def main(argv: Sequence[str] | None = None) -> int:
+
+def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
     """The exit code: 0 when the report is written, even if runs are missing from it, 2 for a user's mistake."""
+    return command(_run, parser(prog).parse_args(argv))
+
+
+def parser(prog: str = PROG) -> argparse.ArgumentParser:
+    """The command's options."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.report", description="Write tables, the figure and a page from the results of a sweep."
+        prog=prog, description="Write tables, the figure and a page from the results of a sweep."
     )
     parser.add_argument("results", type=given_path, help="the folder of the sweep's results, such as results/demo")
     parser.add_argument("--out", type=given_path, help="where to write (default: reports/<name of the results folder>)")
@@ -22,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the grid of an earlier command, a file in the folder's plans/; default: the last one",
     )
     parser.add_argument("--only", action="store_true", help="leave out finished runs that are not in that grid")
-    return command(_run, parser.parse_args(argv))
+    return parser
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -25,16 +25,18 @@ from methods.registry import add_plugin
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+PROG = "python -m bench.status"
 WATCH_SECONDS = 5.0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
     """The exit code: 0 when done, 2 if the user has something to fix, 130 after Ctrl-C."""
-    return command(_run, _arguments(argv))
+    return command(_run, parser(prog).parse_args(argv))
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.status", description=__doc__)
+def parser(prog: str = PROG) -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("target", type=given_path, metavar="SWEEP", help="a sweep file, or its folder in the results")
     parser.add_argument("--watch", action="store_true", help="keep looking until nothing runs or waits any more")
     parser.add_argument("--all", action="store_true", help="list every run")
@@ -61,7 +63,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--retry", action="append", choices=("failed", "lost"), help="start these runs again; may be given twice"
     )
     act.add_argument("--cancel", action="store_true", help="end this sweep's cluster jobs, and no others")
-    return parser.parse_args(argv)
+    return parser
 
 
 def _run(arguments: argparse.Namespace) -> int:

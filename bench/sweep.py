@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     from bench.store.planned import Plan
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+PROG = "python -m bench.sweep"
+
+
+def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
     """The exit code: 0 if all runs finished or were submitted, 1 if one failed, 2 for a user's mistake, 130 stopped."""
-    return command(_run, _arguments(argv))
+    return command(_run, _arguments(argv, prog))
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def parser(prog: str = PROG) -> argparse.ArgumentParser:
+    """The command's options."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.sweep",
+        prog=prog,
         description=__doc__,
         epilog="Runs that are finished are skipped, failed ones are tried again, and runs that another process is "
         "computing are waited for. Ctrl-C stops; the same command continues. With a cluster scheduler it submits what "
@@ -80,12 +84,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=_positive, metavar="N", help="local workers; default: one a GPU, else one a core"
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _arguments(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:
+    options = parser(prog)
+    arguments = options.parse_args(argv)
     if arguments.file is None and arguments.overrides and "=" not in arguments.overrides[-1]:
         arguments.file = Path(arguments.overrides.pop())  # `--set a=1 FILE`: argparse gives --set all that follows
-    arguments.command = shlex.join(["python", "-m", "bench.sweep", *(sys.argv[1:] if argv is None else argv)])
+    arguments.command = shlex.join([*prog.split(), *(sys.argv[1:] if argv is None else argv)])
     if arguments.file is None:
-        parser.error("which sweep? give its file, such as sweeps/demo.yaml")
+        options.error("which sweep? give its file, such as sweeps/demo.yaml")
     return arguments
 
 
@@ -117,12 +126,12 @@ def _run(arguments: argparse.Namespace) -> int:
             print_plan(sweep, folder, arguments)
             print_scripts(sweep, folder, reports, executor=arguments.executor)
             return 0
-        return _execute(sweep, folder, reports, arguments)
+        return execute(sweep, folder, reports, arguments)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(str(interrupt) or "stopped; the same command continues") from None
 
 
-def _execute(sweep: Sweep, folder: Path, reports: Path, arguments: argparse.Namespace) -> int:
+def execute(sweep: Sweep, folder: Path, reports: Path, arguments: argparse.Namespace) -> int:
     """Run what is not finished and write the report; a scheduler does both on its own unless `--follow` is given."""
     from bench.config.terminal import progress_counter
     from bench.launch.start import start

@@ -191,7 +191,7 @@ def test_mistakes_are_one_message(run, capsys):
     ["x.yaml --set a=1 b=2 --workers 3", "--workers 3 --set a=1 b=2 x.yaml", "--set a=1 --set b=2 x.yaml --workers 3"],
 )
 def test_arguments_in_any_order(arguments):
-    given = sweep._arguments(arguments.split())
+    given = sweep._arguments(arguments.split(), sweep.PROG)
     assert (given.file, given.overrides, given.workers) == (Path("x.yaml"), ["a=1", "b=2"], 3)
 
 

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int
 from open_clip.transformer import ResidualAttentionBlock
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bench.config.errors import UserError
-from bench.config.files import disk_errors
+from bench.config.files import write_bytes
 
 # nn.MultiheadAttention takes another kernel in eval mode, which rounds otherwise and hides from the FLOP counter.
 torch.backends.mha.set_fastpath_enabled(False)
@@ -275,10 +275,7 @@ class DualEncoder(nn.Module):
     def save_adapter(self, path: Path) -> None:
         """Write the trained part alone as safetensors, atomically. Raises UserError if the disk is full."""
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.trainable().items()}
-        part = path.with_name(f".{path.name}.part")
-        with disk_errors(part):
-            save_file(tensors, part, metadata={"format": "pt"})
-            part.replace(path)
+        write_bytes(path, save(tensors, metadata={"format": "pt"}))  # safetensors' own file could be read by none other
 
     def load_adapter(self, path: Path) -> None:
         """Copy what `save_adapter` wrote into the attached parts. UserError for a damaged or a foreign file."""

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
-from bench.config.errors import UserError
+from bench.config.terminal import command
 from bench.data import DATASETS
 from bench.data.annotations import FILES
 
+PROG = "python -m bench.data"
 
-def main(argv: list[str] | None = None) -> int:
+
+def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
     """0: no problems; 1: the data has problems; 2: the user has something to fix."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.data", description="Datasets: what is known, what is on disk."
-    )
+    return command(_run, parser(prog).parse_args(argv))
+
+
+def parser(prog: str = PROG) -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(prog=prog, description="Datasets: what is known, what is on disk.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the known datasets, their splits and the files they are read from")
     check = commands.add_parser("check", help="counts per split, and every problem with the images and captions")
-    check.add_argument("name", choices=DATASETS)
+    check.add_argument("name", choices=list(DATASETS))
     check.add_argument("--root", help="folder that holds the images")
-    check.add_argument("--split", choices=FILES, help="default: the dataset's first in `list`")
+    check.add_argument("--split", choices=list(FILES), help="default: the dataset's first in `list`")
     check.add_argument("--annotations", help="folder that holds the annotation files; default: the root")
-    arguments = parser.parse_args(argv)
-    try:
-        return _list() if arguments.command == "list" else _check(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    return _list() if arguments.command == "list" else _check(arguments)
 
 
 def _list() -> int:

@@ -151,6 +151,7 @@ class LocalPool:
             share = len(gpus) / slots
             environment[GPUS_HELD] = str(share if current_job() else min(share, 1))  # a job keeps all that it was given
             environment["CUDA_VISIBLE_DEVICES"] = gpu
+        environment["PYTHONSAFEPATH"] = "1"  # not the current folder's modules, which may be called `methods` too
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "bench.launch.worker", self.target]
         pipe = subprocess.PIPE

@@ -70,7 +70,8 @@ def start(
         command=command,
         only=only,
     )
-    plan = Plan(sweep.name, runs, str(sweep.file), how)
+    file = None if sweep.file is None else str(sweep.file)
+    plan = Plan(sweep.name, runs, file, how, dict(sweep.content))
     planned.write(folder, plan)
     if not todo:
         return Started(plan, over=True)

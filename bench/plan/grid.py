@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +69,18 @@ def _placed(place: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file's runs in order, without duplicates; `notes` says what was left out or is the same run twice."""
+    """A sweep file's runs in order, without duplicates.
+
+    file: None for a sweep that was not read from one. schedulers: each cluster scheduler's block of settings. notes:
+    what was left out or is the same run twice. content: the whole file with the overrides, as plain data.
+    """
 
     name: str
-    file: Path
+    file: Path | None
     runs: tuple[RunSpec, ...]
-    schedulers: Mapping[str, Settings]  # each cluster scheduler's block of settings
+    schedulers: Mapping[str, Settings]
     notes: tuple[str, ...] = ()
+    content: Mapping[str, Any] = field(default_factory=dict)
 
 
 def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -91,20 +96,25 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     document = read_document(path)
     if not isinstance(document.data, dict):
         raise UserError(f"{path}: expected a sweep file with 'name:', 'dataset:', ..., got {show(document.data)}")
+    return expand_document(document, overrides, file=path)
+
+
+def expand_document(document: Document, overrides: Sequence[str] = (), *, file: Path | None = None) -> Sweep:
+    """As `expand`, for the content of a sweep file, which is a mapping."""
     for override in overrides:
         _override(document, override)
     sections = {key: value for key, value in document.data.items() if key not in SCHEDULERS}
-    file = parse(_File, sections, "sweep", document, also=tuple(SCHEDULERS))
+    parts = parse(_File, sections, "sweep", document, also=tuple(SCHEDULERS))
     blocks = {
         name: parse(cls, document.data.get(name, {}), name, document, (name,)) for name, cls in SCHEDULERS.items()
     }
-    seeds = _seeds(document, file.grid.seed)
-    budgets = _budgets(document, file.grid.budget)
-    entries = [_entry(document, entry, at, file.loss) for entry, at in _method_entries(document, file.grid.method)]
+    seeds = _seeds(document, parts.grid.seed)
+    budgets = _budgets(document, parts.grid.budget)
+    entries = [_entry(document, entry, at, parts.loss) for entry, at in _method_entries(document, parts.grid.method)]
     sections = {
-        "dataset": section(DatasetSettings, document, ("dataset",), file.dataset),
-        "backbone": section(BackboneSettings, document, ("backbone",), file.backbone),
-        "train": section(TrainSettings, document, ("train",), file.train),
+        "dataset": section(DatasetSettings, document, ("dataset",), parts.dataset),
+        "backbone": section(BackboneSettings, document, ("backbone",), parts.backbone),
+        "train": section(TrainSettings, document, ("train",), parts.train),
     }
     _limit(document, sections, entries, len(budgets or [0]), len(seeds))
     datasets = [_dataset(document, choice) for choice in sections["dataset"]]
@@ -118,7 +128,7 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
                 fitted.append(f"{backbone.model}: {each.note}" if len(backbones) > 1 else each.note)
             if each.method is None:
                 continue
-            spec = RunSpec(file.name, dataset, backbone, each.method, each.loss, each.train, 0)
+            spec = RunSpec(parts.name, dataset, backbone, each.method, each.loss, each.train, 0)
             found = [replace(spec, seed=seed) for seed in seeds] if each.method.trains else [_untrained(spec)]
             total += len(found)
             for run in found:
@@ -126,7 +136,7 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     notes = list(dict.fromkeys(fitted))
     if total > len(runs):
         notes.append(f"{total - len(runs)} of {total} combinations are the same run as another")
-    return Sweep(file.name, path, tuple(runs.values()), blocks, tuple(notes))
+    return Sweep(parts.name, file, tuple(runs.values()), blocks, tuple(notes), document.data)
 
 
 def _seeds(document: Document, listed: Any) -> list[int]:

@@ -46,13 +46,15 @@ class Start:
 class Plan:
     """The runs of a command's grid in order: run id -> settings as in run.yaml.
 
-    `file` is the sweep file and `start` how it was started, where these are known: not in plans of earlier versions.
+    file: the sweep file, None without one. start: how it was started. content: the sweep file with all overrides, as
+    plain data. Plans of earlier versions have neither of the latter two.
     """
 
     sweep: str
     runs: dict[str, dict[str, Any]]
     file: str | None = None
     start: Start | None = None
+    content: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def id(self) -> str:
@@ -64,7 +66,7 @@ class Plan:
         """The content of its file."""
         runs = [{"run_id": run_id, "spec": spec} for run_id, spec in self.runs.items()]
         start = None if self.start is None else asdict(self.start)
-        return {"sweep": self.sweep, "file": self.file, "start": start, "runs": runs}
+        return {"sweep": self.sweep, "file": self.file, "start": start, "content": self.content, "runs": runs}
 
 
 def write(folder: Path, plan: Plan) -> None:
@@ -85,7 +87,8 @@ def read(folder: Path, plan_id: str | None = None) -> Plan | None:
         runs = {run["run_id"]: run["spec"] for run in content["runs"]}
         if all(Path(run_id).name == run_id and run_id.isprintable() for run_id in runs):
             start = Start(**content["start"]) if content.get("start") else None
-            return Plan(content.get("sweep") or folder.resolve().name, runs, content.get("file"), start)
+            sweep, resolved = content.get("sweep") or folder.resolve().name, content.get("content") or {}
+            return Plan(sweep, runs, content.get("file"), start, resolved)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
