@@ -84,8 +84,9 @@ class SlurmLauncher:
 
     def _submit(self, runs: Sequence[Path]) -> None:
         with self._lock():
-            alive = self._look()
-            new = [run.absolute() for run in _idle(runs, alive)]
+            missed = _idle(runs, self._look())
+            alive = self._look()  # again, since an answer may lack jobs
+            new = [run.absolute() for run in _idle(missed, alive)]
             self.held_back = self._submission(alive).submit(new) if new else []
 
     def _wait(self, runs: Sequence[Path]) -> None:

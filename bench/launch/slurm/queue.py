@@ -59,20 +59,22 @@ def submissions(folder: Path) -> list[Submission]:
 
 
 def look(submissions: Sequence[Submission]) -> Queue:
-    """The living jobs of these submissions, by one call of squeue for the users who submitted them."""
+    """The living jobs of these submissions, by one call of squeue for the users who submitted them.
+
+    A job that is ending does not live any more, unless it is to run again.
+    """
     if not submissions:
         return Queue("Slurm")
     owners = ",".join(sorted({str(each.path.stat().st_uid) for each in submissions}))
     try:
-        listed = ask("squeue", "-h", "-r", "-u", owners, "-o", "%i|%T|%r|%L|%k")
+        rows = _listed(ask("squeue", "-r", "-u", owners, "-o", "%i|%T|%M|%r|%L|%k"))
     except NoAnswer:
         return Queue("Slurm", known=False)
     tokens = {each.token for each in submissions}
-    rows = [[cell.strip() for cell in line.split("|", 4)] for line in listed.splitlines() if line.count("|") >= 4]
     alive = {
         (token, job): Job(job, token, state.lower(), None if reason == "None" else reason, _seconds(left))
-        for job, state, reason, left, token in rows
-        if token in tokens
+        for job, state, used, reason, left, token in rows
+        if token in tokens and not (state == "COMPLETING" and _seconds(used))  # one to be requeued has used no time
     }
     runs = {}
     for submission in submissions:
@@ -82,6 +84,14 @@ def look(submissions: Sequence[Submission]) -> Queue:
                 if job := alive.get((submission.token, name)):
                     runs[run_id] = job
     return Queue("Slurm", True, tuple(alive.values()), runs)
+
+
+def _listed(answer: str) -> list[list[str]]:
+    """squeue's rows, as cells; NoAnswer if the answer lacks its header or its last line's end, and so may lack jobs."""
+    header, *lines = answer.splitlines() or [""]
+    if not header.startswith("JOBID|STATE|") or not answer.endswith("\n"):
+        raise NoAnswer("squeue's answer is cut off")
+    return [[cell.strip() for cell in line.split("|", 5)] for line in lines if line.count("|") >= 5]
 
 
 def ends(submissions: Sequence[Submission]) -> dict[tuple[str, str], str]:

@@ -37,7 +37,11 @@ WHERE = ("partition", "account", "qos", "constraint")
 Packet = tuple[Path, ...]  # the runs of one job
 
 
-class LimitReached(Exception):
+class Refused(Exception):
+    """Slurm did not take a job; the message is its reason, in one line."""
+
+
+class LimitReached(Refused):
     """A limit on submitted jobs is reached: Slurm takes no more of this user's jobs now."""
 
 
@@ -145,7 +149,8 @@ class NewSubmission:
     def submit(self, runs: Sequence[Path]) -> list[Path]:
         """Submit these runs and the job for the report; return the runs that a submit limit kept out.
 
-        UserError if no node could run the jobs, or Slurm refuses them all.
+        UserError if no node could run the jobs, or Slurm refuses some of them. What it took stays in the queue, with
+        the job for the report.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
         self.code = provenance.snapshot(self.code_folder, plugins())
@@ -167,25 +172,42 @@ class NewSubmission:
         full = len(self.before) >= self.settings.array_parallelism
         first = sorted({array_of(each.id) for each in self.before}) if full else []
         last: dict[int, str] = {}
-        reason = ""
+        reason: Refused | None = None
         while waiting:
             array = waiting.popleft()
             try:
                 last[array.lane] = self._sbatch(array, [last[array.lane]] if array.lane in last else first)
-            except LimitReached as error:
-                reason, half = str(error), len(array.packets) // 2
-                if not half:
+            except Refused as error:
+                reason, half = error, len(array.packets) // 2
+                if not half or not isinstance(error, LimitReached):
                     waiting.appendleft(array)
                     break
                 for part in (array.packets[half:], array.packets[:half]):
                     waiting.appendleft(_Array(part, array.lane, min(array.share, len(part))))
         held_back = [run for array in waiting for packet in array.packets for run in packet]
-        if held_back and not self.content["tasks"] and not self.before:
+        at_limit = isinstance(reason, LimitReached)
+        if held_back and not self.content["tasks"] and not (at_limit and self.before):
             raise UserError(f"Slurm did not take the jobs: {reason}")
         if self.content["tasks"]:
             self._submit_report()
-        self._print_summary(held_back, reason)
+        self._print_summary()
+        if held_back and not at_limit:
+            queued = f"{len(self.content['tasks'])} runs are queued as jobs {job_names(self._taken())}"
+            raise UserError(
+                f"Slurm did not take all jobs: {reason}; {queued}, {len(held_back)} are not submitted; "
+                "the same command submits these"
+            )
+        if held_back:
+            print(
+                f"not submitted: {len(held_back)} runs, for Slurm takes no more now ({reason}); "
+                "the same command submits them later, and with --follow it waits for room",
+                flush=True,
+            )
         return held_back
+
+    def _taken(self) -> list[str]:
+        """The ids of the arrays that Slurm has taken."""
+        return [array["job"] for array in self.content["arrays"]]
 
     def _check_fit(self, array: _Array) -> None:
         """Raise a UserError if no node could ever run such a job, which Slurm would leave in the queue for ever."""
@@ -208,7 +230,7 @@ class NewSubmission:
         ) from refused
 
     def _sbatch(self, array: _Array, after: Sequence[str]) -> str:
-        """Submit an array and write it to the submission's file; return its id. LimitReached, UserError."""
+        """Submit an array and write it to the submission's file; return its id. Refused."""
         orders = [
             job.Orders(
                 run_dirs=tuple(map(str, packet)),
@@ -229,8 +251,7 @@ class NewSubmission:
 
     def _submit_report(self) -> None:
         """Submit the job that writes the report when all arrays have ended, and cancel those of earlier submissions."""
-        arrays = [array["job"] for array in self.content["arrays"]]
-        after = sorted({*arrays, *(array_of(each.id) for each in self.before)})
+        after = sorted({*self._taken(), *(array_of(each.id) for each in self.before)})
         given = self.settings.model_dump(exclude_none=True)
         extra = {
             key: value
@@ -243,7 +264,7 @@ class NewSubmission:
         parameters["additional_parameters"] |= extra
         try:
             [report] = self._through_submitit(job.report, [str(self.sweep_dir)], [str(self.reports)], **parameters)
-        except (UserError, LimitReached) as error:
+        except Refused as error:
             print(f"no job for the report: {error}; `python -m bench.report {self.sweep_dir}` makes it")
             return
         self.content["report_job"] = report
@@ -252,7 +273,7 @@ class NewSubmission:
             queue.cancel(self.old_reports)
 
     def _through_submitit(self, function: Any, *arguments: Sequence[Any], **parameters: Any) -> list[str]:
-        """Submit a job an item of the arguments; return their ids. LimitReached, or UserError with Slurm's reason."""
+        """Submit a job an item of the arguments; return their ids. Refused with Slurm's reason."""
         import submitit
 
         try:
@@ -261,29 +282,20 @@ class NewSubmission:
                 executor.update_parameters(**parameters)
                 return [each.job_id for each in executor.map_array(function, *arguments)]
         except (RuntimeError, OSError) as error:  # submitit raises RuntimeErrors
-            if AT_A_LIMIT.search(str(error)):
-                raise LimitReached(_last_line(error)) from error
-            raise UserError(f"Slurm did not take the jobs: {_last_line(error)}") from error
+            raise (LimitReached if AT_A_LIMIT.search(str(error)) else Refused)(_last_line(error)) from error
         finally:
             for leftover in (*self.jobs.glob(".submission_file_*"), *self.jobs.glob(f"{'[0-9a-f]' * 32}.pkl")):
                 leftover.unlink()
 
-    def _print_summary(self, held_back: Sequence[Path], reason: str) -> None:
-        jobs = [array["job"] for array in self.content["arrays"]]
-        if jobs:
+    def _print_summary(self) -> None:
+        if jobs := self._taken():
             count, at_once = len(self.content["tasks"]), self.settings.array_parallelism
             print(f"submitted: {count} runs as jobs {job_names(jobs)}, at most {at_once} jobs at once")
             if self.content["report_job"]:
                 print(f"report:    job {self.content['report_job']}, when they have ended, in {self.reports}")
             print(f"status:    python -m bench.status {self.sweep_dir}")
             print(f"queue:     squeue -j {job_names(jobs)}")
-            print(f"logs:      {self.logs}")
-        if held_back:
-            print(
-                f"not submitted: {len(held_back)} runs, for Slurm takes no more now ({reason}); "
-                "the same command submits them later, and with --follow it waits for room",
-                flush=True,
-            )
+            print(f"logs:      {self.logs}", flush=True)
 
 
 def _max_array_size() -> int:

@@ -1,0 +1,95 @@
+"""Slurm's answers that are wrong, late or cut off, from stand-ins for its commands."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.config import files
+from bench.config.errors import UserError
+from bench.launch import overview
+from bench.launch.overview import Status
+from bench.launch.slurm import queue
+from bench.launch.slurm.queue import look, submissions
+from tests.test_queue import HEADER, queued, submission
+from tests.test_queue import command as put
+from tests.test_slurm import array, asked, command, folders
+
+__all__ = ["command", "folders"]  # fixtures
+
+TOKEN = "petl-bench:demo:1"
+
+
+# --- a submission that fails half way --------------------------------------------------------------------------------
+
+
+def test_what_slurm_took_is_named_and_gets_its_report(folders, command, tmp_path, capsys):
+    """sbatch takes the first array of two, refuses the second for good, and takes the job for the report."""
+    runs = folders("a", "b", "c", "d")
+    command("squeue", queued())
+    command("srun", "")
+    command("scontrol", "echo 'MaxArraySize = 2'")
+    command(
+        "sbatch",
+        'case "$*" in *test-only*) exit 0;; esac; echo x >>"$0.calls"; n=$(wc -l <"$0.calls"); '
+        '[ "$n" = 2 ] && { echo no idea >&2; exit 1; }; echo Submitted batch job 1$n',
+    )
+    with pytest.raises(UserError) as caught:
+        array(runs[0].parent).launch(runs)
+    assert str(caught.value) == (
+        "Slurm did not take all jobs: no idea; 2 runs are queued as jobs 11, 2 are not submitted; "
+        "the same command submits these"
+    )
+    [sent] = submissions(runs[0].parent)
+    assert (sent.tasks, sent.report_job) == ({"a": "11_0", "b": "11_1"}, "13")
+    printed = capsys.readouterr().out
+    assert "submitted: 2 runs as jobs 11" in printed
+    assert "report:    job 13" in printed
+
+
+# --- an answer that is none ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["", f"printf '{HEADER}'", f"printf '{HEADER}\\n12_1|RUNNING|0:05|None|1:00|{TOKEN}\\n12_0|RUNN'"],
+    ids=["nothing", "half a header", "a line cut off"],
+)
+def test_half_an_answer_is_none(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(overview, "LOOK_AGAIN_SECONDS", 0.05)
+    sweep = tmp_path / "demo"
+    submission(sweep, "1", {"a": "12_0", "b": "12_1"})
+    plan = {"sweep": "demo", "runs": [{"run_id": run, "spec": {}} for run in ("a", "b")]}
+    files.write_json(sweep / "plan.json", plan)
+    put(tmp_path, "squeue", script, monkeypatch)
+    assert not look(submissions(sweep)).known
+    assert [run.state for run in Status(sweep).look_twice().runs] == ["unknown", "unknown"]
+
+
+def test_no_job_at_all_is_an_answer(tmp_path, monkeypatch):
+    submission(tmp_path, "1", {"a": "12_0"})
+    put(tmp_path, "squeue", queued(), monkeypatch)
+    found = look(submissions(tmp_path))
+    assert (found.known, found.jobs) == (True, ())
+
+
+def test_a_run_is_submitted_again_only_if_two_looks_miss_it(folders, command, tmp_path):
+    [run] = folders("a")
+    manifest = {"submitted": "2026-01-01T00:00:00+00:00", "token": "t", "tasks": {"a": "1"}}
+    (run.parent / queue.FOLDER).mkdir()
+    files.write_json(run.parent / queue.FOLDER / "1.json", manifest)
+    once = queued("1|RUNNING|0:05|None|1:00|t")
+    command("squeue", f'[ -e "$0.once" ] && {{ {once}\n}} || {{ touch "$0.once"; {queued()}\n}}')
+    command("sbatch", "exit 1")
+    array(run.parent).launch([run])
+    assert not any(line.startswith("sbatch") for line in asked(tmp_path))
+
+
+# --- jobs that are ending --------------------------------------------------------------------------------------------
+
+
+def test_a_completing_job_lives_only_if_slurm_requeues_it(tmp_path, monkeypatch):
+    """squeue gives both as COMPLETING; a requeued one has used no time, because it waits already."""
+    submission(tmp_path, "1", {"cancelled": "12_0", "requeued": "12_1"})
+    listed = queued(f"12_0|COMPLETING|0:02|None|4:58|{TOKEN}", f"12_1|COMPLETING|0:00|None|5:00|{TOKEN}")
+    put(tmp_path, "squeue", listed, monkeypatch)
+    assert list(look(submissions(tmp_path)).runs) == ["requeued"]
