@@ -61,7 +61,8 @@ def submissions(folder: Path) -> list[Submission]:
 def look(submissions: Sequence[Submission]) -> Queue:
     """The living jobs of these submissions, by one call of squeue for the users who submitted them.
 
-    A job that is ending does not live any more, unless it is to run again.
+    squeue gives a job that is ending as COMPLETING, whether it has been cancelled or is to run again. In the latter
+    case it waits already, and so has used no time.
     """
     if not submissions:
         return Queue("Slurm")
@@ -71,11 +72,13 @@ def look(submissions: Sequence[Submission]) -> Queue:
     except NoAnswer:
         return Queue("Slurm", known=False)
     tokens = {each.token for each in submissions}
-    alive = {
-        (token, job): Job(job, token, state.lower(), None if reason == "None" else reason, _seconds(left))
-        for job, state, used, reason, left, token in rows
-        if token in tokens and not (state == "COMPLETING" and _seconds(used))  # one to be requeued has used no time
-    }
+    alive, ending = {}, set()
+    for job, state, used, reason, left, token in rows:
+        if token in tokens and state == "COMPLETING" and _seconds(used):
+            ending.add(job)
+        elif token in tokens:
+            why = None if reason == "None" else reason
+            alive[token, job] = Job(job, token, state.lower(), why, _seconds(left))
     runs = {}
     for submission in submissions:
         for run_id, task in submission.tasks.items():
@@ -83,7 +86,7 @@ def look(submissions: Sequence[Submission]) -> Queue:
             for name in (task, f"{task}_0" if task == array_of(task) else array_of(task)):
                 if job := alive.get((submission.token, name)):
                     runs[run_id] = job
-    return Queue("Slurm", True, tuple(alive.values()), runs)
+    return Queue("Slurm", True, tuple(alive.values()), runs, frozenset(ending))
 
 
 def _listed(answer: str) -> list[list[str]]:
