@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 
 from bench.config import files
@@ -9,6 +11,7 @@ from bench.config.errors import UserError
 from bench.launch import overview
 from bench.launch.overview import Status
 from bench.launch.slurm import queue
+from bench.launch.slurm.limits import Limits
 from bench.launch.slurm.queue import look, submissions
 from tests.test_queue import HEADER, queued, submission
 from tests.test_queue import command as put
@@ -93,3 +96,30 @@ def test_a_completing_job_lives_only_if_slurm_requeues_it(tmp_path, monkeypatch)
     listed = queued(f"12_0|COMPLETING|0:02|None|4:58|{TOKEN}", f"12_1|COMPLETING|0:00|None|5:00|{TOKEN}")
     put(tmp_path, "squeue", listed, monkeypatch)
     assert list(look(submissions(tmp_path)).runs) == ["requeued"]
+
+
+# --- the cluster's limits --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("partition", "enforced", "minutes", "owner"),
+    [
+        (None, "associations", 60, "partition 'all'"),
+        ("short", "associations", 15, "partition 'short'"),
+        ("short,all", "associations", 60, "partition 'all'"),  # a job starts in either
+        (None, "associations,limits,qos", 30, "account 'lab'"),
+        ("long", "none", inf, "partition 'long'"),
+        ("hidden", "associations,limits", None, None),
+    ],
+)
+def test_the_limit_of_a_jobs_time(partition, enforced, minutes, owner, command):
+    command(
+        "scontrol",
+        f'case "$*" in *config*) echo "AccountingStorageEnforce = {enforced}"; exit;; esac\n'
+        "echo 'PartitionName=all Default=YES MaxTime=01:00:00 QoS=N/A'\n"
+        "echo 'PartitionName=short Default=NO MaxTime=00:15:00'\n"
+        "echo 'PartitionName=long Default=NO MaxTime=UNLIMITED'",
+    )
+    command("sacctmgr", 'case "$*" in *user*) echo "lab|lab||00:30:00|normal|";; *) echo "normal|";; esac')
+    found = Limits.ask({"partition": partition}).time
+    assert (found and found.minutes, found and found.owner) == (minutes, owner)

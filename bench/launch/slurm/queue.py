@@ -73,12 +73,11 @@ def look(submissions: Sequence[Submission]) -> Queue:
         return Queue("Slurm", known=False)
     tokens = {each.token for each in submissions}
     alive, ending = {}, set()
-    for job, state, used, reason, left, token in rows:
-        if token in tokens and state == "COMPLETING" and _seconds(used):
-            ending.add(job)
+    for task, state, used, reason, left, token in rows:
+        if token in tokens and state == "COMPLETING" and seconds_of(used):
+            ending.add(task)
         elif token in tokens:
-            why = None if reason == "None" else reason
-            alive[token, job] = Job(job, token, state.lower(), why, _seconds(left))
+            alive[token, task] = Job(task, token, state.lower(), _in_words(reason), seconds_of(left))
     runs = {}
     for submission in submissions:
         for run_id, task in submission.tasks.items():
@@ -95,6 +94,15 @@ def _listed(answer: str) -> list[list[str]]:
     if not header.startswith("JOBID|STATE|") or not answer.endswith("\n"):
         raise NoAnswer("squeue's answer is cut off")
     return [[cell.strip() for cell in line.split("|", 5)] for line in lines if line.count("|") >= 5]
+
+
+def _in_words(reason: str) -> str | None:
+    """Slurm's reason why a job waits, with what to do about one that will never start; None without a reason."""
+    if re.search("PartitionTimeLimit|MaxWallDuration", reason):
+        return f"will never start: lower slurm.timeout_min; {reason}"
+    if re.search("PerJob|BadConstraints|PartitionNodeLimit", reason):
+        return f"will never start: lower what `slurm:` asks for; {reason}"
+    return None if reason == "None" else reason
 
 
 def ends(submissions: Sequence[Submission]) -> dict[tuple[str, str], str]:
@@ -152,8 +160,8 @@ def ask(*command: str) -> str:
     return done.stdout
 
 
-def _seconds(left: str) -> int | None:
-    """Seconds from squeue's "[days-][[hours:]minutes:]seconds"; None for UNLIMITED, INVALID, NOT_SET."""
+def seconds_of(left: str) -> int | None:
+    """Seconds from Slurm's "[days-][[hours:]minutes:]seconds"; None for UNLIMITED, INVALID, NOT_SET."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", left)
     if not match:
         return None

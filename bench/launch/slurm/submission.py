@@ -21,12 +21,12 @@ from bench.config.errors import UserError
 from bench.config.files import write_json
 from bench.config.settings import SlurmSettings
 from bench.launch.slurm import job, queue
+from bench.launch.slurm.limits import MAX_ARRAY_SIZE, Limits
 from bench.launch.slurm.queue import array_of, job_names
 from bench.store import provenance
 from bench.store.cluster import Queue
 from methods.registry import PLUGINS, plugins
 
-MAX_ARRAY_SIZE = 1001  # Slurm's default, for when scontrol does not answer
 REPORT_MINUTES, REPORT_GB = 30, 4
 # SIGUSR2 would end a job in its first seconds, before Python handles it; a process inherits "ignore" from its shell.
 PYTHON = f'sh -c \'trap "" USR2; exec "$0" "$@"\' {shlex.quote(sys.executable)}'
@@ -167,7 +167,9 @@ class NewSubmission:
             "snapshot": str(self.code),
             "slurm": self.settings.model_dump(mode="json"),
         }
-        waiting = deque(self._arrays(runs, _max_array_size()))
+        self.limits = Limits.ask(self.settings.model_dump(include=set(WHERE)) | self.settings.extra)
+        self._check_time()
+        waiting = deque(self._arrays(runs, self.limits.array_size))
         self._check_fit(waiting[0])
         full = len(self.before) >= self.settings.array_parallelism
         first = sorted({array_of(each.id) for each in self.before}) if full else []
@@ -208,6 +210,16 @@ class NewSubmission:
     def _taken(self) -> list[str]:
         """The ids of the arrays that Slurm has taken."""
         return [array["job"] for array in self.content["arrays"]]
+
+    def _check_time(self) -> None:
+        """Raise a UserError for a time limit above the cluster's: Slurm takes such jobs, but never starts them."""
+        limit = self.limits.time
+        if limit and self.settings.timeout_min > limit.minutes and "time" not in self.settings.extra:
+            raise UserError(
+                f"slurm.timeout_min ({self.settings.timeout_min}) is above the limit of {limit.owner} "
+                f"({limit.minutes:g}), so that the jobs would never start; lower it, or name another partition, "
+                "account or qos"
+            )
 
     def _check_fit(self, array: _Array) -> None:
         """Raise a UserError if no node could ever run such a job, which Slurm would leave in the queue for ever."""
@@ -260,7 +272,7 @@ class NewSubmission:
         }
         parameters: dict[str, Any] = {key: given[key] for key in WHERE if key in given}
         parameters |= self._common(f"{self.sweep}-report", False, after)
-        parameters |= {"time": REPORT_MINUTES, "mem": f"{REPORT_GB}G", "cpus_per_task": 1}
+        parameters |= {"time": self._report_minutes(), "mem": f"{REPORT_GB}G", "cpus_per_task": 1}
         parameters["additional_parameters"] |= extra
         try:
             [report] = self._through_submitit(job.report, [str(self.sweep_dir)], [str(self.reports)], **parameters)
@@ -271,6 +283,11 @@ class NewSubmission:
         write_json(self.file, self.content)
         with suppress(UserError):  # a second report does no harm
             queue.cancel(self.old_reports)
+
+    def _report_minutes(self) -> int:
+        """The report's time limit: within that of the cluster or, if that is unknown, of the runs' own jobs."""
+        limit = self.limits.time
+        return max(1, int(min(REPORT_MINUTES, limit.minutes if limit else self.settings.timeout_min)))
 
     def _through_submitit(self, function: Any, *arguments: Sequence[Any], **parameters: Any) -> list[str]:
         """Submit a job an item of the arguments; return their ids. Refused with Slurm's reason."""
@@ -296,15 +313,6 @@ class NewSubmission:
             print(f"status:    python -m bench.status {self.sweep_dir}")
             print(f"queue:     squeue -j {job_names(jobs)}")
             print(f"logs:      {self.logs}", flush=True)
-
-
-def _max_array_size() -> int:
-    """The cluster's limit on the size of an array."""
-    try:
-        found = re.search(r"MaxArraySize\s*=\s*(\d+)", queue.ask("scontrol", "show", "config"))
-    except queue.NoAnswer:
-        found = None
-    return max(1, int(found[1])) if found else MAX_ARRAY_SIZE
 
 
 @contextmanager
