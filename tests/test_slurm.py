@@ -299,9 +299,10 @@ def requeues(tmp_path: Path) -> int:
         ("RUNNING", False, True, True),  # near its time limit
         ("RUNNING", True, True, True),
         ("RUNNING", True, False, True),  # preempted without a warning: SIGTERM, and a grace time
-        ("RUNNING", False, False, False),  # someone sent it a SIGTERM
+        ("RUNNING", False, False, True),  # someone sent it a SIGTERM
         ("COMPLETING", False, False, False),  # scancel, or scontrol requeue
         ("COMPLETING", False, True, False),
+        ("COMPLETING", True, False, True),  # preempted by PreemptMode=CANCEL, which requeues nothing
     ],
 )
 def test_who_requeues(job, tmp_path, state, preempted, warned, again):

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,6 +78,20 @@ def read_attempts(run_dir: Path) -> list[Attempt]:
         except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return found
+
+
+def saved_by(attempt: Attempt, progress: Mapping[str, Any]) -> Position:
+    """The position from which a run continues after this attempt, estimated without reading its saved state.
+
+    While the attempt lasts, and after a kill, it follows from the run's progress: the training of epoch 3 begins when
+    epoch 2 is saved, the test when all epochs are.
+    """
+    if attempt.reached is not None:
+        return attempt.reached
+    if (progress.get("updated") or 0.0) < attempt.started:
+        return attempt.at
+    in_test, epoch = progress.get("phase") == "test", progress.get("epoch") or 0
+    return max(attempt.at, Position(progress.get("epochs") or 0 if in_test else max(0, epoch - 1)))
 
 
 def _is_sound(row: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from bench.core.position import Position
 from bench.store import record
-from bench.store.attempts import Attempt, read_attempts
+from bench.store.attempts import Attempt, read_attempts, saved_by
 from bench.store.cluster import Job, Queue, Submission
 from bench.store.folder import CLAIMS_ARE_SEEN, RESULT, is_claimed, read_progress
 from bench.store.record import Record
@@ -66,12 +66,7 @@ class Facts:
     @property
     def saved(self) -> Position:
         """The position from which the run would continue, estimated without reading its saved state."""
-        last = self.last
-        if last is None:
-            return Position()
-        if last.reached is None and (self.progress.get("updated") or 0.0) >= last.started:  # killed after an epoch
-            return max(last.at, Position(max(0, (self.progress.get("epoch") or 0) - 1)))
-        return last.reached or last.at
+        return saved_by(self.last, self.progress) if self.last else Position()
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,12 @@ class NoAnswer(Exception):
     """A Slurm command failed or timed out. The state of the jobs is unknown: they may well be alive."""
 
 
+def current_job() -> str | None:
+    """The id of the job that this process belongs to: "12_3" in an array, else "12"; None outside of jobs."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ.get("SLURM_JOB_ID")
+
+
 def array_of(task: str) -> str:
     """The array's id of a task's: "12" of "12_3"."""
     return task.partition("_")[0]
