@@ -11,6 +11,7 @@ from bench.config.errors import UserError
 from bench.launch import overview
 from bench.launch.overview import Status
 from bench.launch.slurm import queue
+from bench.launch.slurm import submission as slurm_submission
 from bench.launch.slurm.limits import Limits
 from bench.launch.slurm.queue import look, submissions
 from tests.test_queue import HEADER, queued, submission
@@ -123,3 +124,25 @@ def test_the_limit_of_a_jobs_time(partition, enforced, minutes, owner, command):
     command("sacctmgr", 'case "$*" in *user*) echo "lab|lab||00:30:00|normal|";; *) echo "normal|";; esac')
     found = Limits.ask({"partition": partition}).time
     assert (found and found.minutes, found and found.owner) == (minutes, owner)
+
+
+@pytest.mark.parametrize(
+    ("squeue", "words"),
+    [
+        (queued(), "Slurm did not take the jobs: .*Socket timed out"),
+        ("exit 1", "squeue gave no answer, so Slurm may have taken jobs"),
+    ],
+)
+def test_an_sbatch_that_times_out_in_vain(squeue, words, folders, command, monkeypatch):
+    """Slurm took nothing, as far as squeue says, or squeue gives no answer."""
+    monkeypatch.setattr(slurm_submission, "UNSEEN_PAUSES", (0.0, 0.0))
+    [run] = folders("a")
+    command("squeue", squeue)
+    command("srun", "")
+    command("scontrol", "")
+    command(
+        "sbatch", 'case "$*" in *test-only*) ;; *) echo "Socket timed out on send/recv operation" >&2; exit 1;; esac'
+    )
+    with pytest.raises(UserError, match=words):
+        array(run.parent).launch([run])
+    assert submissions(run.parent) == []

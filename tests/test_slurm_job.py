@@ -19,6 +19,7 @@ from bench.launch.slurm import job as slurm_job
 from bench.store import attempts, record
 from bench.store.folder import PROGRESS
 from bench.store.standing import Facts, where_saved
+from tests import records
 from tests.test_slurm import command, error, folders, job, requeues
 from tests.test_status import held
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -72,9 +72,8 @@ def look(submissions: Sequence[Submission]) -> Queue:
     """
     if not submissions:
         return Queue("Slurm")
-    owners = ",".join(sorted({str(each.path.stat().st_uid) for each in submissions}))
     try:
-        rows = _listed(ask("squeue", "-r", "-u", owners, "-o", "%i|%T|%M|%r|%L|%k"))
+        rows = _listed({each.path.stat().st_uid for each in submissions})
     except NoAnswer:
         return Queue("Slurm", known=False)
     tokens = {each.token for each in submissions}
@@ -94,8 +93,17 @@ def look(submissions: Sequence[Submission]) -> Queue:
     return Queue("Slurm", True, tuple(alive.values()), runs, frozenset(ending))
 
 
-def _listed(answer: str) -> list[list[str]]:
-    """squeue's rows, as cells; NoAnswer if the answer lacks its header or its last line's end, and so may lack jobs."""
+def arrays_of(token: str) -> set[str]:
+    """The ids of this user's arrays and single jobs in the queue that carry the token; NoAnswer."""
+    return {array_of(row[0]) for row in _listed({os.getuid()}) if row[-1] == token}
+
+
+def _listed(owners: Collection[int]) -> list[list[str]]:
+    """The jobs of these users: id, state, time used, reason, time left, and token, as squeue gives them.
+
+    NoAnswer also if the answer lacks its header or its last line's end, and so may lack jobs.
+    """
+    answer = ask("squeue", "-r", "-u", ",".join(map(str, sorted(owners))), "-o", "%i|%T|%M|%r|%L|%k")
     header, *lines = answer.splitlines() or [""]
     if not header.startswith("JOBID|STATE|") or not answer.endswith("\n"):
         raise NoAnswer("squeue's answer is cut off")

@@ -31,6 +31,8 @@ REPORT_MINUTES, REPORT_GB = 30, 4
 # SIGUSR2 would end a job in its first seconds, before Python handles it; a process inherits "ignore" from its shell.
 PYTHON = f'sh -c \'trap "" USR2; exec "$0" "$@"\' {shlex.quote(sys.executable)}'
 AT_A_LIMIT = re.compile(r"submit ?(job)? ?limit|MaxSubmit|temporarily", re.IGNORECASE)
+TIMED_OUT = re.compile(r"timed out|time-?out|unable to contact|communication", re.IGNORECASE)
+UNSEEN_PAUSES = (0.0, 3.0, 5.0, 10.0)  # seconds before each look for jobs that Slurm took although sbatch timed out
 FIT_PAUSES = (0.0, 5.0, 10.0)  # seconds before each try: a controller that has just started refuses every job
 FITS_NOWHERE = "node configuration is not available"
 WHERE = ("partition", "account", "qos", "constraint")
@@ -299,10 +301,43 @@ class NewSubmission:
                 executor.update_parameters(**parameters)
                 return [each.job_id for each in executor.map_array(function, *arguments)]
         except (RuntimeError, OSError) as error:  # submitit raises RuntimeErrors
+            if TIMED_OUT.search(str(error)) and (array := self._taken_unseen()):
+                return self._adopt(array, executor, function, *arguments)
             raise (LimitReached if AT_A_LIMIT.search(str(error)) else Refused)(_last_line(error)) from error
         finally:
             for leftover in (*self.jobs.glob(".submission_file_*"), *self.jobs.glob(f"{'[0-9a-f]' * 32}.pkl")):
                 leftover.unlink()
+
+    def _taken_unseen(self) -> str | None:
+        """The array or job of this submission that Slurm took although sbatch timed out; None if there is none.
+
+        Refused if squeue does not answer.
+        """
+        known, answered = {*self._taken(), self.content["report_job"]}, False
+        for seconds in UNSEEN_PAUSES:
+            time.sleep(seconds)
+            try:
+                new = queue.arrays_of(self.token) - known
+            except queue.NoAnswer:
+                continue
+            if new:
+                return min(new, key=int)
+            answered = True
+        if answered:
+            return None
+        raise Refused("sbatch timed out and squeue gave no answer, so Slurm may have taken jobs; see squeue later")
+
+    def _adopt(self, array: str, executor: Any, function: Any, *arguments: Sequence[Any]) -> list[str]:
+        """Write the files that the jobs of an array wait for, as submitit would have done; return the jobs' ids."""
+        from submitit.core.utils import DelayedSubmission, JobPaths
+
+        calls = list(zip(*arguments, strict=True))
+        ids = [f"{array}_{index}" for index in range(len(calls))] if len(calls) > 1 else [array]
+        for job_id, call in zip(ids, calls, strict=True):
+            delayed = DelayedSubmission(function, *call)
+            delayed.set_timeout(executor.parameters["time"], executor.max_num_timeout)
+            delayed.dump(JobPaths(self.jobs, job_id).submitted_pickle)
+        return ids
 
     def _print_summary(self) -> None:
         if jobs := self._taken():
