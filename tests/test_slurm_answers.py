@@ -146,3 +146,10 @@ def test_an_sbatch_that_times_out_in_vain(squeue, words, folders, command, monke
     with pytest.raises(UserError, match=words):
         array(run.parent).launch([run])
     assert submissions(run.parent) == []
+
+
+@pytest.mark.parametrize("name", ["%j", "100%", "%A_%a"])
+def test_a_results_folder_with_a_pattern_of_slurms_is_refused(tmp_path, name):
+    """Slurm and submitit replace patterns such as %j in paths, so that logs and jobs' files would be elsewhere."""
+    with pytest.raises(UserError, match=f"'%' in the results folder .*{name}/x: .*choose another --results"):
+        array(tmp_path / name / "x")

@@ -6,15 +6,17 @@ torch is imported only to check images and weights before the first run.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from bench.config.errors import UserError
 from bench.config.files import write_bytes
 from bench.launch import make, resolved
 from bench.launch.follow import follow
 from bench.plan.grid import Sweep
 from bench.plan.spec import RunSpec
 from bench.store import planned, record
-from bench.store.folder import RUN
+from bench.store.folder import RUN, RunLocked, claim, leftovers, tidy
 from bench.store.planned import Plan, Start
 from methods.registry import plugins, sources
 
@@ -22,6 +24,15 @@ from methods.registry import plugins, sources
 def unfinished(sweep: Sweep, folder: Path) -> dict[Path, RunSpec]:
     """The runs of the sweep that have no finished result in its results `folder`, by their own folders."""
     return {folder / run.run_id: run for run in sweep.runs if not record.is_finished(folder / run.run_id)}
+
+
+def _tidy(folder: Path, sweep: Sweep) -> None:
+    """Delete what a node that died right behind a result left of a finished run; a running process does so itself."""
+    for run in sweep.runs:
+        run_dir = folder / run.run_id
+        if record.is_finished(run_dir) and leftovers(run_dir):
+            with suppress(RunLocked, UserError, OSError), claim(run_dir):
+                tidy(run_dir)
 
 
 def start(
@@ -53,6 +64,7 @@ def start(
         command=command,
     )
     planned.write(folder, Plan(sweep.name, runs, str(sweep.file), how))
+    _tidy(folder, sweep)
     if not todo:
         return True
     launcher = make(executor, folder=folder, reports=reports, blocks=sweep.schedulers, workers=workers, follow=stay)

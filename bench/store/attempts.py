@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.position import Position
-from bench.store.folder import ATTEMPTS, read_progress
+from bench.store.folder import ATTEMPTS, last_seen, read_progress
 
 GPUS_HELD = "PETL_BENCH_GPUS_HELD"  # environment: the share of GPUs that each run of a pool's worker keeps from others
 
@@ -46,8 +46,8 @@ def start_attempt(run_dir: Path, *, gpus: float, job: str | None, at: Position) 
     """
     before = read_attempts(run_dir)
     if before and before[-1].ended is None:
-        last_seen = (read_progress(run_dir) or {}).get("updated") or before[-1].started
-        end_attempt(run_dir, "killed", reached=at, ended=max(before[-1].started, last_seen))
+        seen = last_seen(run_dir, read_progress(run_dir) or {})
+        end_attempt(run_dir, "killed", reached=at, ended=max(before[-1].started, seen))
     line = {"started": time.time(), "job": job, "host": socket.gethostname(), "gpus": gpus}
     _append(run_dir / ATTEMPTS, line | {"epoch": at.epochs, "step": at.batches})
 

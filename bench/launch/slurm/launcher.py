@@ -38,6 +38,11 @@ class SlurmLauncher:
 
     def __post_init__(self) -> None:
         self.sweep_dir, self.reports = self.sweep_dir.absolute(), self.reports.absolute()
+        if "%" in str(self.sweep_dir):
+            raise UserError(
+                f"'%' in the results folder {self.sweep_dir}: Slurm replaces patterns such as %j in the paths of logs; "
+                "choose another --results"
+            )
         if self.settings.parallel_runs > self.settings.runs_per_job:
             raise UserError(
                 f"slurm.parallel_runs ({self.settings.parallel_runs}) is more than slurm.runs_per_job "
