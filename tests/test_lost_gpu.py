@@ -161,7 +161,7 @@ def requeued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.delenv("SUBMITIT_FOLDER", raising=False)
     monkeypatch.setattr(slurm_job, "Warnings", no_warnings)
     monkeypatch.setattr(slurm_job, "_requeue", reasons.append)
-    monkeypatch.setattr(slurm_job.OwnJob, "ask_patiently", lambda: slurm_job.OwnJob("RUNNING", False))
+    monkeypatch.setattr(slurm_job.JobState, "ask_patiently", lambda: slurm_job.JobState("RUNNING", False))
     return reasons
 
 

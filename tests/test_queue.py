@@ -14,6 +14,8 @@ from bench.launch.slurm import queue
 from bench.launch.slurm.queue import cancel, ends, jobs_of, look, submissions
 from bench.store.cluster import Job
 
+HEADER = "JOBID|STATE|TIME|REASON|TIME_LEFT|COMMENT"
+
 
 def command(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put a stand-in for a command in front of the PATH; it leaves what it was asked in the file returned."""
@@ -41,19 +43,24 @@ def rows(*lines: str) -> str:
     return "cat <<'END'\n" + "\n".join(lines) + "\nEND"
 
 
+def queued(*lines: str) -> str:
+    """A script that prints what squeue prints for these jobs."""
+    return rows(HEADER, *lines)
+
+
 def test_one_look_answers_for_every_run(tmp_path, monkeypatch):
     submission(tmp_path, "1", {"a": "12_0", "b": "12_1", "c": "13"}, report_job="14")
     submission(tmp_path, "2", {"b": "15_0"})
     asked = command(
         tmp_path,
         "squeue",
-        rows(
-            "12_0|RUNNING|None|1-02:00:05|petl-bench:demo:1",
-            "13_0|REQUEUED|BeginTime|UNLIMITED|petl-bench:demo:1",
-            "15|PENDING|Resources|2:00:00|petl-bench:demo:2",
-            "14|PENDING|Dependency|5:00|petl-bench:demo:1",
-            "12_1|RUNNING|None|5:00|(null)",
-            "16|RUNNING|None|INVALID|somebody's|own comment",
+        queued(
+            "12_0|RUNNING|0:05|None|1-02:00:05|petl-bench:demo:1",
+            "13_0|REQUEUED|0:05|BeginTime|UNLIMITED|petl-bench:demo:1",
+            "15|PENDING|0:05|Resources|2:00:00|petl-bench:demo:2",
+            "14|PENDING|0:05|Dependency|5:00|petl-bench:demo:1",
+            "12_1|RUNNING|0:05|None|5:00|(null)",
+            "16|RUNNING|0:05|None|INVALID|somebody's|own comment",
         ),
         monkeypatch,
     )
@@ -66,14 +73,17 @@ def test_one_look_answers_for_every_run(tmp_path, monkeypatch):
     }
     assert {job.id for job in found.jobs} == {"12_0", "13_0", "14", "15"}
     assert (found.state("c"), found.state("d")) == ("requeued", None)
-    assert asked.read_text() == f"-h -r -u {os.getuid()} -o %i|%T|%r|%L|%k\n"
+    assert asked.read_text() == f"-r -u {os.getuid()} -o %i|%T|%M|%r|%L|%k\n"
 
 
 def test_a_job_id_used_again_is_not_ours(tmp_path, monkeypatch):
     submission(tmp_path, "1", {"old": "12_0", "gone": "12_1"})
     submission(tmp_path, "2", {"new": "12_0"})
     command(
-        tmp_path, "squeue", rows("12_0|RUNNING|None|5:00|petl-bench:demo:2", "12_1|RUNNING|None|5:00|x"), monkeypatch
+        tmp_path,
+        "squeue",
+        queued("12_0|RUNNING|0:05|None|5:00|petl-bench:demo:2", "12_1|RUNNING|0:05|None|5:00|x"),
+        monkeypatch,
     )
     assert list(look(submissions(tmp_path)).runs) == ["new"]
 
@@ -98,7 +108,7 @@ def test_unknown_is_not_gone(script, tmp_path, monkeypatch):
 
 
 def test_without_a_submission_nothing_is_asked(tmp_path, monkeypatch):
-    asked = command(tmp_path, "squeue", "", monkeypatch)
+    asked = command(tmp_path, "squeue", queued(), monkeypatch)
     assert look(submissions(tmp_path)).known
     assert not asked.exists()
 

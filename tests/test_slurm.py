@@ -28,6 +28,7 @@ from bench.store.cluster import Job, Queue
 from bench.store.folder import RESULT
 from bench.store.record import Failure
 from tests import records
+from tests.test_queue import queued
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ def test_nothing_is_submitted_while_the_queue_is_unknown(folders, command, tmp_p
 def test_a_killed_submission_is_made_up_for(folders, command, capsys):
     """sbatch took the first array and then fails for good: what it took is in a manifest, no run is forgotten."""
     runs = folders("a", "b", "c")
-    command("squeue", "")
+    command("squeue", queued())
     command("srun", "")
     command("scontrol", "echo 'MaxArraySize = 2'")
     command(
@@ -190,7 +191,7 @@ def test_a_killed_submission_is_made_up_for(folders, command, capsys):
         'case "$*" in *test-only*) ;; *) [ -e "$0.once" ] && { echo no idea >&2; exit 1; }; '
         'touch "$0.once"; echo Submitted batch job 7;; esac',
     )
-    with pytest.raises(UserError, match="Slurm did not take the jobs: no idea"):
+    with pytest.raises(UserError, match="Slurm did not take all jobs: no idea; 2 runs are queued as jobs 7, 1 are not"):
         array(runs[0].parent).launch(runs)
     [manifest] = queue.submissions(runs[0].parent)
     assert manifest.tasks == {"a": "7_0", "b": "7_1"}
@@ -203,7 +204,7 @@ def test_no_is_asked_again_before_it_is_believed(refusals, taken, folders, comma
     """For some seconds after its start a controller says that no node could run anything."""
     [run] = folders("a")
     monkeypatch.setattr(submission, "FIT_PAUSES", (0.0, 0.0, 0.0))
-    command("squeue", "")
+    command("squeue", queued())
     command("srun", "")
     command("scontrol", "")
     no = "echo Requested node configuration is not available >&2; exit 1"
@@ -226,7 +227,7 @@ def test_ctrl_c_leaves_the_jobs_running(folders, command, tmp_path, monkeypatch)
     (run.parent / "slurm").mkdir()
     manifest = {"submitted": "2026-01-01T00:00:00+00:00", "token": "t", "tasks": {"a": "1"}}
     files.write_json(run.parent / "slurm" / "1.json", manifest)
-    command("squeue", "echo '1|RUNNING|None|1:00|t'")
+    command("squeue", queued("1|RUNNING|0:05|None|1:00|t"))
 
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
@@ -298,9 +299,10 @@ def requeues(tmp_path: Path) -> int:
         ("RUNNING", False, True, True),  # near its time limit
         ("RUNNING", True, True, True),
         ("RUNNING", True, False, True),  # preempted without a warning: SIGTERM, and a grace time
-        ("RUNNING", False, False, False),  # someone sent it a SIGTERM
+        ("RUNNING", False, False, True),  # someone sent it a SIGTERM
         ("COMPLETING", False, False, False),  # scancel, or scontrol requeue
         ("COMPLETING", False, True, False),
+        ("COMPLETING", True, False, True),  # preempted by PreemptMode=CANCEL, which requeues nothing
     ],
 )
 def test_who_requeues(job, tmp_path, state, preempted, warned, again):

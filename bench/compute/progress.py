@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from bench.config.errors import UserError
 from bench.config.files import write_json
 from bench.store.folder import PROGRESS
 
@@ -53,5 +55,6 @@ class Progress:
             if done > self.start[1]:
                 pace = (now - self.start[0]) / (done - self.start[1])
                 self.state["eta_seconds"] = round(pace * (self.state["epochs"] - done), 1)
-        write_json(self.path, self.state | {"updated": time.time()})
+        with suppress(OSError, UserError):  # a folder that can't be written for a while: what counts is the saved state
+            write_json(self.path, self.state | {"updated": time.time()})
         self.written = now

@@ -6,16 +6,18 @@ torch is imported only to check images and weights before the first run.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.config.errors import UserError
 from bench.config.files import make_folder, write_bytes
 from bench.launch import make, resolved
 from bench.launch.follow import follow
 from bench.plan.grid import Sweep
 from bench.plan.spec import RunSpec
 from bench.store import planned, record
-from bench.store.folder import RUN, runs_in
+from bench.store.folder import RUN, RunLocked, claim, leftovers, runs_in, tidy
 from bench.store.planned import Plan, Start
 from methods.registry import plugins, sources
 
@@ -37,6 +39,15 @@ class Started:
 def unfinished(sweep: Sweep, folder: Path) -> dict[Path, RunSpec]:
     """The runs of the sweep that have no finished result in its results `folder`, by their own folders."""
     return {folder / run.run_id: run for run in sweep.runs if not record.is_finished(folder / run.run_id)}
+
+
+def _tidy(folder: Path, sweep: Sweep) -> None:
+    """Delete what a node that died right behind a result left of a finished run; a running process does so itself."""
+    for run in sweep.runs:
+        run_dir = folder / run.run_id
+        if record.is_finished(run_dir) and leftovers(run_dir):
+            with suppress(RunLocked, UserError, OSError), claim(run_dir):
+                tidy(run_dir)
 
 
 def start(
@@ -73,6 +84,7 @@ def start(
     file = None if sweep.file is None else str(sweep.file)
     plan = Plan(sweep.name, runs, file, how, dict(sweep.content))
     planned.write(folder, plan)
+    _tidy(folder, sweep)
     if not todo:
         return Started(plan, over=True)
     launcher = make(executor, folder=folder, reports=reports, blocks=sweep.schedulers, workers=workers, follow=stay)

@@ -9,13 +9,14 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.core.position import Position
-from bench.store.folder import ATTEMPTS, read_progress
+from bench.store.folder import ATTEMPTS, last_seen, read_progress
 
 GPUS_HELD = "PETL_BENCH_GPUS_HELD"  # environment: the share of GPUs that each run of a pool's worker keeps from others
 
@@ -45,8 +46,8 @@ def start_attempt(run_dir: Path, *, gpus: float, job: str | None, at: Position) 
     """
     before = read_attempts(run_dir)
     if before and before[-1].ended is None:
-        last_seen = (read_progress(run_dir) or {}).get("updated") or before[-1].started
-        end_attempt(run_dir, "killed", reached=at, ended=max(before[-1].started, last_seen))
+        seen = last_seen(run_dir, read_progress(run_dir) or {})
+        end_attempt(run_dir, "killed", reached=at, ended=max(before[-1].started, seen))
     line = {"started": time.time(), "job": job, "host": socket.gethostname(), "gpus": gpus}
     _append(run_dir / ATTEMPTS, line | {"epoch": at.epochs, "step": at.batches})
 
@@ -77,6 +78,20 @@ def read_attempts(run_dir: Path) -> list[Attempt]:
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
     return found
+
+
+def saved_by(attempt: Attempt, progress: Mapping[str, Any]) -> Position:
+    """The position from which a run continues after this attempt, estimated without reading its saved state.
+
+    While the attempt lasts, and after a kill, it follows from the run's progress: the training of epoch 3 begins when
+    epoch 2 is saved, the test when all epochs are.
+    """
+    if attempt.reached is not None:
+        return attempt.reached
+    if (progress.get("updated") or 0.0) < attempt.started:
+        return attempt.at
+    in_test, epoch = progress.get("phase") == "test", progress.get("epoch") or 0
+    return max(attempt.at, Position(progress.get("epochs") or 0 if in_test else max(0, epoch - 1)))
 
 
 def _is_sound(row: dict[str, Any]) -> bool:

@@ -40,13 +40,15 @@ class Queue:
     """A sweep's living jobs. Not `known`: the scheduler did not answer, and a run without a job here may have one.
 
     scheduler: its name, for messages. jobs: all, with those for reports. runs: run id -> the living job that computes
-    it, of the last submission with the run.
+    it, of the last submission with the run. ending: the ids of jobs that have ended, cancelled ones for example, whose
+    processes may hold their runs for some seconds more.
     """
 
     scheduler: str = "no scheduler"
     known: bool = True
     jobs: tuple[Job, ...] = ()
     runs: dict[str, Job] = field(default_factory=dict)
+    ending: frozenset[str] = frozenset()
 
     def state(self, run_id: str) -> str | None:
         """The state of the run's job; None if it has no living one."""

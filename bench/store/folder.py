@@ -8,24 +8,28 @@ from __future__ import annotations
 import csv
 import fcntl
 import io
+import math
 import os
 import struct
 import sys
 import threading
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from bench.config.errors import UserError
-from bench.config.files import read_json, write_bytes
+from bench.config.files import read_json, write_bytes, write_json
 
 RUN, RESULT, PROGRESS = "run.yaml", "result.json", "progress.json"
 STATE, LOCK, LOG = "state.pt", "run.lock", "log.txt"
 ADAPTER, RANKS, HISTORY, ATTEMPTS = "adapter.safetensors", "ranks.npz", "history.csv", "attempts.jsonl"
+ALIVE = "alive.json"  # unix time; while a process holds the run, and after a kill until the run starts again
 BEST = "best-{epoch:04d}.safetensors"  # the adapter of the best epoch so far, while the run is not finished
 
 
+BEAT_SECONDS = 30.0  # between two writes of ALIVE
 CLAIMS_ARE_SEEN = sys.platform == "linux"  # whether one process can see another's claim
 _HELD: set[Path] = set()  # folders whose claim this process holds
 _GUARDS: dict[Path, threading.Lock] = {}  # one a folder: its lock file is opened and closed by one thread at a time
@@ -88,9 +92,15 @@ def log_tail(run_dir: Path, lines: int = 40) -> str:
 
 def tidy(run_dir: Path) -> None:
     """Delete the files that only an unfinished run needs, and files that a kill left half-written."""
-    best = BEST.partition("{")[0] + "*" + BEST.rpartition("}")[2]
-    for leftover in (run_dir / STATE, *run_dir.glob(best), *run_dir.glob(".*.part")):
+    for leftover in leftovers(run_dir):
         leftover.unlink(missing_ok=True)
+
+
+def leftovers(run_dir: Path) -> list[Path]:
+    """The files that a finished run does not need."""
+    best = BEST.partition("{")[0] + "*" + BEST.rpartition("}")[2]
+    unneeded = (run_dir / STATE, run_dir / PROGRESS, run_dir / ALIVE)
+    return [*run_dir.glob(best), *run_dir.glob(".*.part"), *(path for path in unneeded if path.exists())]
 
 
 @contextmanager
@@ -105,12 +115,32 @@ def claim(run_dir: Path) -> Iterator[None]:
             raise RunLocked(run_dir.name)
         file = _lock(run_dir)
         _HELD.add(key)
+    over = threading.Event()
+    beats = threading.Thread(target=_beat, args=(run_dir / ALIVE, over), daemon=True)
+    beats.start()
     try:
         yield
     finally:
+        over.set()
+        beats.join()
         with guard:
             _HELD.discard(key)
             file.close()
+
+
+def _beat(file: Path, over: threading.Event) -> None:
+    """Write the time into the file every BEAT_SECONDS; delete the file once `over` is set."""
+    while not over.wait(BEAT_SECONDS):
+        with suppress(OSError, UserError):
+            write_json(file, time.time())
+    with suppress(OSError):
+        file.unlink(missing_ok=True)
+
+
+def last_seen(run_dir: Path, progress: Mapping[str, Any]) -> float:
+    """When a process last computed the run for certain, by its signs of life and progress; 0 if none did."""
+    beat = read_json(run_dir / ALIVE)
+    return max(beat if isinstance(beat, float) and math.isfinite(beat) else 0.0, progress.get("updated") or 0.0)
 
 
 def _lock(run_dir: Path) -> IO[str]:

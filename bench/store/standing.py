@@ -16,12 +16,12 @@ from typing import Any, Literal, get_args
 
 from bench.core.position import Position
 from bench.store import record
-from bench.store.attempts import Attempt, read_attempts
+from bench.store.attempts import Attempt, read_attempts, saved_by
 from bench.store.cluster import Job, Queue, Submission
-from bench.store.folder import CLAIMS_ARE_SEEN, RESULT, is_claimed, read_progress
+from bench.store.folder import CLAIMS_ARE_SEEN, RESULT, is_claimed, last_seen, read_progress
 from bench.store.record import Record
 
-FRESH_SECONDS = 120.0  # how long the last progress counts where claims may be invisible: between hosts
+FRESH_SECONDS = 120.0  # how long the last sign of life counts where claims may be invisible: between hosts
 
 State = Literal["finished", "running", "stopped", "waiting", "unknown", "failed", "lost"]
 STATES: tuple[State, ...] = get_args(State)
@@ -30,8 +30,9 @@ OVER = ("finished", "failed", "lost")
 
 @dataclass(frozen=True)
 class Facts:
-    """The content of a run's folder. result_time: when result.json was written, unix time; claimed: by a process.
+    """The content of a run's folder. claimed: by a process. Times are unix times.
 
+    result_time: when result.json was written; seen: when a process last computed the run for certain.
     fault: why the folder can't be read; None if it can.
     """
 
@@ -40,6 +41,7 @@ class Facts:
     progress: dict[str, Any] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()
     claimed: bool = False
+    seen: float = 0.0
     fault: str | None = None
 
     @classmethod
@@ -52,11 +54,12 @@ class Facts:
             claimed = is_claimed(run_dir)
             progress = read_progress(run_dir) or {}
             attempts = tuple(read_attempts(run_dir))
+            seen = last_seen(run_dir, progress)
             result = record.read(run_dir)
             written = (run_dir / RESULT).stat().st_mtime if result else 0.0
         except OSError as error:
             return cls(fault=f"{run_dir} can't be read: {error.strerror}")
-        return cls(result, written, progress, attempts, claimed)
+        return cls(result, written, progress, attempts, claimed, seen)
 
     @property
     def last(self) -> Attempt | None:
@@ -66,12 +69,7 @@ class Facts:
     @property
     def saved(self) -> Position:
         """The position from which the run would continue, estimated without reading its saved state."""
-        last = self.last
-        if last is None:
-            return Position()
-        if last.reached is None and (self.progress.get("updated") or 0.0) >= last.started:  # killed after an epoch
-            return max(last.at, Position(max(0, (self.progress.get("epoch") or 0) - 1)))
-        return last.reached or last.at
+        return saved_by(self.last, self.progress) if self.last else Position()
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def judge(
     alive: the sweep's living jobs. given: the last submission with this run. now: unix time.
     """
     job, last = alive.runs.get(run_id), facts.last
-    seconds = [_seconds(attempt, facts.progress) for attempt in facts.attempts]
+    seconds = [_seconds(attempt, facts.seen) for attempt in facts.attempts]
     spec = spec or (facts.result.spec if facts.result else {})
     base = Standing(
         run_id,
@@ -201,7 +199,7 @@ def clock(seconds: float) -> str:
 def _is_running(facts: Facts, job: Job | None, now: float) -> bool:
     """Whether a process computes the run: it holds the claim or, where claims may be invisible, is known to live.
 
-    It is known to live while its job is running or, without a job, if it wrote progress within FRESH_SECONDS.
+    It is known to live while its job is running or, without a job, if it was seen within FRESH_SECONDS.
     """
     if facts.claimed:
         return True
@@ -212,7 +210,7 @@ def _is_running(facts: Facts, job: Job | None, now: float) -> bool:
         return job.state == "running" and job.id == last.job
     if CLAIMS_ARE_SEEN and last.host == socket.gethostname():
         return False
-    return now - max(last.started, facts.progress.get("updated") or 0.0) < FRESH_SECONDS
+    return now - max(last.started, facts.seen) < FRESH_SECONDS
 
 
 def _running(base: Standing, progress: dict[str, Any], now: float) -> Standing:
@@ -251,9 +249,8 @@ def _saved(base: Standing, facts: Facts) -> Standing:
     return replace(base, epoch=epochs + bool(batches), step=batches or None, share=share)
 
 
-def _seconds(attempt: Attempt, progress: dict[str, Any]) -> float:
-    ended = attempt.ended or max(attempt.started, progress.get("updated") or 0.0)
-    return max(0.0, ended - attempt.started)
+def _seconds(attempt: Attempt, seen: float) -> float:
+    return max(0.0, (attempt.ended or seen) - attempt.started)
 
 
 # --- many runs --------------------------------------------------------------------------------------------------------

@@ -2,7 +2,10 @@
 
 SLOW: seconds that a real run rests whenever it writes its progress, at most at every step, until its job is requeued.
 For light ones LIGHT_STEPS, LIGHT_SECONDS: so many steps of so long each. LIGHT_FAULT: "memory" takes more and more of
-it, "hang" never ends its first step. Each finish of a light run adds a line to its `computed`: the job, and its GPU.
+it, "hang" never ends its first step. LIGHT_LINGER: seconds that a light run holds its claim after it has saved;
+LIGHT_HELD: seconds that a job waits for a claim of another process.
+
+Each finish of a light run adds a line to its `computed`: the job, and its GPU.
 """
 
 from __future__ import annotations
@@ -39,13 +42,14 @@ def execute(run_dir: Path, *, should_stop: Callable[[], bool], keep: bool = Fals
         start_attempt(run_dir, gpus=1.0, job=job, at=Position(0, done))
         taken = []
         for step in range(done, steps):
-            progress = {"phase": "train", "epoch": 1, "epochs": 1, "step": step, "steps": steps, "updated": time.time()}
-            write_json(run_dir / PROGRESS, progress)
+            progress = {"phase": "train", "epoch": 1, "epochs": 1, "step": step, "steps": steps, "pid": os.getpid()}
+            write_json(run_dir / PROGRESS, progress | {"updated": time.time()})
             time.sleep(600 if fault == "hang" else seconds)
             if fault == "memory":
                 taken.append(b"x" * 100_000_000)
             if should_stop():
                 write_json(saved, step + 1)
+                time.sleep(float(os.environ.get("LIGHT_LINGER", "0")))
                 end_attempt(run_dir, "stopped", reached=Position(0, step + 1))
                 raise Stopped
         scores = Scores(**dict.fromkeys(RECALLS, 50.0))
@@ -85,3 +89,7 @@ else:
     module = ModuleType("bench.compute.execute")
     module.execute = execute  # type: ignore[attr-defined]
     sys.modules["bench.compute.execute"] = module
+    if "LIGHT_HELD" in os.environ:
+        from bench.launch.slurm import job
+
+        job.HELD_SECONDS = float(os.environ["LIGHT_HELD"])

@@ -6,14 +6,13 @@ The functions are those of `bench.launch.schedulers.Scheduler`. submitit is impo
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.config.settings import SlurmSettings
 from bench.launch.schedulers import Launcher
-from bench.launch.slurm.queue import cancel, ends, look, submissions
+from bench.launch.slurm.queue import cancel, current_job, ends, look, submissions
 
 __all__ = ["available", "cancel", "current_job", "ends", "look", "make_launcher", "scripts", "submissions"]
 
@@ -21,12 +20,6 @@ __all__ = ["available", "cancel", "current_job", "ends", "look", "make_launcher"
 def available() -> bool:
     """Whether sbatch is on the PATH."""
     return shutil.which("sbatch") is not None
-
-
-def current_job() -> str | None:
-    """The id of the job that this process belongs to: "12_3" in an array, else "12"; None outside of jobs."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def make_launcher(folder: Path, settings: SlurmSettings, reports: Path, *, detached: bool) -> Launcher:

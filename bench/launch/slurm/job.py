@@ -2,7 +2,7 @@
 
 Slurm sends SIGUSR2 when the job's time limit is near or the job is preempted, and SIGTERM alone when the job is
 cancelled, requeued, or preempted without a warning. After either signal the current run saves its state at the end of
-its step. The job then requeues itself, but only if Slurm does not end or requeue it. submitit's own signal handlers
+its step. The job then requeues itself, unless it was cancelled or Slurm requeues it. submitit's own signal handlers
 are replaced, so that this module alone decides whether a job runs again, and how often.
 
 The batch script of a job whose process died with exit code CODE calls `python -m bench.launch.slurm.job SWEEP_DIR CODE`
@@ -16,24 +16,27 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.config.errors import UserError
 from bench.config.files import read_json, write_json
 from bench.core.position import Position
 from bench.launch.inline import run_many
 from bench.launch.slurm import queue
 from bench.launch.task import WAIT_SECONDS, record_failure
 from bench.store import record
-from bench.store.attempts import read_attempts
-from bench.store.folder import RESULT, log_tail, read_progress
+from bench.store.attempts import Attempt, read_attempts, saved_by
+from bench.store.folder import RESULT, is_claimed, log_tail, read_progress
 from bench.store.record import Failure
 
 ASK_AGAIN_SECONDS = 10.0
 HELD_SECONDS = 180.0  # how long to wait for claims: after a node failure an old process may outlive its job
+UNWRITABLE_SECONDS, LOOK_SECONDS = 60.0, 5.0  # how long to wait for a folder that can't be written; between two looks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +73,32 @@ def compute(orders: Orders) -> dict[str, str]:
         leftover.unlink(missing_ok=True)  # left by a kill; submitit fails if it exists
     patience = time.monotonic() + HELD_SECONDS
     outcomes: dict[str, str] = {}
+    fault: str | None = None
     with Warnings(orders.signal_seconds, lambda: _too_late(orders)) as warnings:
         while not warnings.asked.is_set() and (runs := orders.unsettled()):
-            outcomes |= run_many(runs, orders.parallel, warnings.asked.is_set)
+            try:
+                outcomes |= run_many(runs, orders.parallel, warnings.asked.is_set)
+            except (OSError, UserError) as error:  # not even the failure could be recorded
+                print(error, flush=True)
             if "lost" in outcomes.values():
                 break  # this process can compute no other run
+            if fault := _wait_until_writable(orders.unsettled(), warnings.asked):
+                break
             if time.monotonic() > patience:
-                break  # other processes hold the rest, and compute it
+                break  # other processes hold the rest
             warnings.asked.wait(WAIT_SECONDS if orders.unsettled() else 0)
-    if warnings.asked.is_set() and orders.unsettled():
+    if not (left := orders.unsettled()):
+        return outcomes
+    if warnings.asked.is_set():
         _requeue_if_needed(orders, warnings.warned)
-    elif "lost" in outcomes.values() and orders.unsettled():
-        _lose_gpu()
+    elif "lost" in outcomes.values():
+        _requeue_if_running("its GPU was lost to a CUDA error")  # the second time in a row the run has failed
+    elif fault:
+        if int(os.environ.get("SLURM_RESTART_COUNT") or 0) >= orders.max_timeouts:
+            sys.exit(fault)
+        _requeue_if_running(fault)
+    elif held := [run.name for run in left if is_claimed(run) and not _is_computed(run)]:
+        _requeue_if_running(f"a process without a living job holds {', '.join(held)}")
     return outcomes
 
 
@@ -141,28 +158,30 @@ def _reset_signals() -> None:
 
 
 def own_id() -> str:
-    """This job's id: "12_3" in an array, else "12"; KeyError outside of jobs."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+    """This job's id; empty outside of jobs."""
+    return queue.current_job() or ""
 
 
 @dataclass(frozen=True)
-class OwnJob:
-    """This job's state in Slurm's words, such as RUNNING, and whether Slurm has preempted it."""
+class JobState:
+    """A job's state in Slurm's words, such as RUNNING, and whether Slurm is preempting it.
+
+    PreemptMode=REQUEUE without grace is no preemption here: Slurm has put the job back into the queue already.
+    """
 
     state: str
     preempted: bool
 
     @classmethod
-    def ask(cls) -> OwnJob:
-        """Ask Slurm once; NoAnswer if it does not answer."""
-        answer = queue.ask("scontrol", "show", "job", "-o", own_id())
+    def ask(cls, job: str | None = None) -> JobState:
+        """Ask Slurm once about a job, by default this one; NoAnswer if it does not answer, or knows no such job."""
+        answer = queue.ask("scontrol", "show", "job", "-o", job or own_id())
         state = re.search(r"\bJobState=(\w+)", answer)
         when = re.search(r"\bPreemptTime=(\S+)", answer)
         return cls(state[1] if state else "UNKNOWN", when is not None and when[1][0].isdigit())
 
     @classmethod
-    def ask_patiently(cls, times: int = 60) -> OwnJob | None:
+    def ask_patiently(cls, times: int = 60) -> JobState | None:
         """Ask Slurm up to `times` times, some seconds apart; None if it never answers."""
         for _ in range(times):
             try:
@@ -174,71 +193,91 @@ class OwnJob:
 
 
 def _requeue_if_needed(orders: Orders, warned: bool) -> None:
-    """Requeue this job, whose runs have saved their state, unless Slurm ends or requeues it itself."""
-    job = OwnJob.ask_patiently()
-    if job is None or job.state != "RUNNING":
-        return  # cancelled, or requeued by Slurm
+    """Requeue this job, whose runs have saved their state, unless it was cancelled or Slurm requeues it itself."""
+    job = JobState.ask_patiently()
+    if job is None:
+        return
     if job.preempted:
-        _requeue("preempted")
-    elif warned:
+        _requeue("preempted")  # also where Slurm cancels what it preempts: the job may go back while it completes
+    elif job.state == "RUNNING" and warned:
         _time_out(orders)
+    elif job.state == "RUNNING":
+        _terminated(orders)
 
 
-def _lose_gpu() -> None:
-    """A CUDA error took the GPU from this process: back into the queue with the runs that are not settled.
-
-    A run that loses its GPU twice in a row has been recorded as failed, so this ends.
-    """
-    job = OwnJob.ask_patiently()
+def _requeue_if_running(why: str) -> None:
+    """Requeue this job unless Slurm ends it."""
+    job = JobState.ask_patiently()
     if job is not None and job.state == "RUNNING":
-        _requeue("its GPU was lost to a CUDA error")
+        _requeue(why)
 
 
 def _time_out(orders: Orders) -> None:
-    """Requeue this job up to max_timeouts times; runs that made no progress since their last start have failed."""
-    count = _count_timeout()
+    """Requeue this job at its time limit."""
+    what, hint = f"timed out after {orders.timeout_min} min", "; raise slurm.timeout_min"
+    _go_on(orders, kind="TimedOut", what=what, hint=hint)
+
+
+def _terminated(orders: Orders) -> None:
+    """Requeue this job after a SIGTERM that Slurm did not send."""
+    _go_on(orders, kind="Terminated", what="ended by a SIGTERM from outside of Slurm")
+
+
+def _go_on(orders: Orders, *, kind: str, what: str, hint: str = "") -> None:
+    """Requeue this job up to max_timeouts times; runs that have not got on since they last started have failed."""
+    file = Path(os.environ["SUBMITIT_FOLDER"]) / f"{own_id()}_stops.json"
+    stops = read_json(file) or {"count": 0, "furthest": {}}
+    count = stops["count"] = stops["count"] + 1
     for run_dir in orders.unsettled():
         attempts = [attempt for attempt in read_attempts(run_dir) if attempt.job == own_id()]
         if not attempts:
             continue  # this job has not started it
-        start, reached = attempts[-1].at, attempts[-1].reached or _saved(run_dir)
-        where = f"timed out after {orders.timeout_min} min at epoch {reached.epochs + 1}"
-        if reached <= start:
-            message = f"{where} without finishing a step since it last started; raise slurm.timeout_min"
-            _fail(run_dir, "TimedOut", message)
+        furthest, where = _furthest(run_dir, attempts[-1])
+        if furthest <= max(attempts[-1].at, Position(*stops["furthest"].get(run_dir.name, ()))):
+            no_step = "without finishing a step" if where.startswith("at") else "without getting on"
+            _fail(run_dir, kind, f"{what} {where} {no_step} since it last started{hint}")
         elif count > orders.max_timeouts:
-            message = f"{where}, {count} times by now; the same command goes on from there, or raise slurm.max_timeouts"
-            _fail(run_dir, "TimedOut", message)
+            more = f"{count} times by now; the same command goes on from there, or raise slurm.max_timeouts"
+            _fail(run_dir, kind, f"{what} {where}, {more}")
+        stops["furthest"][run_dir.name] = furthest
+    write_json(file, stops)
     if count > orders.max_timeouts:
-        print(f"timed out {count} times, which is more than slurm.max_timeouts", flush=True)
+        print(f"{what}, {count} times, which is more than slurm.max_timeouts", flush=True)
     elif orders.unsettled():
-        _requeue(f"timed out {count} times so far")
+        _requeue(f"{what}, {count} times so far")
+
+
+def _furthest(run_dir: Path, attempt: Attempt) -> tuple[Position, str]:
+    """The position that this attempt came to, and where that is, in words.
+
+    An epoch whose validation has begun counts with all of its steps, although it is not saved before its end.
+    """
+    progress = read_progress(run_dir) or {}
+    reached, phase = saved_by(attempt, progress), progress.get("phase")
+    if attempt.reached is None and (progress.get("updated") or 0.0) >= attempt.started:
+        if phase == "test":
+            return reached, "in the test"
+        if phase == "validate":
+            epoch = progress.get("epoch") or 1
+            trained = Position(epoch - 1, progress.get("steps") or 0)
+            return max(reached, trained), f"in the validation of epoch {epoch}"
+    return reached, f"at epoch {reached.epochs + 1}"
 
 
 def _too_late(orders: Orders) -> None:
-    """The current step has not ended since the warning: requeue or fail the runs before the limit ends the job."""
+    """The current step has not ended since the warning: requeue or fail the runs before Slurm ends the job."""
     print("no step has ended since the warning", flush=True)
-    job = OwnJob.ask_patiently(1)
-    if job and job.state == "RUNNING" and not job.preempted:  # else Slurm requeues it; it continues from its last save
+    job = JobState.ask_patiently(1)
+    if job and job.preempted:
+        _requeue("preempted")
+        os._exit(0)
+    if job and job.state == "RUNNING":  # else Slurm ends it; the run continues from its last save
         _time_out(orders)
         os._exit(0)
 
 
-def _saved(run_dir: Path) -> Position:
-    """The position from which a run that is still running would continue: the end of its last finished epoch."""
-    return Position(max(0, ((read_progress(run_dir) or {}).get("epoch") or 0) - 1))
-
-
 def _fail(run_dir: Path, kind: str, message: str) -> None:
     record_failure(run_dir, Failure(type=kind, message=message, traceback=log_tail(run_dir)))
-
-
-def _count_timeout() -> int:
-    """Count this time-out; return how often the job has timed out, this time included."""
-    file = Path(os.environ["SUBMITIT_FOLDER"]) / f"{own_id()}_timeouts.json"
-    count = 1 + (read_json(file) or 0)
-    write_json(file, count)
-    return count
 
 
 def _requeue(why: str) -> None:
@@ -247,6 +286,49 @@ def _requeue(why: str) -> None:
         queue.ask("scontrol", "requeue", own_id())
     except queue.NoAnswer as error:
         print(f"not requeued: {error}", flush=True)  # Slurm did it already, or the user submits the sweep again
+
+
+# --- what a job waits for --------------------------------------------------------------------------------------------
+
+
+def _is_computed(run_dir: Path) -> bool:
+    """Whether the process that holds the run has a living job, other than this one, or none at all.
+
+    The process of a job that has ended may live on where a node's slurmd is dead. It may finish the run, or be killed.
+    """
+    attempts = read_attempts(run_dir)
+    holder = attempts[-1].job if attempts else None
+    if holder is None:
+        return True
+    try:
+        return holder != own_id() and JobState.ask(holder).state == "RUNNING"
+    except queue.NoAnswer:
+        return False
+
+
+def _wait_until_writable(runs: Sequence[Path], asked: threading.Event) -> str | None:
+    """Wait, up to UNWRITABLE_SECONDS, until these folders can be written; return what is wrong if they can't."""
+    deadline = time.monotonic() + UNWRITABLE_SECONDS
+    fault = None
+    for run in runs:
+        while error := unwritable(run):
+            fault = f"{run} can't be written: {error.strerror}"
+            print(fault, flush=True)
+            if time.monotonic() > deadline or asked.wait(LOOK_SECONDS):
+                return fault
+    return None
+
+
+def unwritable(folder: Path) -> OSError | None:
+    """The error of writing a block into the folder; None if it can be written, or was deleted."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(4096))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return error
+    return None
 
 
 # --- a dead process --------------------------------------------------------------------------------------------------
@@ -258,7 +340,7 @@ def main(argv: Sequence[str]) -> int:
     Arguments: the sweep's folder, and the exit code of the process, which is returned.
     """
     sweep_dir, code = Path(argv[0]), int(argv[1])
-    job = OwnJob.ask_patiently(6)
+    job = JobState.ask_patiently(6)
     if job is None or job.state != "RUNNING" or job.preempted:
         return code
     own = [each for each in queue.submissions(sweep_dir) if own_id() in each.tasks.values()][-1]

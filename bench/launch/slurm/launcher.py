@@ -14,6 +14,7 @@ from bench.config.settings import SlurmSettings
 from bench.launch.slurm import queue
 from bench.launch.slurm.queue import job_names
 from bench.launch.slurm.submission import NewSubmission
+from bench.store.attempts import read_attempts
 from bench.store.cluster import Queue
 from bench.store.folder import is_claimed
 from bench.store.record import is_finished
@@ -37,6 +38,11 @@ class SlurmLauncher:
 
     def __post_init__(self) -> None:
         self.sweep_dir, self.reports = self.sweep_dir.absolute(), self.reports.absolute()
+        if "%" in str(self.sweep_dir):
+            raise UserError(
+                f"'%' in the results folder {self.sweep_dir}: Slurm replaces patterns such as %j in the paths of logs; "
+                "choose another --results"
+            )
         if self.settings.parallel_runs > self.settings.runs_per_job:
             raise UserError(
                 f"slurm.parallel_runs ({self.settings.parallel_runs}) is more than slurm.runs_per_job "
@@ -84,8 +90,9 @@ class SlurmLauncher:
 
     def _submit(self, runs: Sequence[Path]) -> None:
         with self._lock():
-            alive = self._look()
-            new = [run.absolute() for run in _idle(runs, alive)]
+            missed = _idle(runs, self._look())
+            alive = self._look()  # again, since an answer may lack jobs
+            new = [run.absolute() for run in _idle(missed, alive)]
             self.held_back = self._submission(alive).submit(new) if new else []
 
     def _wait(self, runs: Sequence[Path]) -> None:
@@ -96,8 +103,8 @@ class SlurmLauncher:
             alive = queue.look(queue.submissions(self.sweep_dir))
             if not alive.known:
                 continue
-            pending = len(_idle(runs, alive)) < sum(not is_finished(run) for run in runs)
-            misses = 0 if pending or self.held_back else misses + 1
+            at_work = any(alive.state(run.name) or is_claimed(run) for run in runs if not is_finished(run))
+            misses = 0 if at_work or self.held_back else misses + 1
             if self.held_back and time.monotonic() >= retry:
                 self._submit(self.held_back)
                 retry = time.monotonic() + RETRY_SECONDS
@@ -120,5 +127,15 @@ class SlurmLauncher:
 
 
 def _idle(runs: Sequence[Path], alive: Queue) -> list[Path]:
-    """Those of the runs that are neither finished, nor queued, nor running."""
-    return [run for run in runs if alive.state(run.name) is None and not is_finished(run) and not is_claimed(run)]
+    """Those of the runs that are neither finished, nor queued, nor running.
+
+    A run whose job is ending is not running: its process saves, and the new job waits for that.
+    """
+    idle = [run for run in runs if alive.state(run.name) is None and not is_finished(run)]
+    return [run for run in idle if not is_claimed(run) or _job_of(run) in alive.ending]
+
+
+def _job_of(run: Path) -> str | None:
+    """The id of the job that started the run last; None if none did."""
+    attempts = read_attempts(run)
+    return attempts[-1].job if attempts else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -25,6 +25,12 @@ ALIVE = ("PENDING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "PREEMPTED")
 
 class NoAnswer(Exception):
     """A Slurm command failed or timed out. The state of the jobs is unknown: they may well be alive."""
+
+
+def current_job() -> str | None:
+    """The id of the job that this process belongs to: "12_3" in an array, else "12"; None outside of jobs."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def array_of(task: str) -> str:
@@ -59,21 +65,24 @@ def submissions(folder: Path) -> list[Submission]:
 
 
 def look(submissions: Sequence[Submission]) -> Queue:
-    """The living jobs of these submissions, by one call of squeue for the users who submitted them."""
+    """The living jobs of these submissions, by one call of squeue for the users who submitted them.
+
+    squeue gives a job that is ending as COMPLETING, whether it has been cancelled or is to run again. In the latter
+    case it waits already, and so has used no time.
+    """
     if not submissions:
         return Queue("Slurm")
-    owners = ",".join(sorted({str(each.path.stat().st_uid) for each in submissions}))
     try:
-        listed = ask("squeue", "-h", "-r", "-u", owners, "-o", "%i|%T|%r|%L|%k")
+        rows = _listed({each.path.stat().st_uid for each in submissions})
     except NoAnswer:
         return Queue("Slurm", known=False)
     tokens = {each.token for each in submissions}
-    rows = [[cell.strip() for cell in line.split("|", 4)] for line in listed.splitlines() if line.count("|") >= 4]
-    alive = {
-        (token, job): Job(job, token, state.lower(), None if reason == "None" else reason, _seconds(left))
-        for job, state, reason, left, token in rows
-        if token in tokens
-    }
+    alive, ending = {}, set()
+    for task, state, used, reason, left, token in rows:
+        if token in tokens and state == "COMPLETING" and seconds_of(used):
+            ending.add(task)
+        elif token in tokens:
+            alive[token, task] = Job(task, token, state.lower(), _in_words(reason), seconds_of(left))
     runs = {}
     for submission in submissions:
         for run_id, task in submission.tasks.items():
@@ -81,7 +90,33 @@ def look(submissions: Sequence[Submission]) -> Queue:
             for name in (task, f"{task}_0" if task == array_of(task) else array_of(task)):
                 if job := alive.get((submission.token, name)):
                     runs[run_id] = job
-    return Queue("Slurm", True, tuple(alive.values()), runs)
+    return Queue("Slurm", True, tuple(alive.values()), runs, frozenset(ending))
+
+
+def arrays_of(token: str) -> set[str]:
+    """The ids of this user's arrays and single jobs in the queue that carry the token; NoAnswer."""
+    return {array_of(row[0]) for row in _listed({os.getuid()}) if row[-1] == token}
+
+
+def _listed(owners: Collection[int]) -> list[list[str]]:
+    """The jobs of these users: id, state, time used, reason, time left, and token, as squeue gives them.
+
+    NoAnswer also if the answer lacks its header or its last line's end, and so may lack jobs.
+    """
+    answer = ask("squeue", "-r", "-u", ",".join(map(str, sorted(owners))), "-o", "%i|%T|%M|%r|%L|%k")
+    header, *lines = answer.splitlines() or [""]
+    if not header.startswith("JOBID|STATE|") or not answer.endswith("\n"):
+        raise NoAnswer("squeue's answer is cut off")
+    return [[cell.strip() for cell in line.split("|", 5)] for line in lines if line.count("|") >= 5]
+
+
+def _in_words(reason: str) -> str | None:
+    """Slurm's reason why a job waits, with what to do about one that will never start; None without a reason."""
+    if re.search("PartitionTimeLimit|MaxWallDuration", reason):
+        return f"will never start: lower slurm.timeout_min; {reason}"
+    if re.search("PerJob|BadConstraints|PartitionNodeLimit", reason):
+        return f"will never start: lower what `slurm:` asks for; {reason}"
+    return None if reason == "None" else reason
 
 
 def ends(submissions: Sequence[Submission]) -> dict[tuple[str, str], str]:
@@ -139,8 +174,8 @@ def ask(*command: str) -> str:
     return done.stdout
 
 
-def _seconds(left: str) -> int | None:
-    """Seconds from squeue's "[days-][[hours:]minutes:]seconds"; None for UNLIMITED, INVALID, NOT_SET."""
+def seconds_of(left: str) -> int | None:
+    """Seconds from Slurm's "[days-][[hours:]minutes:]seconds"; None for UNLIMITED, INVALID, NOT_SET."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", left)
     if not match:
         return None

@@ -21,23 +21,29 @@ from bench.config.errors import UserError
 from bench.config.files import write_json
 from bench.config.settings import SlurmSettings
 from bench.launch.slurm import job, queue
+from bench.launch.slurm.limits import MAX_ARRAY_SIZE, Limits
 from bench.launch.slurm.queue import array_of, job_names
 from bench.store import provenance
 from bench.store.cluster import Queue
 from methods.registry import PLUGINS, plugins
 
-MAX_ARRAY_SIZE = 1001  # Slurm's default, for when scontrol does not answer
 REPORT_MINUTES, REPORT_GB = 30, 4
 # SIGUSR2 would end a job in its first seconds, before Python handles it; a process inherits "ignore" from its shell.
 PYTHON = f'sh -c \'trap "" USR2; exec "$0" "$@"\' {shlex.quote(sys.executable)}'
 AT_A_LIMIT = re.compile(r"submit ?(job)? ?limit|MaxSubmit|temporarily", re.IGNORECASE)
+TIMED_OUT = re.compile(r"timed out|time-?out|unable to contact|communication", re.IGNORECASE)
+UNSEEN_PAUSES = (0.0, 3.0, 5.0, 10.0)  # seconds before each look for jobs that Slurm took although sbatch timed out
 FIT_PAUSES = (0.0, 5.0, 10.0)  # seconds before each try: a controller that has just started refuses every job
 FITS_NOWHERE = "node configuration is not available"
 WHERE = ("partition", "account", "qos", "constraint")
 Packet = tuple[Path, ...]  # the runs of one job
 
 
-class LimitReached(Exception):
+class Refused(Exception):
+    """Slurm did not take a job; the message is its reason, in one line."""
+
+
+class LimitReached(Refused):
     """A limit on submitted jobs is reached: Slurm takes no more of this user's jobs now."""
 
 
@@ -145,7 +151,8 @@ class NewSubmission:
     def submit(self, runs: Sequence[Path]) -> list[Path]:
         """Submit these runs and the job for the report; return the runs that a submit limit kept out.
 
-        UserError if no node could run the jobs, or Slurm refuses them all.
+        UserError if no node could run the jobs, or Slurm refuses some of them. What it took stays in the queue, with
+        the job for the report.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
         self.code = provenance.snapshot(self.code_folder, plugins())
@@ -162,30 +169,59 @@ class NewSubmission:
             "snapshot": str(self.code),
             "slurm": self.settings.model_dump(mode="json"),
         }
-        waiting = deque(self._arrays(runs, _max_array_size()))
+        self.limits = Limits.ask(self.settings.model_dump(include=set(WHERE)) | self.settings.extra)
+        self._check_time()
+        waiting = deque(self._arrays(runs, self.limits.array_size))
         self._check_fit(waiting[0])
         full = len(self.before) >= self.settings.array_parallelism
         first = sorted({array_of(each.id) for each in self.before}) if full else []
         last: dict[int, str] = {}
-        reason = ""
+        reason: Refused | None = None
         while waiting:
             array = waiting.popleft()
             try:
                 last[array.lane] = self._sbatch(array, [last[array.lane]] if array.lane in last else first)
-            except LimitReached as error:
-                reason, half = str(error), len(array.packets) // 2
-                if not half:
+            except Refused as error:
+                reason, half = error, len(array.packets) // 2
+                if not half or not isinstance(error, LimitReached):
                     waiting.appendleft(array)
                     break
                 for part in (array.packets[half:], array.packets[:half]):
                     waiting.appendleft(_Array(part, array.lane, min(array.share, len(part))))
         held_back = [run for array in waiting for packet in array.packets for run in packet]
-        if held_back and not self.content["tasks"] and not self.before:
+        at_limit = isinstance(reason, LimitReached)
+        if held_back and not self.content["tasks"] and not (at_limit and self.before):
             raise UserError(f"Slurm did not take the jobs: {reason}")
         if self.content["tasks"]:
             self._submit_report()
-        self._print_summary(held_back, reason)
+        self._print_summary()
+        if held_back and not at_limit:
+            queued = f"{len(self.content['tasks'])} runs are queued as jobs {job_names(self._taken())}"
+            raise UserError(
+                f"Slurm did not take all jobs: {reason}; {queued}, {len(held_back)} are not submitted; "
+                "the same command submits these"
+            )
+        if held_back:
+            print(
+                f"not submitted: {len(held_back)} runs, for Slurm takes no more now ({reason}); "
+                "the same command submits them later, and with --follow it waits for room",
+                flush=True,
+            )
         return held_back
+
+    def _taken(self) -> list[str]:
+        """The ids of the arrays that Slurm has taken."""
+        return [array["job"] for array in self.content["arrays"]]
+
+    def _check_time(self) -> None:
+        """Raise a UserError for a time limit above the cluster's: Slurm takes such jobs, but never starts them."""
+        limit = self.limits.time
+        if limit and self.settings.timeout_min > limit.minutes and "time" not in self.settings.extra:
+            raise UserError(
+                f"slurm.timeout_min ({self.settings.timeout_min}) is above the limit of {limit.owner} "
+                f"({limit.minutes:g}), so that the jobs would never start; lower it, or name another partition, "
+                "account or qos"
+            )
 
     def _check_fit(self, array: _Array) -> None:
         """Raise a UserError if no node could ever run such a job, which Slurm would leave in the queue for ever."""
@@ -208,7 +244,7 @@ class NewSubmission:
         ) from refused
 
     def _sbatch(self, array: _Array, after: Sequence[str]) -> str:
-        """Submit an array and write it to the submission's file; return its id. LimitReached, UserError."""
+        """Submit an array and write it to the submission's file; return its id. Refused."""
         orders = [
             job.Orders(
                 run_dirs=tuple(map(str, packet)),
@@ -229,8 +265,7 @@ class NewSubmission:
 
     def _submit_report(self) -> None:
         """Submit the job that writes the report when all arrays have ended, and cancel those of earlier submissions."""
-        arrays = [array["job"] for array in self.content["arrays"]]
-        after = sorted({*arrays, *(array_of(each.id) for each in self.before)})
+        after = sorted({*self._taken(), *(array_of(each.id) for each in self.before)})
         given = self.settings.model_dump(exclude_none=True)
         extra = {
             key: value
@@ -239,11 +274,11 @@ class NewSubmission:
         }
         parameters: dict[str, Any] = {key: given[key] for key in WHERE if key in given}
         parameters |= self._common(f"{self.sweep}-report", False, after)
-        parameters |= {"time": REPORT_MINUTES, "mem": f"{REPORT_GB}G", "cpus_per_task": 1}
+        parameters |= {"time": self._report_minutes(), "mem": f"{REPORT_GB}G", "cpus_per_task": 1}
         parameters["additional_parameters"] |= extra
         try:
             [report] = self._through_submitit(job.report, [str(self.sweep_dir)], [str(self.reports)], **parameters)
-        except (UserError, LimitReached) as error:
+        except Refused as error:
             print(f"no job for the report: {error}; `python -m bench.report {self.sweep_dir}` makes it")
             return
         self.content["report_job"] = report
@@ -251,8 +286,13 @@ class NewSubmission:
         with suppress(UserError):  # a second report does no harm
             queue.cancel(self.old_reports)
 
+    def _report_minutes(self) -> int:
+        """The report's time limit: within that of the cluster or, if that is unknown, of the runs' own jobs."""
+        limit = self.limits.time
+        return max(1, int(min(REPORT_MINUTES, limit.minutes if limit else self.settings.timeout_min)))
+
     def _through_submitit(self, function: Any, *arguments: Sequence[Any], **parameters: Any) -> list[str]:
-        """Submit a job an item of the arguments; return their ids. LimitReached, or UserError with Slurm's reason."""
+        """Submit a job an item of the arguments; return their ids. Refused with Slurm's reason."""
         import submitit
 
         try:
@@ -261,38 +301,53 @@ class NewSubmission:
                 executor.update_parameters(**parameters)
                 return [each.job_id for each in executor.map_array(function, *arguments)]
         except (RuntimeError, OSError) as error:  # submitit raises RuntimeErrors
-            if AT_A_LIMIT.search(str(error)):
-                raise LimitReached(_last_line(error)) from error
-            raise UserError(f"Slurm did not take the jobs: {_last_line(error)}") from error
+            if TIMED_OUT.search(str(error)) and (array := self._taken_unseen()):
+                return self._adopt(array, executor, function, *arguments)
+            raise (LimitReached if AT_A_LIMIT.search(str(error)) else Refused)(_last_line(error)) from error
         finally:
             for leftover in (*self.jobs.glob(".submission_file_*"), *self.jobs.glob(f"{'[0-9a-f]' * 32}.pkl")):
                 leftover.unlink()
 
-    def _print_summary(self, held_back: Sequence[Path], reason: str) -> None:
-        jobs = [array["job"] for array in self.content["arrays"]]
-        if jobs:
+    def _taken_unseen(self) -> str | None:
+        """The array or job of this submission that Slurm took although sbatch timed out; None if there is none.
+
+        Refused if squeue does not answer.
+        """
+        known, answered = {*self._taken(), self.content["report_job"]}, False
+        for seconds in UNSEEN_PAUSES:
+            time.sleep(seconds)
+            try:
+                new = queue.arrays_of(self.token) - known
+            except queue.NoAnswer:
+                continue
+            if new:
+                return min(new, key=int)
+            answered = True
+        if answered:
+            return None
+        raise Refused("sbatch timed out and squeue gave no answer, so Slurm may have taken jobs; see squeue later")
+
+    def _adopt(self, array: str, executor: Any, function: Any, *arguments: Sequence[Any]) -> list[str]:
+        """Write the files that the jobs of an array wait for, as submitit would have done; return the jobs' ids."""
+        from submitit.core.utils import DelayedSubmission, JobPaths
+
+        calls = list(zip(*arguments, strict=True))
+        ids = [f"{array}_{index}" for index in range(len(calls))] if len(calls) > 1 else [array]
+        for job_id, call in zip(ids, calls, strict=True):
+            delayed = DelayedSubmission(function, *call)
+            delayed.set_timeout(executor.parameters["time"], executor.max_num_timeout)
+            delayed.dump(JobPaths(self.jobs, job_id).submitted_pickle)
+        return ids
+
+    def _print_summary(self) -> None:
+        if jobs := self._taken():
             count, at_once = len(self.content["tasks"]), self.settings.array_parallelism
             print(f"submitted: {count} runs as jobs {job_names(jobs)}, at most {at_once} jobs at once")
             if self.content["report_job"]:
                 print(f"report:    job {self.content['report_job']}, when they have ended, in {self.reports}")
             print(f"status:    python -m bench.status {self.sweep_dir}")
             print(f"queue:     squeue -j {job_names(jobs)}")
-            print(f"logs:      {self.logs}")
-        if held_back:
-            print(
-                f"not submitted: {len(held_back)} runs, for Slurm takes no more now ({reason}); "
-                "the same command submits them later, and with --follow it waits for room",
-                flush=True,
-            )
-
-
-def _max_array_size() -> int:
-    """The cluster's limit on the size of an array."""
-    try:
-        found = re.search(r"MaxArraySize\s*=\s*(\d+)", queue.ask("scontrol", "show", "config"))
-    except queue.NoAnswer:
-        found = None
-    return max(1, int(found[1])) if found else MAX_ARRAY_SIZE
+            print(f"logs:      {self.logs}", flush=True)
 
 
 @contextmanager
