@@ -7,6 +7,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -136,18 +137,19 @@ def _compute(
     inputs = Inputs(loaded.dataset, backbone, spec.train, device, prepared=loaded.prepared)
     validation = inputs.eval_set("val")
     if spec.method.trains:
-        done = fit(
-            model,
-            loss=spec.loss,
-            batches=inputs.train_batches(spec.seed),
-            validation=validation,
-            settings=spec.train,
-            seed=spec.seed,
-            files=files,
-            on_progress=progress,
-            on_history=lambda rows: folder.write_history(run_dir, rows),
-            should_stop=should_stop,
-        )
+        with closing(inputs.train_batches(spec.seed)) as batches:
+            done = fit(
+                model,
+                loss=spec.loss,
+                batches=batches,
+                validation=validation,
+                settings=spec.train,
+                seed=spec.seed,
+                files=files,
+                on_progress=progress,
+                on_history=lambda rows: folder.write_history(run_dir, rows),
+                should_stop=should_stop,
+            )
         model.load_adapter(files.best_of(done.best_epoch))
     else:
         done = Fit(best_metrics=ranks.metrics(*evaluate(model, validation)))  # without training, no cost of training
