@@ -184,7 +184,7 @@ def test_cache_is_keyed_by_content(root, decoded, monkeypatch):
     render("other").save(root / "train" / "a.tif")
     changed = pixels.prepare(root, NAMES, 16, "crop")
     assert len(decoded) == 6
-    assert not np.array_equal(changed[0], first[0])
+    assert np.abs(changed[0].astype(int) - first[0]).mean() > 10  # another picture, not another rounding
     assert np.array_equal(changed[1:], first[1:])
     pixels.prepare(root, NAMES, 16, "squash")
     pixels.prepare(root, NAMES, 17, "crop")
@@ -347,5 +347,5 @@ def test_training_pictures_do_not_depend_on_workers():
     assert batches[0][0].shape == (4, 3, 16, 16)
     again = train_pairs()
     assert torch.equal(again[places()[5]][0], direct[5][0])  # whatever was drawn before
-    assert not torch.equal(data[places(epoch=1)[5]][0], direct[5][0])
-    assert not torch.equal(train_pairs(seed=1)[places()[5]][0], direct[5][0])
+    for other in (data[places(epoch=1)[5]][0], train_pairs(seed=1)[places()[5]][0]):
+        assert (other.float() - direct[5][0].float()).abs().mean() > 10  # another crop, not another rounding

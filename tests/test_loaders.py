@@ -85,7 +85,7 @@ def test_pictures_are_the_same_whatever_starts_the_workers(root: Path, method: s
         multiprocessing.set_start_method(before, force=True)
     assert len(expected[0]) == 3 * len(expected[2])  # whole, and without the first 4 of 6 batches
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
-    assert (expected[0] != expected[1]).float().mean() > 0.5  # another order and other crops in another epoch
+    assert (expected[0] - expected[1]).abs().mean() > 0.1  # another order and other crops in another epoch
 
 
 def test_workers_live_through_epochs_and_end_with_the_training(root: Path):
