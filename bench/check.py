@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 
 PROG = "python -m bench.check"
 Target = type[Method] | type[Loss]
-SIGNS = {"passed": "[green]passed[/]", "failed": "[bold red]FAILED[/]", "excused": "[yellow]excused[/]", "skipped": "–"}
+STATES = ("passed", "not applicable", "excused", "failed")
+SIGNS = {
+    "passed": "[green]passed[/]",
+    "failed": "[bold red]FAILED[/]",
+    "excused": "[yellow]excused[/]",
+    "not applicable": "–",
+}
 
 
 def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
@@ -122,7 +128,7 @@ def _print(console: object, targets: Sequence[Target], outcomes: Sequence[Outcom
         columns = list(dict.fromkeys(outcome.subject for outcome in outcomes))
         table.title, table.title_justify = "Each on both classes of open_clip", "left"
     else:
-        columns = list(dict.fromkeys(("passed", "skipped", "excused", "failed")))
+        columns = list(STATES)
     for column in columns:
         table.add_column(escape(column), justify="center")
     for check in dict.fromkeys(outcome.check for outcome in outcomes):
@@ -141,13 +147,16 @@ def _print(console: object, targets: Sequence[Target], outcomes: Sequence[Outcom
             console.print(
                 line, style="red" if state == "failed" else None, markup=False, highlight=False, soft_wrap=True
             )
+    apart = Counter((o.check.replace("_", " "), o.reason) for o in outcomes if o.state == "not applicable")
+    for (check, reason), times in apart.items():
+        console.print(f"not applicable: {check}: {reason} ({times}x)", markup=False, highlight=False, soft_wrap=True)
     seconds = sum(outcome.seconds for outcome in outcomes)
-    parts = ", ".join(f"{states[state]} {state}" for state in ("passed", "skipped", "excused", "failed"))
+    parts = ", ".join(f"{states[state]} {state}" for state in STATES)
     console.print(f"{len(outcomes)} checks: {parts}; {seconds:.0f} s", highlight=False)
 
 
 def _worst(states: Sequence[str]) -> str:
-    for state in ("failed", "excused", "passed", "skipped"):
+    for state in ("failed", "excused", "passed", "not applicable"):
         if state in states:
             return SIGNS[state]
     return ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, Literal
 
@@ -107,6 +109,9 @@ class Peft(Method):
 # Tuners whose start differs from the backbone under every setting.
 RANDOM_STARTS = ("C3A", "FOURIERFT", "UNILORA", "VBLORA")
 INVERSE_RANK = ("OFT",)  # its r is a number of blocks: the more, the fewer parameters
+# Whole numbers that say nothing about sizes: seeds, steps, factors.
+NO_SIZE = re.compile("seed|prng|alpha|lambda|step|warmup|interval|^tinit$|^tfinal$|^deltaT$")
+OF_ALL_WEIGHTS = ("n_frequency", "theta_d_length")  # they choose among a layer's weights
 NEED_DATA = ("corda", "eva", "loftq")  # values of `init_lora_weights`
 
 
@@ -129,10 +134,36 @@ def _unknown(owner: str, what: str, word: str, allowed: list[str]) -> str:
     return f"{owner}: unknown {what} '{word}'{hint} (allowed: {', '.join(allowed)})"
 
 
+def _check_sizes(method: Peft, shape: ModelShape) -> None:
+    """Raise UserError for a size beyond the layers themselves: to count the parameters, the tuner is built."""
+    width = max(max(tower.width, tower.mlp_width) for tower in shape.towers)
+    for key, value in (method.model_extra or {}).items():
+        if NO_SIZE.search(key):
+            continue
+        most, of = width, "the widest layer"
+        if key in OF_ALL_WEIGHTS:
+            most, of = max(tower.width * tower.mlp_width for tower in shape.towers), "all weights of the largest layer"
+        largest = max(_whole_numbers(value), default=0)
+        if largest > most:
+            raise UserError(
+                f"peft {method.type}: {key} {largest} is too large for '{shape.model}': at most {most:,}, {of}"
+            )
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """The whole numbers in a value, also those in lists and in the values of mappings."""
+    if isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _whole_numbers(each)
+    elif isinstance(value, int):
+        yield value
+
+
 @cache
 def _count(settings: str, shape: ModelShape) -> int:
     """How many parameters the tuner trains on a backbone of this shape. Raises UserError if it does not fit."""
     method = Peft.model_validate_json(settings)
+    _check_sizes(method, shape)
     found = tuners.count(method.config(), shape, method.towers, method.targets)
     if not found:
         raise UserError(f"peft {method.type}: trains nothing on these targets")

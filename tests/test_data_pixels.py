@@ -184,7 +184,7 @@ def test_cache_is_keyed_by_content(root, decoded, monkeypatch):
     render("other").save(root / "train" / "a.tif")
     changed = pixels.prepare(root, NAMES, 16, "crop")
     assert len(decoded) == 6
-    assert not np.array_equal(changed[0], first[0])
+    assert np.abs(changed[0].astype(int) - first[0]).mean() > 10  # another picture, not another rounding
     assert np.array_equal(changed[1:], first[1:])
     pixels.prepare(root, NAMES, 16, "squash")
     pixels.prepare(root, NAMES, 17, "crop")
@@ -323,10 +323,15 @@ def test_epoch_pairs():
     assert len({transforms.epoch_pairs(ITEMS * 9, "all", *key).tobytes() for key in ((0, 0), (0, 1), (1, 0))}) == 3
 
 
-def train_pairs(seed: int = 0, epoch: int = 0) -> transforms.TrainPairs:
+def train_pairs(seed: int = 0) -> transforms.TrainPairs:
     images = np.random.default_rng(0).integers(0, 256, (3, 18, 18, 3), np.uint8)
     images.setflags(write=False)
-    return transforms.TrainPairs(images, transforms.epoch_pairs(ITEMS, "all", 0, 0), "harma", 16, seed, epoch)
+    return transforms.TrainPairs(images, "harma", 16, seed)
+
+
+def places(epoch: int = 0) -> list[transforms.Place]:
+    pairs = transforms.epoch_pairs(ITEMS, "all", 0, 0).tolist()
+    return [(epoch, position, *pair) for position, pair in enumerate(pairs)]
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -334,13 +339,13 @@ def test_training_pictures_do_not_depend_on_workers():
     state = torch.get_rng_state()
     data = train_pairs()
     assert torch.equal(torch.get_rng_state(), state)
-    direct = [data[position] for position in range(len(data))]
+    direct = [data[place] for place in places()]
     assert torch.equal(torch.get_rng_state(), state)  # dropout's numbers don't hang on augmentation
-    batches = list(torch.utils.data.DataLoader(data, batch_size=4, num_workers=1))
+    batches = list(torch.utils.data.DataLoader(data, sampler=places(), batch_size=4, num_workers=1))
     assert torch.equal(torch.cat([batch[0] for batch in batches]), torch.stack([each[0] for each in direct]))
     assert torch.equal(torch.cat([batch[2] for batch in batches]), torch.tensor([each[2] for each in direct]))
     assert batches[0][0].shape == (4, 3, 16, 16)
     again = train_pairs()
-    assert torch.equal(again[5][0], direct[5][0])  # whatever was drawn before
-    assert not torch.equal(train_pairs(epoch=1)[5][0], direct[5][0])
-    assert not torch.equal(train_pairs(seed=1)[5][0], direct[5][0])
+    assert torch.equal(again[places()[5]][0], direct[5][0])  # whatever was drawn before
+    for other in (data[places(epoch=1)[5]][0], train_pairs(seed=1)[places()[5]][0]):
+        assert (other.float() - direct[5][0].float()).abs().mean() > 10  # another crop, not another rounding

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,10 +136,31 @@ def test_each_worker_has_its_gpu(folders, monkeypatch):
 def test_the_gpus_that_a_run_keeps(folders, monkeypatch, job, workers, share):
     """All of its job's are counted, divided among the runs side by side; without a job the one that it uses."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    monkeypatch.setattr(local, "current_job", lambda: job)
-    runs = folders("good-1")
+    if job:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    else:
+        monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    runs = folders(*(f"good-{number}" for number in range(workers)))
     LocalPool(workers, TARGET).launch(runs)
-    assert about_process(results(runs)[0], "environment")["PETL_BENCH_GPUS_HELD"] == share
+    where = [about_process(result, "environment") for result in results(runs)]
+    assert {each["PETL_BENCH_GPUS_HELD"] for each in where} == {share}
+
+
+@pytest.mark.parametrize(("workers", "spread"), [(3, {"3": 2, "5": 1}), (4, {"3": 2, "5": 2}), (5, {"3": 3, "5": 2})])
+def test_workers_share_gpus_evenly(folders, monkeypatch, workers, spread):
+    """More workers than GPUs: each has one GPU, no GPU has two workers more than another, and all shares are all GPUs.
+
+    Real processes, each with its first run: a pool hands out runs before it looks for answers.
+    """
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    runs = folders(*(f"good-{number}" for number in range(workers)))
+    LocalPool(workers, TARGET).launch(runs)
+    found = results(runs)
+    assert len({about_process(result, "pid") for result in found}) == workers
+    where = [about_process(result, "environment") for result in found]
+    assert Counter(each["CUDA_VISIBLE_DEVICES"] for each in where) == spread
+    assert sum(float(each["PETL_BENCH_GPUS_HELD"]) for each in where) == pytest.approx(2)
 
 
 @pytest.mark.parametrize(

@@ -171,11 +171,21 @@ def test_a_text_only_tuner_leaves_the_image_tower_alone():
         ({"type": "LORA", "target_modules": ["x"]}, "unknown key 'target_modules'"),
         ({"type": "ADALORA", "init_r": 4, "target_r": 2, "total_step": 0}, "peft ADALORA: "),
         ({"type": "MISS", "r": 1000}, "peft MISS: "),
+        ({"type": "HRA", "r": 10**10}, r"peft HRA: r 10000000000 .*'ViT-B-32': at most 3,072, the widest layer"),
+        ({"type": "VERA", "r": 3073}, "peft VERA: r 3073 is too large"),
+        ({"type": "LORA", "rank_pattern": {"attn.q": 10**10}}, "peft LORA: rank_pattern 10000000000 is too large"),
+        ({"type": "VBLORA", "num_vectors": 10**9}, "peft VBLORA: num_vectors 1000000000 is too large"),
+        ({"type": "FOURIERFT", "n_frequency": 10**9}, "peft FOURIERFT: n_frequency .*at most 2,359,296, all weights"),
     ],
 )
 def test_what_the_library_does_not_take_is_refused_while_planning(settings, message):
     with pytest.raises(UserError, match=message):
         methods.get("peft")(**settings).check(model_shape("ViT-B-32"))
+
+
+def test_a_seed_may_be_any_number():
+    found = methods.get("peft")(type="VERA", r=4, projection_prng_key=2**31).trainable_params(model_shape("ViT-B-32"))
+    assert found == methods.get("peft")(type="VERA", r=4).trainable_params(model_shape("ViT-B-32"))
 
 
 def test_adalora_allocates_and_goes_on_where_it_stood(tmp_path):

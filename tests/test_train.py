@@ -91,7 +91,10 @@ def test_accumulated_batches_equal_one_batch(tmp_path):
 def test_the_last_short_window_is_a_step(tmp_path):
     short, _ = train(tmp_path / "short", 1, accumulate=3)  # windows of 3 and 1
     long, _ = train(tmp_path / "long", 1, accumulate=4)
-    assert not torch.allclose(short.image_head.weight, long.image_head.weight, atol=1e-4)
+    moved = (short.image_head.weight - long.image_head.weight).abs()
+    assert torch.isfinite(moved).all()
+    # Adam's steps are about the learning rate each: four of 1e-2 against two.
+    assert 5e-3 < moved.median() < 5e-2
 
 
 def test_a_resumed_run_has_the_threads_it_started_with(tmp_path):

@@ -8,22 +8,61 @@ import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench import data
 from bench.config import backbones
+from bench.config.errors import GpuLost, UserError
 from bench.core.inputs import Inputs
 from bench.core.train import seed_for
 from bench.core.weights import Backbone, load_backbone
 from bench.data import Dataset
 from bench.plan.spec import RunSpec
 
+DEVICES = Path("/dev")  # with a file for each NVIDIA GPU of the machine
+
 
 def pick_device() -> torch.device:
-    """The first visible GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The first visible GPU; the CPU where no GPU was allotted.
+
+    Where one was, but CUDA does not start: UserError if torch is built without CUDA, else GpuLost, since another node
+    or process may do better.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    given = allotted_gpu()
+    if given is None:
+        return torch.device("cpu")
+    otherwise = "to compute on the CPU, which may take days, set CUDA_VISIBLE_DEVICES to nothing"
+    if not torch.backends.cuda.is_built():
+        raise UserError(
+            f"a GPU is there ({given}), but torch {torch.__version__} is built without CUDA: install a build with it; "
+            f"{otherwise}"
+        )
+    try:
+        torch.cuda.init()
+        reason = "it sees no GPU"
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+    raise GpuLost(
+        f"a GPU is there ({given}), but CUDA does not start: {reason}; try nvidia-smi on this machine; {otherwise}"
+    )
+
+
+def allotted_gpu() -> str | None:
+    """What says that this process was given a GPU, as "CUDA_VISIBLE_DEVICES=0"; None if nothing does."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return None if visible.strip() in ("", "-1", "NoDevFiles") else f"CUDA_VISIBLE_DEVICES={visible}"
+    for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
+        if os.environ.get(name):
+            return f"{name}={os.environ[name]}"
+    if "SLURM_JOB_ID" in os.environ:
+        return None  # a job without a GPU on a machine with some: their files are there, but closed to it
+    return next((str(path) for path in sorted(DEVICES.glob("nvidia[0-9]*"))), None)
 
 
 @contextmanager

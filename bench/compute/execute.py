@@ -7,6 +7,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def execute(
     process for its next run. `job`: the id of the cluster job that this process belongs to.
 
     RunLocked if another process computes the run; Stopped once the run has saved its state because `should_stop()`;
-    GpuLost if a CUDA error ended the run and this process can't use the GPU any more.
+    GpuLost if a CUDA error ended the run and this process can't use the GPU any more, or never could.
     """
     with folder.claim(run_dir):
         done = record.read(run_dir)
@@ -58,19 +59,22 @@ def execute(
         spec = RunSpec.load(run_dir / folder.RUN)
         files = StateFiles(run_dir / folder.STATE, folder.BEST)
         start_attempt(run_dir, gpus=_gpus_held(job), job=job, at=saved_position(files))
+        device = torch.device("cpu")
         parts: dict[str, Any]
         try:
+            device = pick_device()
             with deterministic():
-                parts = {"status": "finished", **_compute(spec, run_dir, files, should_stop, keep)}
+                parts = {"status": "finished", **_compute(spec, device, run_dir, files, should_stop, keep)}
         except Exception as error:
             # What breaks while a scheduler ends everything around the run proves nothing: the saved state counts.
             if isinstance(error, Stopped) or should_stop():
                 _note_stop(run_dir, saved_position(files))
                 raise Stopped(run_dir.name) from error
-            if gpu_is_lost():
+            if isinstance(error, GpuLost) or gpu_is_lost():
                 end_attempt(run_dir, "lost", reached=saved_position(files))
-                raise GpuLost(f"{run_dir.name}: {str(error).splitlines()[0] if str(error) else error!r}") from error
-            parts = {"status": "failed", "error": _describe(error), "provenance": _origin(pick_device())}
+                reason = str(error).splitlines()[0] if str(error) else repr(error)
+                raise GpuLost(f"{run_dir.name}: {reason}") from error
+            parts = {"status": "failed", "error": _describe(error), "provenance": _origin(device)}
         finally:
             torch.set_num_threads(threads)  # a resumed run has those that it started with
         parts["provenance"] |= {
@@ -135,11 +139,10 @@ def _origin(device: torch.device) -> dict[str, Any]:
 
 
 def _compute(
-    spec: RunSpec, run_dir: Path, files: StateFiles, should_stop: Callable[[], bool], keep: bool
+    spec: RunSpec, device: torch.device, run_dir: Path, files: StateFiles, should_stop: Callable[[], bool], keep: bool
 ) -> dict[str, Any]:
     """Everything between the settings and the parts of the record."""
     check_is_own(spec, run_dir)
-    device = pick_device()
     progress = Progress(run_dir, spec.train.epochs if spec.method.trains else 0)
     progress("data")
     loaded = load(spec, keep)
@@ -150,18 +153,19 @@ def _compute(
     inputs = Inputs(loaded.dataset, backbone, spec.train, device, prepared=loaded.prepared)
     validation = inputs.eval_set("val")
     if spec.method.trains:
-        done = fit(
-            model,
-            loss=spec.loss,
-            batches=inputs.train_batches(spec.seed),
-            validation=validation,
-            settings=spec.train,
-            seed=spec.seed,
-            files=files,
-            on_progress=progress,
-            on_history=lambda rows: folder.write_history(run_dir, rows),
-            should_stop=should_stop,
-        )
+        with closing(inputs.train_batches(spec.seed)) as batches:
+            done = fit(
+                model,
+                loss=spec.loss,
+                batches=batches,
+                validation=validation,
+                settings=spec.train,
+                seed=spec.seed,
+                files=files,
+                on_progress=progress,
+                on_history=lambda rows: folder.write_history(run_dir, rows),
+                should_stop=should_stop,
+            )
         model.load_adapter(files.best_of(done.best_epoch))
     else:
         done = Fit(best_metrics=ranks.metrics(*evaluate(model, validation)))  # without training, no cost of training

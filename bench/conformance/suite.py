@@ -1,8 +1,8 @@
 """The conformance suite: what every method and every loss must keep, as small named checks on tiny random CLIPs.
 
 `check_method` and `check_loss` run them and give back one `Outcome` each; `python -m bench.check` prints them as a
-table. A check raises AssertionError with what it saw, or `Skip` where it has nothing to say. An excuse is a reason why
-one check is expected to fail for one method; a check that passes in spite of its excuse fails for that.
+table. A check raises AssertionError with what it saw, or `Skip` where it does not apply. An excuse is a reason why one
+check is expected to fail for one method; a check that passes or does not apply in spite of its excuse fails for that.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Excuses = Mapping[tuple[str, str], str]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One check of one subject: "passed", "failed", "excused" or "skipped", and why if not passed."""
+    """One check of one subject: "passed", "failed", "excused" or "not applicable", and why if not passed."""
 
     check: str
     subject: str
@@ -48,7 +48,7 @@ def run_check(name: str, subject: Subject, excuse: str | None = None) -> Outcome
             warnings.simplefilter("ignore")  # the library's remarks on its own settings
             check(subject)
     except Skip as skip:
-        state, reason = "skipped", str(skip)
+        state, reason = "not applicable", str(skip)
     except Exception as error:
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
@@ -60,6 +60,8 @@ def run_check(name: str, subject: Subject, excuse: str | None = None) -> Outcome
         state, reason = "excused", excuse
     elif excuse is not None and state == "passed":
         state, reason = "failed", f"passes, so this excuse is out of date: {excuse}"
+    elif excuse is not None and state == "not applicable":
+        state, reason = "failed", f"does not apply ({reason}), so this excuse is out of date: {excuse}"
     return Outcome(name, subject.label, subject.kind, state, reason, time.perf_counter() - started)
 
 

@@ -34,6 +34,8 @@ def check_frozen_weights_bit_identical_after_training(subject: Subject) -> None:
         raise Skip("trains nothing")
     trained = {id(parameter) for parameter in model.trainable().values()}
     frozen = {name: tensor for name, tensor in tensors(model) if id(tensor) not in trained}
+    if not frozen:
+        raise Skip("nothing is frozen")
     before = {name: tensor.clone() for name, tensor in frozen.items()}
     with tempfile.TemporaryDirectory() as folder:
         subject.train(model, Path(folder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from bench.core.weights import Backbone
 from bench.data import Dataset, Item
 from bench.data.captions import clean
 from bench.data.pixels import prepare
-from bench.data.transforms import PRESETS, TrainPairs, epoch_pairs, normalise
+from bench.data.transforms import PRESETS, Place, TrainPairs, epoch_pairs, normalise
 
 SIGTERM_SECONDS = 30  # for which a loader lives on after SIGTERM
 
@@ -112,7 +112,9 @@ class Inputs:
     def train_batches(self, seed: int) -> TrainBatches:
         """The training batches of every epoch; the last one is dropped if it is not full.
 
-        Order and augmentation follow from (seed, epoch) alone. Raises UserError if not even one batch would be full.
+        Order and augmentation follow from (seed, epoch) alone. Close them when training ends.
+
+        Raises UserError if not even one batch would be full.
         """
         items, settings = self.items("train"), self.settings
         pixels, tokens = self.pixels("train", self.preset.edge(self.size)), self.tokens("train")
@@ -121,22 +123,48 @@ class Inputs:
         if settings.batch_size > count:
             raise UserError(f"train.batch_size {settings.batch_size} exceeds the {count} training pairs of an epoch")
 
+        dataset = TrainPairs(pixels, settings.augment, self.size, seed)
+        loaders = Loaders(dataset, settings, pin_memory=self.device.type == "cuda")
+
         def batches(epoch: int, skip: int) -> Generator[Batch, None, None]:
             pairs = epoch_pairs(items, settings.captions_per_epoch, seed, epoch)
-            loader: DataLoader = DataLoader(
-                TrainPairs(pixels, pairs, settings.augment, self.size, seed, epoch),
-                sampler=range(skip * settings.batch_size, len(pairs)),
-                batch_size=settings.batch_size,
-                num_workers=settings.workers,
-                drop_last=True,
-                pin_memory=self.device.type == "cuda",
-                worker_init_fn=_outlive_sigterm,
-            )
-            for pictures, image, caption in loader:
+            places = [(epoch, position, image, caption) for position, (image, caption) in enumerate(pairs.tolist())]
+            for pictures, image, caption in loaders.batches(places[skip * settings.batch_size :]):
                 ids = tokens[first[image] + caption]
                 yield Batch(self.to_tensor(pictures), self.send(ids), self.send(image))
 
-        return TrainBatches(batches, count // settings.batch_size)
+        return TrainBatches(batches, count // settings.batch_size, loaders.close)
+
+
+class Loaders:
+    """Loads batches of training pictures, in `train.workers` processes that live until `close`."""
+
+    def __init__(self, dataset: TrainPairs, settings: TrainSettings, *, pin_memory: bool) -> None:
+        self.places: list[Place] = []
+        self.loader: DataLoader | None = DataLoader(
+            dataset,
+            sampler=self.places,
+            batch_size=settings.batch_size,
+            num_workers=settings.workers,
+            persistent_workers=settings.workers > 0,
+            drop_last=True,
+            pin_memory=pin_memory,
+            worker_init_fn=_outlive_sigterm,
+            generator=torch.Generator(),
+        )
+
+    def batches(self, places: Sequence[Place]) -> Iterator[list[Tensor]]:
+        """Pictures, image indices and caption indices of these places, in batches that are full."""
+        assert self.loader is not None, "closed"
+        # The number that a loader of torch draws when it starts. Drawn here, in each epoch, training's own random
+        # numbers do not depend on how long the workers live.
+        torch.empty((), dtype=torch.int64).random_()
+        self.places[:] = places
+        return iter(self.loader)
+
+    def close(self) -> None:
+        """End the processes, once no epoch is open."""
+        self.loader = None  # its iterator ends them when nothing refers to it
 
 
 def _outlive_sigterm(worker: int) -> None:

@@ -35,10 +35,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """The batches of every epoch. `open(epoch, skip)` yields those of an epoch (from 1) without the first `skip`."""
+    """The batches of every epoch. `open(epoch, skip)` yields those of an epoch (from 1) without the first `skip`.
+
+    One epoch is open at a time. `close()` ends the processes that load them, if there are any.
+    """
 
     open: Callable[[int, int], Generator[Batch, None, None]]
     per_epoch: int
+    close: Callable[[], None] = lambda: None
 
 
 @runtime_checkable
@@ -172,7 +176,7 @@ def fit(
                 part = Part(loss_sum, index + 1, part.pairs, seconds, state.random_state(device))
                 done.note_peak(device)
                 state.save(files, epoch=epoch - 1, fit=done, model=model, optimizer=optimizer, part=part)
-                feed.close()  # ends the data loaders now, not when the exception is garbage
+                feed.close()  # lets go of the data loaders now, not when the exception is garbage
                 raise Stopped
         train_loss = float(loss_sum) / batches.per_epoch
         if not math.isfinite(train_loss):

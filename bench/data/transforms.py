@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,33 +98,40 @@ def epoch_pairs(items: Sequence[Item], captions_per_epoch: str, seed: int, epoch
     return rng.permutation(pairs)
 
 
-class TrainPairs(torch.utils.data.Dataset):
-    """An epoch's pairs by position: augmented picture, image index, caption index.
+Place = tuple[int, int, int, int]  # epoch, position within it, image, caption of the image
 
-    pixels: from `pixels.prepare`. pairs: from `epoch_pairs`. The augmentation of a position depends on (seed, epoch,
-    position) alone: it is the same for any number of workers. torch's own random state does not change.
+
+class TrainPairs(torch.utils.data.Dataset):
+    """Training pairs by epoch and position: augmented picture, image index, caption index.
+
+    pixels: from `pixels.prepare`. The augmentation depends on (seed, epoch, position) alone: it is the same for any
+    number of workers. torch's own random state does not change. A pickled copy, as loaders send it to workers that are
+    not forked, holds the path of memory-mapped pixels, not the pixels.
     """
 
-    def __init__(
-        self,
-        pixels: UInt8[np.ndarray, "images edge edge 3"],
-        pairs: Int64[np.ndarray, "pairs 2"],
-        augment: str,
-        size: int,
-        seed: int,
-        epoch: int,
-    ) -> None:
-        self.pixels, self.pairs = pixels, pairs
-        self.seed, self.epoch = seed, epoch
+    def __init__(self, pixels: UInt8[np.ndarray, "images edge edge 3"], augment: str, size: int, seed: int) -> None:
+        self.pixels, self.augment, self.size, self.seed = pixels, augment, size, seed
         self.transform = train_transform(augment, size)
 
-    def __len__(self) -> int:
-        return len(self.pairs)
+    def __getstate__(self) -> dict[str, Any]:
+        if not isinstance(self.pixels, np.memmap):
+            return self._settings() | {"pixels": self.pixels}
+        path = Path(str(self.pixels.filename))
+        assert self.pixels.nbytes == path.stat().st_size, f"the pixels are a part of {path} only"
+        return self._settings() | {"path": str(path), "shape": self.pixels.shape}
 
-    def __getitem__(self, position: int) -> tuple[UInt8[Tensor, "3 size size"], int, int]:
-        image, caption = (int(index) for index in self.pairs[position])
+    def _settings(self) -> dict[str, Any]:
+        return {"augment": self.augment, "size": self.size, "seed": self.seed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "path" in state:
+            state["pixels"] = np.memmap(state.pop("path"), dtype=np.uint8, mode="r", shape=state.pop("shape"))
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __getitem__(self, place: Place) -> tuple[UInt8[Tensor, "3 size size"], int, int]:
+        epoch, position, image, caption = place
         picture = torch.from_numpy(np.array(self.pixels[image])).permute(2, 0, 1)  # a copy: the map is read-only
-        state = np.random.SeedSequence([self.seed, self.epoch, position]).generate_state(1, np.uint64)
+        state = np.random.SeedSequence([self.seed, epoch, position]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it would seed CUDA too, and fork_rng restores the CPU alone.
             torch.default_generator.manual_seed(int(state[0]))

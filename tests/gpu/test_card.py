@@ -196,7 +196,7 @@ def test_no_wait_for_batches(root, tmp_path, monkeypatch):
 
     def train_batches(inputs: Inputs, seed: int) -> TrainBatches:
         found = unwatched(inputs, seed)
-        return TrainBatches(watched(found.open).open, found.per_epoch)
+        return TrainBatches(watched(found.open).open, found.per_epoch, found.close)
 
     monkeypatch.setattr(Inputs, "train_batches", train_batches)
     monkeypatch.setattr("bench.compute.progress.PROGRESS_SECONDS", 1e9)  # to show the loss, the host has to wait

@@ -167,7 +167,8 @@ def test_the_random_state_of_cuda_matters(tmp_path: Path, monkeypatch):
         train(subject, tmp_path / "cut", stop_after=2)
     monkeypatch.setattr(state, "set_random_state", lambda states, device: torch.set_rng_state(states[0]))
     resumed = train(subject, tmp_path / "cut")
-    assert any(not torch.equal(whole[name], resumed[name]) for name in whole)
+    assert all(torch.isfinite(resumed[name]).all() for name in whole)
+    assert max(float((whole[name] - resumed[name]).abs().max()) for name in whole) > 1e-5
 
 
 def folders(parent: Path, *names: str) -> tuple[str, ...]:

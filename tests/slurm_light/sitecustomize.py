@@ -84,6 +84,7 @@ def slow_down(seconds: float) -> None:
 
 
 if "SLOW" in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the job's GPUs are pretended: it means to compute on the CPU
     slow_down(float(os.environ["SLOW"]))
 else:
     module = ModuleType("bench.compute.execute")
