@@ -227,7 +227,7 @@ def test_ctrl_c_leaves_the_jobs_running(folders, command, tmp_path, monkeypatch)
     (run.parent / "slurm").mkdir()
     manifest = {"submitted": "2026-01-01T00:00:00+00:00", "token": "t", "tasks": {"a": "1"}}
     files.write_json(run.parent / "slurm" / "1.json", manifest)
-    command("squeue", queued("1|RUNNING|0:05|None|1:00|t"))
+    command("squeue", queued("1|RUNNING|0:05|S|E|None|1:00|t"))
 
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
