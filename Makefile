@@ -45,7 +45,7 @@ test-gpu: install
 # All but the demo and the Slurm clusters. Old releases call what newer ones below them deprecate: no error here.
 test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest -W ignore::DeprecationWarning --ignore tests/test_demo.py \
-		--ignore tests/test_slurm_cluster.py --ignore tests/test_status_cluster.py
+		--ignore tests/test_slurm_cluster.py --ignore tests/test_slurm_faults.py --ignore tests/test_status_cluster.py
 
 check: install
 	$(BIN)/ruff format --check .

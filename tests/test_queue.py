@@ -14,7 +14,7 @@ from bench.launch.slurm import queue
 from bench.launch.slurm.queue import cancel, ends, jobs_of, look, submissions
 from bench.store.cluster import Job
 
-HEADER = "JOBID|STATE|TIME|REASON|TIME_LEFT|COMMENT"
+HEADER = "JOBID|STATE|TIME|START_TIME|END_TIME|REASON|TIME_LEFT|COMMENT"
 
 
 def command(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -55,12 +55,12 @@ def test_one_look_answers_for_every_run(tmp_path, monkeypatch):
         tmp_path,
         "squeue",
         queued(
-            "12_0|RUNNING|0:05|None|1-02:00:05|petl-bench:demo:1",
-            "13_0|REQUEUED|0:05|BeginTime|UNLIMITED|petl-bench:demo:1",
-            "15|PENDING|0:05|Resources|2:00:00|petl-bench:demo:2",
-            "14|PENDING|0:05|Dependency|5:00|petl-bench:demo:1",
-            "12_1|RUNNING|0:05|None|5:00|(null)",
-            "16|RUNNING|0:05|None|INVALID|somebody's|own comment",
+            "12_0|RUNNING|0:05|S|E|None|1-02:00:05|petl-bench:demo:1",
+            "13_0|REQUEUED|0:05|S|E|BeginTime|UNLIMITED|petl-bench:demo:1",
+            "15|PENDING|0:05|S|E|Resources|2:00:00|petl-bench:demo:2",
+            "14|PENDING|0:05|S|E|Dependency|5:00|petl-bench:demo:1",
+            "12_1|RUNNING|0:05|S|E|None|5:00|(null)",
+            "16|RUNNING|0:05|S|E|None|INVALID|somebody's|own comment",
         ),
         monkeypatch,
     )
@@ -73,7 +73,7 @@ def test_one_look_answers_for_every_run(tmp_path, monkeypatch):
     }
     assert {job.id for job in found.jobs} == {"12_0", "13_0", "14", "15"}
     assert (found.state("c"), found.state("d")) == ("requeued", None)
-    assert asked.read_text() == f"-r -u {os.getuid()} -o %i|%T|%M|%r|%L|%k\n"
+    assert asked.read_text() == f"-r -u {os.getuid()} -o %i|%T|%M|%S|%e|%r|%L|%k\n"
 
 
 def test_a_job_id_used_again_is_not_ours(tmp_path, monkeypatch):
@@ -82,7 +82,7 @@ def test_a_job_id_used_again_is_not_ours(tmp_path, monkeypatch):
     command(
         tmp_path,
         "squeue",
-        queued("12_0|RUNNING|0:05|None|5:00|petl-bench:demo:2", "12_1|RUNNING|0:05|None|5:00|x"),
+        queued("12_0|RUNNING|0:05|S|E|None|5:00|petl-bench:demo:2", "12_1|RUNNING|0:05|S|E|None|5:00|x"),
         monkeypatch,
     )
     assert list(look(submissions(tmp_path)).runs) == ["new"]

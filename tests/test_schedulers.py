@@ -69,7 +69,9 @@ class Fake:
     def cancel(self, jobs: Sequence[Job]) -> None:
         self.jobs = [job for job in self.jobs if job not in jobs]
 
-    def make_launcher(self, folder: Path, settings: FakeSettings, reports: Path, *, detached: bool) -> Fake:
+    def make_launcher(
+        self, folder: Path, settings: FakeSettings, reports: Path, *, detached: bool, plan: str | None
+    ) -> Fake:
         self.folder, self.settings, self.reports = folder, settings, reports
         return self
 

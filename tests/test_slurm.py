@@ -90,6 +90,19 @@ def test_arrays_keep_together_to_the_parallelism(tmp_path, runs, at_once, alive,
     assert [(len(found.packets), found.lane, found.share) for found in arrays] == wanted
 
 
+def test_a_report_replaces_none_of_another_command(tmp_path):
+    """A second command with the sweep's name, and another grid or another folder, leaves the first one's report job."""
+    first = {"plan": "0" * 8, "reports": str(tmp_path / "reports")}
+    (tmp_path / "slurm").mkdir()
+    sent = {"submitted": "2026-01-01T00:00:00+00:00", "token": "t", "tasks": {"a": "5_0"}, "report_job": "6"}
+    (tmp_path / "slurm" / "1.json").write_text(json.dumps(sent | first))
+    jobs = (Job("5_0", "t", "running", None, None), Job("6", "t", "pending", None, None))
+    for plan, reports, cancelled in (("0" * 8, "reports", ["6"]), ("1" * 8, "reports", []), ("0" * 8, "other", [])):
+        new = NewSubmission(tmp_path, SlurmSettings(), tmp_path / reports, alive=Queue("Slurm", jobs=jobs), plan=plan)
+        assert [job.id for job in new.old_reports] == cancelled
+        assert [job.id for job in new.before] == ["5_0"]  # a report is no run: it takes no place, and none waits for it
+
+
 def test_packets(tmp_path):
     new = submitting(tmp_path, Queue("Slurm"), runs_per_job=4, parallel_runs=2)
     [found] = new._arrays([Path(f"m-{i}") for i in range(10)], 20)
@@ -227,7 +240,7 @@ def test_ctrl_c_leaves_the_jobs_running(folders, command, tmp_path, monkeypatch)
     (run.parent / "slurm").mkdir()
     manifest = {"submitted": "2026-01-01T00:00:00+00:00", "token": "t", "tasks": {"a": "1"}}
     files.write_json(run.parent / "slurm" / "1.json", manifest)
-    command("squeue", queued("1|RUNNING|0:05|None|1:00|t"))
+    command("squeue", queued("1|RUNNING|0:05|S|E|None|1:00|t"))
 
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt

@@ -55,7 +55,7 @@ def test_what_slurm_took_is_named_and_gets_its_report(folders, command, tmp_path
 
 @pytest.mark.parametrize(
     "script",
-    ["", f"printf '{HEADER}'", f"printf '{HEADER}\\n12_1|RUNNING|0:05|None|1:00|{TOKEN}\\n12_0|RUNN'"],
+    ["", f"printf '{HEADER}'", f"printf '{HEADER}\\n12_1|RUNNING|0:05|S|E|None|1:00|{TOKEN}\\n12_0|RUNN'"],
     ids=["nothing", "half a header", "a line cut off"],
 )
 def test_half_an_answer_is_none(script, tmp_path, monkeypatch):
@@ -81,7 +81,7 @@ def test_a_run_is_submitted_again_only_if_two_looks_miss_it(folders, command, tm
     manifest = {"submitted": "2026-01-01T00:00:00+00:00", "token": "t", "tasks": {"a": "1"}}
     (run.parent / queue.FOLDER).mkdir()
     files.write_json(run.parent / queue.FOLDER / "1.json", manifest)
-    once = queued("1|RUNNING|0:05|None|1:00|t")
+    once = queued("1|RUNNING|0:05|S|E|None|1:00|t")
     command("squeue", f'[ -e "$0.once" ] && {{ {once}\n}} || {{ touch "$0.once"; {queued()}\n}}')
     command("sbatch", "exit 1")
     array(run.parent).launch([run])
@@ -92,11 +92,17 @@ def test_a_run_is_submitted_again_only_if_two_looks_miss_it(folders, command, tm
 
 
 def test_a_completing_job_lives_only_if_slurm_requeues_it(tmp_path, monkeypatch):
-    """squeue gives both as COMPLETING; a requeued one has used no time, because it waits already."""
-    submission(tmp_path, "1", {"cancelled": "12_0", "requeued": "12_1"})
-    listed = queued(f"12_0|COMPLETING|0:02|None|4:58|{TOKEN}", f"12_1|COMPLETING|0:00|None|5:00|{TOKEN}")
+    """squeue gives all as COMPLETING; a requeued one waits already, with its next start and end."""
+    submission(tmp_path, "1", {"cancelled": "12_0", "requeued": "12_1", "at once": "12_2", "endless": "12_3"})
+    listed = queued(
+        f"12_0|COMPLETING|0:02|2026-11-24T17:36:31|2026-11-24T17:36:33|None|4:58|{TOKEN}",
+        f"12_1|COMPLETING|0:00|2026-11-24T17:39:11|2026-11-24T17:44:11|None|5:00|{TOKEN}",
+        f"12_2|COMPLETING|0:00|2026-11-24T17:36:31|2026-11-24T17:36:31|None|5:00|{TOKEN}",
+        f"12_3|COMPLETING|0:00|2026-11-24T17:36:34|NONE|None|UNLIMITED|{TOKEN}",
+    )
     put(tmp_path, "squeue", listed, monkeypatch)
-    assert list(look(submissions(tmp_path)).runs) == ["requeued"]
+    found = look(submissions(tmp_path))
+    assert (list(found.runs), found.ending) == (["requeued", "endless"], {"12_0", "12_2"})
 
 
 # --- the cluster's limits --------------------------------------------------------------------------------------------

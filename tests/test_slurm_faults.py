@@ -174,7 +174,7 @@ def test_a_retry_by_folder_is_the_sweep_again(cluster, user, monkeypatch, tmp_pa
 
 def test_a_process_that_outlives_its_slurmd(cluster: Cluster, user):
     """The job runs again on the other node while its first process still computes: it waits, and computes nothing."""
-    user.write(job="LIGHT_STEPS=300 LIGHT_SECONDS=0.1 LIGHT_HELD=3")
+    user.write(job="LIGHT_STEPS=200 LIGHT_SECONDS=0.1 LIGHT_HELD=2")
     user.sweep()
     _, job = user.wait_until_under_way()
     [[_, node]] = [line for line in cluster.queue("%t %N") if line[0] == "R"]

@@ -130,12 +130,12 @@ def test_every_state(folder, held, tmp_path, monkeypatch):
         tmp_path,
         "squeue",
         queued(
-            f"{tasks['again']}|PENDING|0:05|Priority|1:00|{TOKEN}",
-            f"{tasks['here']}|RUNNING|0:05|None|1:00|{TOKEN}",
-            f"{tasks['there']}|RUNNING|0:05|None|1:00|{TOKEN}",
-            f"{tasks['stopped']}|PENDING|0:05|BeginTime|1:00|{TOKEN}",
-            f"{tasks['killed']}|REQUEUED|0:05|None|1:00|{TOKEN}",
-            f"{tasks['queued']}|PENDING|0:05|Resources|1:00|{TOKEN}",
+            f"{tasks['again']}|PENDING|0:05|S|E|Priority|1:00|{TOKEN}",
+            f"{tasks['here']}|RUNNING|0:05|S|E|None|1:00|{TOKEN}",
+            f"{tasks['there']}|RUNNING|0:05|S|E|None|1:00|{TOKEN}",
+            f"{tasks['stopped']}|PENDING|0:05|S|E|BeginTime|1:00|{TOKEN}",
+            f"{tasks['killed']}|REQUEUED|0:05|S|E|None|1:00|{TOKEN}",
+            f"{tasks['queued']}|PENDING|0:05|S|E|Resources|1:00|{TOKEN}",
         ),
         monkeypatch,
     )
@@ -192,7 +192,7 @@ def test_job_ids_used_again(folder, tmp_path, monkeypatch):
     """The same id, alive in the queue, with another sweep's mark on it."""
     folder.run("a")
     folder.submit({"a": "12_0"})
-    command(tmp_path, "squeue", queued("12_0|RUNNING|0:05|None|1:00|petl-bench:other:9"), monkeypatch)
+    command(tmp_path, "squeue", queued("12_0|RUNNING|0:05|S|E|None|1:00|petl-bench:other:9"), monkeypatch)
     assert folder.look() == {"a": ("lost", "its job is gone; it never started")}
 
 
@@ -203,7 +203,7 @@ def test_a_run_is_lost_only_if_two_looks_miss_it(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(overview, "LOOK_AGAIN_SECONDS", 60)
     assert one.look().runs[0].state == "unknown"
     assert one.look().runs[0].state == "unknown"  # too soon after the first to be another
-    command(tmp_path, "squeue", queued(f"12_0|REQUEUED|0:05|None|1:00|{TOKEN}"), monkeypatch)
+    command(tmp_path, "squeue", queued(f"12_0|REQUEUED|0:05|S|E|None|1:00|{TOKEN}"), monkeypatch)
     time.sleep(0.06)
     assert one.look().runs[0].state == "waiting"
     command(tmp_path, "squeue", queued(), monkeypatch)
@@ -244,7 +244,7 @@ def test_json_from_anywhere(folder, tmp_path, monkeypatch):
     folder.result(folder.path / "done")
     folder.run("queued")
     folder.submit({"queued": "12_0"}, report_job="13")
-    listed = queued(f"12_0|PENDING|0:05|Resources|1:00|{TOKEN}", f"13|PENDING|0:05|Dependency|1:00|{TOKEN}")
+    listed = queued(f"12_0|PENDING|0:05|S|E|Resources|1:00|{TOKEN}", f"13|PENDING|0:05|S|E|Dependency|1:00|{TOKEN}")
     command(tmp_path, "squeue", listed, monkeypatch)
     (tmp_path / "else").mkdir()
     environment = os.environ | {"PYTHONPATH": str(Path(status.__file__).parents[1])}
@@ -330,7 +330,7 @@ def test_runs_of_other_commands_are_shown_while_they_matter(folder, held, tmp_pa
     folder.result(folder.path / "old-failed", ok=False)
     folder.submit({"old-queued": "12_0"})
     held(folder.path / "old-held")
-    command(tmp_path, "squeue", queued(f"12_0|PENDING|0:00|None|1:00|{TOKEN}"), monkeypatch)
+    command(tmp_path, "squeue", queued(f"12_0|PENDING|0:00|S|E|None|1:00|{TOKEN}"), monkeypatch)
     picture = Status(folder.path).look()
     assert [run.run_id for run in picture.runs] == ["a", "old-finished", "old-held", "old-queued"]
     lines = summary(picture)
@@ -421,9 +421,9 @@ def test_cancel_ends_this_sweeps_jobs_alone(folder, tmp_path, monkeypatch, capsy
     folder.run("a")
     folder.submit({"a": "12_0"}, report_job="13")
     listed = (
-        f"12_0|RUNNING|0:05|None|1:00|{TOKEN}",
-        "12_1|RUNNING|0:05|None|1:00|else",
-        f"13|PENDING|0:05|None|1:00|{TOKEN}",
+        f"12_0|RUNNING|0:05|S|E|None|1:00|{TOKEN}",
+        "12_1|RUNNING|0:05|S|E|None|1:00|else",
+        f"13|PENDING|0:05|S|E|None|1:00|{TOKEN}",
     )
     command(tmp_path, "squeue", queued(*listed), monkeypatch)
     asked = command(tmp_path, "scancel", "", monkeypatch)

@@ -24,16 +24,17 @@ def make(
     blocks: Mapping[str, Settings],
     workers: int | None = None,
     follow: bool = False,
+    plan: str | None = None,
 ) -> Launcher:
     """The launcher that `executor` names, for the sweep in `folder`.
 
     blocks: the sweep's settings for each scheduler; a scheduler without a block uses its defaults. reports: where a
-    scheduler's last job writes the report. follow: whether a scheduler's launcher waits for the runs. workers: how many
+    scheduler's last job writes the report, of the plan with that id. follow: whether a scheduler's launcher waits for the runs. workers: how many
     local workers; by default one a GPU, else one a core. UserError for settings that contradict each other.
     """
     if name := scheduler_for(executor):
         settings = blocks.get(name) or SCHEDULERS[name]()
-        return scheduler(name).make_launcher(folder, settings, reports, detached=not follow)
+        return scheduler(name).make_launcher(folder, settings, reports, detached=not follow, plan=plan)
     if executor == "inline":
         from bench.launch.inline import Inline
 

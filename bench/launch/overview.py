@@ -198,7 +198,15 @@ def retry(status: Status, picture: Picture, states: Iterable[str], *, reports: P
         add_plugin(Path(path))
     blocks = {name: SCHEDULERS[name].model_validate_json(json.dumps(block)) for name, block in start.blocks.items()}
     out_dir = Path(start.reports)
-    launcher = make(start.executor, folder=folder, reports=out_dir, blocks=blocks, workers=start.workers)
+    plan = planned.read(folder)
+    launcher = make(
+        start.executor,
+        folder=folder,
+        reports=out_dir,
+        blocks=blocks,
+        workers=start.workers,
+        plan=plan.id if plan else None,
+    )
     new = launcher.missing(runs)
     if launcher.detached:
         launcher.launch(new)

@@ -52,10 +52,12 @@ class Scheduler(Protocol):
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Cancel these jobs and no others; UserError if that fails."""
 
-    def make_launcher(self, folder: Path, settings: Any, reports: Path, *, detached: bool) -> Launcher:
-        """A launcher that submits the sweep's runs; the last job writes the report into `reports`.
+    def make_launcher(
+        self, folder: Path, settings: Any, reports: Path, *, detached: bool, plan: str | None
+    ) -> Launcher:
+        """A launcher that submits the sweep's runs; the last job writes the report of that plan into `reports`.
 
-        `settings` is the scheduler's own block. Unless `detached`, the launcher waits for the runs.
+        `settings` is the scheduler's own block, `plan` the plan's id. Unless `detached`, it waits for the runs.
         """
 
     def scripts(self, folder: Path, settings: Any, reports: Path, *, runs: Sequence[Path]) -> list[str]:

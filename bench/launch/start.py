@@ -87,7 +87,15 @@ def start(
     _tidy(folder, sweep)
     if not todo:
         return Started(plan, over=True)
-    launcher = make(executor, folder=folder, reports=reports, blocks=sweep.schedulers, workers=workers, follow=stay)
+    launcher = make(
+        executor,
+        folder=folder,
+        reports=reports,
+        blocks=sweep.schedulers,
+        workers=workers,
+        follow=stay,
+        plan=plan.id,
+    )
     new = launcher.missing(list(todo))
     for run_dir in new:
         make_folder(run_dir)

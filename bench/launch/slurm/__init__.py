@@ -22,14 +22,16 @@ def available() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def make_launcher(folder: Path, settings: SlurmSettings, reports: Path, *, detached: bool) -> Launcher:
-    """A launcher that submits the sweep's runs; the last job writes the report into `reports`.
+def make_launcher(
+    folder: Path, settings: SlurmSettings, reports: Path, *, detached: bool, plan: str | None
+) -> Launcher:
+    """A launcher that submits the sweep's runs; the last job writes the plan's report into `reports`.
 
     UserError if the settings contradict each other.
     """
     from bench.launch.slurm.launcher import SlurmLauncher  # only now: jobs import this package, and submit nothing
 
-    return SlurmLauncher(folder, settings, reports, detached=detached)
+    return SlurmLauncher(folder, settings, reports, detached=detached, plan=plan)
 
 
 def scripts(folder: Path, settings: SlurmSettings, reports: Path, *, runs: Sequence[Path]) -> list[str]:

@@ -102,9 +102,10 @@ def compute(orders: Orders) -> dict[str, str]:
     return outcomes
 
 
-def report(sweep_dir: str, out_dir: str) -> None:
-    """Write the report of the sweep in `sweep_dir` to `out_dir`; CalledProcessError if that fails."""
-    subprocess.run([sys.executable, "-m", "bench.report", sweep_dir, "--out", out_dir], check=True)
+def report(sweep_dir: str, out_dir: str, plan: str | None = None) -> None:
+    """Write the report of the sweep in `sweep_dir` for its plan to `out_dir`; CalledProcessError if that fails."""
+    command = [sys.executable, "-m", "bench.report", sweep_dir, "--out", out_dir]
+    subprocess.run([*command, *(["--plan", plan] if plan else [])], check=True)
 
 
 class Warnings:

@@ -27,13 +27,14 @@ class SlurmLauncher:
     """Submits runs that are neither finished, nor queued, nor running; UserError for contradictory settings.
 
     With `detached=False`, `launch` waits until no run is queued or running; Ctrl-C ends the waiting, not the jobs.
-    The last job writes the report into `reports`.
+    The last job writes the report of the plan with that id into `reports`.
     """
 
     sweep_dir: Path
     settings: SlurmSettings
     reports: Path
     detached: bool = field(default=True, kw_only=True)
+    plan: str | None = field(default=None, kw_only=True)
     held_back: list[Path] = field(default_factory=list, init=False)  # runs that a submit limit kept out
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class SlurmLauncher:
         return self._submission(Queue("Slurm")).scripts([run.absolute() for run in runs])
 
     def _submission(self, alive: Queue) -> NewSubmission:
-        return NewSubmission(self.sweep_dir, self.settings, self.reports, alive=alive)
+        return NewSubmission(self.sweep_dir, self.settings, self.reports, alive=alive, plan=self.plan)
 
     def _look(self) -> Queue:
         alive = queue.look(queue.submissions(self.sweep_dir))

@@ -50,17 +50,22 @@ def job_names(jobs: Sequence[str]) -> str:
 
 
 def submissions(folder: Path) -> list[Submission]:
-    """The submissions of the sweep in `folder`, newest last; files that are not submissions are left out."""
+    """The submissions of the sweep in `folder`, newest last; files that are not submissions are left out.
+
+    UserError if one can't be read, for its jobs may live.
+    """
     found = []
     for path in sorted((folder / FOLDER).glob("*.json")):
-        content = read_json(path) or {}
         try:
+            content = read_json(path) or {}
             submitted = datetime.fromisoformat(content["submitted"])
             tasks = {str(run): str(task) for run, task in content["tasks"].items()}
             report = str(content["report_job"]) if content.get("report_job") else None
             found.append(Submission(path, submitted, str(content["token"]), tasks, report, content))
         except (TypeError, KeyError, ValueError, AttributeError):
             continue
+        except OSError as error:
+            raise UserError(f"{path} can't be read ({error.strerror}), so the sweep's jobs are not known") from error
     return sorted(found, key=lambda each: (each.submitted.timestamp(), each.path.name))
 
 
@@ -68,7 +73,7 @@ def look(submissions: Sequence[Submission]) -> Queue:
     """The living jobs of these submissions, by one call of squeue for the users who submitted them.
 
     squeue gives a job that is ending as COMPLETING, whether it has been cancelled or is to run again. In the latter
-    case it waits already, and so has used no time.
+    case it waits already: it has used no time, and its end is not its start.
     """
     if not submissions:
         return Queue("Slurm")
@@ -78,8 +83,8 @@ def look(submissions: Sequence[Submission]) -> Queue:
         return Queue("Slurm", known=False)
     tokens = {each.token for each in submissions}
     alive, ending = {}, set()
-    for task, state, used, reason, left, token in rows:
-        if token in tokens and state == "COMPLETING" and seconds_of(used):
+    for task, state, used, start, end, reason, left, token in rows:
+        if token in tokens and state == "COMPLETING" and (seconds_of(used) or start == end):
             ending.add(task)
         elif token in tokens:
             alive[token, task] = Job(task, token, state.lower(), _in_words(reason), seconds_of(left))
@@ -99,15 +104,15 @@ def arrays_of(token: str) -> set[str]:
 
 
 def _listed(owners: Collection[int]) -> list[list[str]]:
-    """The jobs of these users: id, state, time used, reason, time left, and token, as squeue gives them.
+    """The jobs of these users: id, state, time used, start, end, reason, time left, token, as squeue gives them.
 
     NoAnswer also if the answer lacks its header or its last line's end, and so may lack jobs.
     """
-    answer = ask("squeue", "-r", "-u", ",".join(map(str, sorted(owners))), "-o", "%i|%T|%M|%r|%L|%k")
+    answer = ask("squeue", "-r", "-u", ",".join(map(str, sorted(owners))), "-o", "%i|%T|%M|%S|%e|%r|%L|%k")
     header, *lines = answer.splitlines() or [""]
     if not header.startswith("JOBID|STATE|") or not answer.endswith("\n"):
         raise NoAnswer("squeue's answer is cut off")
-    return [[cell.strip() for cell in line.split("|", 5)] for line in lines if line.count("|") >= 5]
+    return [[cell.strip() for cell in line.split("|", 7)] for line in lines if line.count("|") >= 7]
 
 
 def _in_words(reason: str) -> str | None:

@@ -62,10 +62,13 @@ class _Array:
 class NewSubmission:
     """A submission in the making: its arrays, its file, and the job that writes the report when all arrays have ended.
 
-    `alive`: the sweep's jobs in the queue. They count towards the limit of jobs at once, and the report waits for them.
+    alive: the sweep's jobs in the queue. They count towards the limit of jobs at once, and the report waits for them.
+    plan: the id of the plan that the report is of. A job for an older report of the same kind is cancelled.
     """
 
-    def __init__(self, sweep_dir: Path, settings: SlurmSettings, reports: Path, *, alive: Queue) -> None:
+    def __init__(
+        self, sweep_dir: Path, settings: SlurmSettings, reports: Path, *, alive: Queue, plan: str | None = None
+    ) -> None:
         now = datetime.now(UTC)
         stamp = f"{now:%Y%m%dT%H%M%S%f}"
         self.sweep_dir, self.settings, self.reports, self.now = sweep_dir, settings, reports, now
@@ -76,9 +79,11 @@ class NewSubmission:
         self.code_folder = folder / "code"
         self.file = folder / f"{stamp}.json"
         self.code = self.code_folder / provenance.digest(plugins())
-        old = {(found.token, found.report_job) for found in queue.submissions(sweep_dir)}
-        self.old_reports = [each for each in alive.jobs if (each.token, each.id) in old]
-        self.before = [each for each in alive.jobs if each not in self.old_reports]
+        self.of = {"plan": plan, "reports": str(reports)}
+        old = {(each.token, each.report_job): each.content for each in queue.submissions(sweep_dir)}
+        report_jobs = {each: old[each.token, each.id] for each in alive.jobs if (each.token, each.id) in old}
+        self.old_reports = [each for each, content in report_jobs.items() if self.of.items() <= content.items()]
+        self.before = [each for each in alive.jobs if each not in report_jobs]
 
     # --- what to submit ---
 
@@ -163,6 +168,7 @@ class NewSubmission:
             "arrays": [],
             "tasks": {},
             "report_job": None,
+            **self.of,
             "folder": str(self.sweep_dir),
             "commit": provenance.commit(),
             "dirty": provenance.is_dirty(),
@@ -277,7 +283,8 @@ class NewSubmission:
         parameters |= {"time": self._report_minutes(), "mem": f"{REPORT_GB}G", "cpus_per_task": 1}
         parameters["additional_parameters"] |= extra
         try:
-            [report] = self._through_submitit(job.report, [str(self.sweep_dir)], [str(self.reports)], **parameters)
+            order: list[list[str | None]] = [[str(self.sweep_dir)], [str(self.reports)], [self.of["plan"]]]
+            [report] = self._through_submitit(job.report, *order, **parameters)
         except Refused as error:
             print(f"no job for the report: {error}; `python -m bench.report {self.sweep_dir}` makes it")
             return
