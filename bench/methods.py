@@ -7,61 +7,96 @@ the default loss's own parameters. `table` is the preset that reproduces the pub
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import methods
 from bench.config.terminal import command, given_path
 from bench.plan.catalogue import listing
+from bench.plan.recipes import RECIPES
+from bench.plan.reference import page, plain_list, settings_of
 from methods import losses
+from methods.base import Method
+from methods.losses import Loss
 from methods.registry import add_plugin
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PROG = "python -m bench.methods"
 
 
 def print_table(rows: Sequence[dict[str, Any]], backbone: str) -> None:
-    from rich.console import Console
-    from rich.markup import escape
+    """One line a method, in 80 columns."""
     from rich.table import Table
 
-    table = Table(title=f"Methods on {backbone}", title_justify="left", show_lines=False)
-    for heading, justify in (
-        ("method", "left"),
-        ("trainable", "right"),
-        ("preset: table", "right"),
-        ("loss", "left"),
-        ("settings", "left"),
-        ("paper", "left"),
-    ):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    table = Table(title=f"Methods on {backbone}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("method", no_wrap=True)
+    table.add_column("trainable", justify="right", no_wrap=True)
+    table.add_column("as published", justify="right", no_wrap=True)
+    table.add_column("paper")
     for row in rows:
         preset = row["presets"].get("table")
-        settings = ", ".join(f"{key}={_short(value)}" for key, value in row["settings"].items())
-        table.add_row(
-            row["name"],
-            _number(row["trainable_params"]),
-            _number(preset["trainable_params"]) if preset else "",
-            row["default_loss"] or "–",
-            escape(settings) or "–",
-            row["paper"],
-        )
-    console = Console(width=None if sys.stdout.isatty() else 180)
+        published = _number(preset["trainable_params"]) if preset else ""
+        table.add_row(row["name"], _number(row["trainable_params"]), published, row["paper"])
+    console = _console()
     console.print(table)
     for row in rows:
         if row["note"]:
             console.print(row["note"], highlight=False, markup=False)
-    console.print("Any method can be trained with any loss: " + ", ".join(losses.names()) + ".", highlight=False)
+    notes = [
+        "trainable: with the method's defaults and its own loss; as published: with `preset: table`.",
+        "`petl-bench methods NAME` explains one: settings, bounds, presets, losses.",
+        f"Any method can be trained with any loss: {', '.join(losses.names())}.",
+    ]
+    console.print("\n".join(notes), highlight=False, markup=False)
+
+
+def explain(name: str, backbone: str) -> None:
+    """Print what a method or a loss is: docstring, paper, settings with their values, presets and counts."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _console()
+    cls: type[Method | Loss] = methods.get(name) if name in methods.names() else losses.get(name)
+    console.print(f"[bold]{name}[/]  {cls.paper}", highlight=False)
+    for paragraph in (inspect.getdoc(cls) or "").split("\n\n"):
+        console.print(" ".join(paragraph.split()), markup=False, highlight=False)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("setting", "default", "values", "meaning"):
+        table.add_column(heading)
+    for each in settings_of(cls):
+        table.add_row(*map(Text, (each.key, each.default, each.values.replace("`", ""), each.meaning)))
+    console.print()
+    console.print(table if table.row_count else "no settings")
+    if not issubclass(cls, Method):
+        return
+    [row] = [row for row in listing(backbone) if row["name"] == name]
+    console.print(f"\nTrains on {backbone}, with {row['default_loss'] or 'no loss'}:", highlight=False)
+    counts = {"defaults": row["trainable_params"]}
+    counts |= {f"preset: {preset}": found["trainable_params"] for preset, found in row["presets"].items()}
+    for preset, count in counts.items():
+        given = cls.presets.get(preset.removeprefix("preset: "), {})
+        shown = ", ".join(f"{key}={plain_list(value)}" for key, value in given.items())
+        console.print(f"  {preset:18}{_number(count):>13}  {shown}".rstrip(), highlight=False, markup=False)
+    if row["note"]:
+        console.print(row["note"], highlight=False, markup=False)
+    for recipe, found in RECIPES.items():
+        if recipe.startswith(name.partition("_")[0]):
+            console.print(f"Recipe {recipe}: {found.source}", highlight=False, markup=False)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 80)
 
 
 def _number(count: int | None) -> str:
     return "–" if count is None else f"{count:,}"
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "(give it)"
-    return "[" + " ".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
@@ -72,6 +107,8 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
 def parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The command's options."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="explain this method or loss")
+    parser.add_argument("--reference", action="store_true", help="print docs/settings.md: every key of a sweep file")
     parser.add_argument("--backbone", default="ViT-B-32", help="an open_clip model name (default: %(default)s)")
     parser.add_argument(
         "--plugin", type=given_path, action="append", default=[], metavar="FILE", help="more methods, losses"
@@ -83,6 +120,12 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> int:
     for path in arguments.plugin:
         add_plugin(path)
+    if arguments.reference:
+        print(page(), end="")
+        return 0
+    if arguments.name:
+        explain(arguments.name, arguments.backbone)
+        return 0
     rows = listing(arguments.backbone)
     if arguments.json:
         print(json.dumps(rows, indent=2))

@@ -31,9 +31,13 @@ class Adapter(Method):
         "shared": {"bottleneck": 4, "shared": True, "places": ("after_mlp",), "layer_norms": False},
     }
     bottleneck: int = Field(64, ge=1)
+    """Width of the bottleneck."""
     places: tuple[Place, ...] = Field(("after_attn", "after_mlp"), min_length=1)
+    """Behind which sublayers of a block."""
     shared: bool = False
+    """One bottleneck for all blocks of a tower."""
     layer_norms: bool = True
+    """Whether the LayerNorms are trained, too."""
 
     def attach(self, model: DualEncoder) -> None:
         for blocks in (model.image_blocks, model.text_blocks):

@@ -23,10 +23,15 @@ class AdaptFormer(Method):
     knob = "bottleneck"
     examples = {"": {"bottleneck": 4}, "shared": {"bottleneck": 4, "shared": True, "learned_scale": True}}
     bottleneck: int = Field(64, ge=1)
+    """Width of the bottleneck."""
     scale: float = Field(0.1, gt=0)
+    """Factor on the output of the bottleneck."""
     learned_scale: bool = False
+    """Whether that factor is trained."""
     dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout inside the bottleneck."""
     shared: bool = False
+    """One bottleneck for all blocks of a tower."""
 
     def attach(self, model: DualEncoder) -> None:
         for blocks in (model.image_blocks, model.text_blocks):

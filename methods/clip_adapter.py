@@ -24,8 +24,11 @@ class CLIPAdapter(Method):
     knob = "bottleneck"
     examples = {"": {"bottleneck": 4}, "both": {"bottleneck": 4, "towers": "both"}}
     bottleneck: int = Field(128, ge=1)
+    """Width of the bottleneck."""
     ratio: float = Field(0.2, gt=0, lt=1)
+    """Share of the adapted embedding in the sum with the backbone's."""
     towers: Literal["image", "text", "both"] = "image"
+    """Whose embeddings are adapted."""
 
     def attach(self, model: DualEncoder) -> None:
         if self.towers != "text":

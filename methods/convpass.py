@@ -27,10 +27,15 @@ class Convpass(Method):
     knob = "bottleneck"
     examples = {"": {"bottleneck": 4}, "shared": {"bottleneck": 4, "shared": True, "places": ("beside_mlp",)}}
     bottleneck: int = Field(8, ge=1)
+    """Width of the bottleneck."""
     scale: float = Field(1.0, gt=0)
+    """Factor on the output of the bypass."""
     dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout inside the bypass."""
     places: tuple[Place, ...] = Field(("beside_attn", "beside_mlp"), min_length=1)
+    """Beside which sublayers of a block."""
     shared: bool = False
+    """One bypass for all blocks and places."""
 
     def attach(self, model: DualEncoder) -> None:
         blocks = model.image_blocks

@@ -26,8 +26,11 @@ class CoOp(Method):
     starts_elsewhere = "the prompts take part in attention"
     examples = {"shallow": {"n_ctx": 4}, "deep": {"n_ctx": 3, "prompt_depth": "all"}}
     n_ctx: int = Field(16, ge=1)
+    """Learned tokens in front of the caption."""
     prompt_depth: Annotated[int, Field(ge=1)] | Literal["all"] = 1
+    """In how many blocks, from the first, there are learned tokens."""
     init_std: float = Field(0.02, gt=0)
+    """Standard deviation of the tokens at the start."""
 
     def check(self, shape: ModelShape) -> None:
         super().check(shape)

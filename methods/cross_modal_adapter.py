@@ -33,9 +33,13 @@ class CrossModalAdapter(Method):
         "shared": {"bottleneck": 4, "shared_dim": 8, "shared": True, "places": ("after_mlp",)},
     }
     bottleneck: int = Field(8, ge=1)
+    """Width of the bottleneck."""
     shared_dim: int = Field(16, ge=1)
+    """Output dimensions of the up-projection that both towers share."""
     places: tuple[Place, ...] = Field(("after_attn", "after_mlp"), min_length=1)
+    """Behind which sublayers of a block."""
     shared: bool = False
+    """One module for all blocks."""
 
     def check(self, shape: ModelShape) -> None:
         super().check(shape)

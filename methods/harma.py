@@ -27,8 +27,11 @@ class HarMA(Method):
     trims_text = False
     examples = {"": {"bottleneck": 16, "heads": 4}, "both": {"bottleneck": 16, "heads": 4, "shared": "both"}}
     bottleneck: int = Field(128, ge=2)
+    """Width of the bottleneck."""
     heads: int = Field(8, ge=1)
+    """Heads of the attention inside the bottleneck."""
     shared: Literal["text", "both"] = "text"
+    """Which towers use the shared module: text alone as released, or both."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> HarMA:

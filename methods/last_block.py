@@ -23,7 +23,9 @@ class LastBlock(Method):
     knob = "blocks"
     examples = {"": {}, "blocks": {"blocks": 2, "heads": False}}
     blocks: int = Field(1, ge=1)
+    """How many of the last blocks of each tower are trained."""
     heads: bool = True
+    """Whether the projections to the embeddings are trained, too."""
 
     def check(self, shape: ModelShape) -> None:
         super().check(shape)

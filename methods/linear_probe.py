@@ -23,7 +23,9 @@ class LinearProbe(Method):
     knob = "out_dim"
     examples = {"": {"out_dim": 64}, "default": {"out_dim": 64, "init": "default"}}
     out_dim: int = Field(1024, ge=1)
+    """Dimensions of the new embeddings."""
     init: Literal["orthogonal", "default"] = "orthogonal"
+    """How the layers start: orthogonal keeps the backbone's similarities, default is torch's."""
 
     @property
     def starts_elsewhere(self) -> str | None:  # type: ignore[override]

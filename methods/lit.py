@@ -18,6 +18,7 @@ class LiT(Method):
     paper = "Zhai et al. 2022, arXiv 2111.07991"
     examples = {"": {}, "image": {"tower": "image"}}
     tower: Literal["text", "image"] = "text"
+    """The tower that is trained."""
 
     def attach(self, model: DualEncoder) -> None:
         for parameter in model.tower_parameters(self.tower).values():

@@ -35,10 +35,15 @@ class LoRA(Method):
         "text": {"rank": 2, "towers": "text", "targets": ("mlp.c_fc",)},
     }
     rank: int = Field(4, ge=1)
+    """Rank of each update."""
     alpha: float = Field(8.0, gt=0)
+    """The update is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the input of the update."""
     targets: tuple[Target, ...] = Field(("attn.q", "attn.v"), min_length=1)
+    """The layers of a block that get an update."""
     towers: Literal["both", "image", "text"] = "both"
+    """The towers that are adapted."""
 
     def check(self, shape: ModelShape) -> None:
         check_slots(self.name, shape, self._sides())

@@ -25,8 +25,11 @@ class MaPLe(Method):
     starts_elsewhere = "the prompts take part in attention"
     examples = {"": {"prompt_depth": 2}, "shallow": {"prompt_depth": 1, "n_ctx": 3}}
     n_ctx: int = Field(2, ge=1)
+    """Learned tokens in each tower."""
     prompt_depth: Annotated[int, Field(ge=1)] | Literal["all"] = 9
+    """In how many blocks, from the first, there are learned tokens."""
     init_std: float = Field(0.02, gt=0)
+    """Standard deviation of the tokens at the start."""
 
     def _depth(self, image_layers: int, text_layers: int) -> int:
         return check_depth(self.name, self.prompt_depth, min(image_layers, text_layers))

@@ -26,8 +26,11 @@ class MRSAdapter(Method):
     knob = "bottleneck"
     examples = {"": {"bottleneck": 8, "shared_dim": 8}}
     bottleneck: int = Field(64, ge=1)
+    """Width of the bottleneck."""
     shared_dim: int = Field(64, ge=1)
+    """Output dimensions of the up-projection that both towers share."""
     dropout: float = Field(0.5, ge=0, lt=1)
+    """Dropout inside the bottleneck."""
 
     def attach(self, model: DualEncoder) -> None:
         towers = {"image": model.image_blocks, "text": model.text_blocks}

@@ -46,8 +46,11 @@ class Peft(Method):
         "lokr": {"type": "LOKR", "r": 2, "towers": "image"},
     }
     type: str
+    """The library's name of the tuner, such as VERA; its own settings stand beside it."""
     targets: tuple[Target, ...] = Field(("attn.q", "attn.v"), min_length=1)
+    """The layers of a block that are tuned."""
     towers: Literal["both", "image", "text"] = "both"
+    """The towers that are adapted."""
 
     @property
     def knob(self) -> str | None:  # type: ignore[override]

@@ -26,7 +26,9 @@ class UniAdapter(Method):
     knob = "bottleneck"
     examples = {"": {"bottleneck": 4}}
     bottleneck: int = Field(128, ge=1)
+    """Width of the bottleneck."""
     scale: float = Field(0.1, gt=0)
+    """Factor on the output of the bottleneck."""
 
     def attach(self, model: DualEncoder) -> None:
         towers = {"image": model.image_blocks, "text": model.text_blocks}

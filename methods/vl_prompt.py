@@ -27,10 +27,15 @@ class VLPrompt(Method):
     starts_elsewhere = "the prompts take part in attention"
     examples = {"": {"image_n_ctx": 3, "text_n_ctx": 4}, "deep": {"image_n_ctx": 2, "text_n_ctx": 2, "text_depth": 2}}
     image_n_ctx: int = Field(50, ge=1)
+    """Learned tokens in the image tower."""
     image_depth: Depth = "all"
+    """In how many of its blocks, from the first."""
     text_n_ctx: int = Field(16, ge=1)
+    """Learned tokens in the text tower."""
     text_depth: Depth = 1
+    """In how many of its blocks, from the first."""
     init_std: float = Field(0.02, gt=0)
+    """Standard deviation of the text tokens at the start."""
 
     def check(self, shape: ModelShape) -> None:
         super().check(shape)

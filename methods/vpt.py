@@ -26,7 +26,9 @@ class VPT(Method):
     starts_elsewhere = "the prompts take part in attention"
     examples = {"deep": {"n_ctx": 3}, "shallow": {"n_ctx": 3, "prompt_depth": 1}}
     n_ctx: int = Field(50, ge=1)
+    """Learned tokens beside the patches."""
     prompt_depth: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    """In how many blocks, from the first, there are learned tokens."""
 
     def attach(self, model: DualEncoder) -> None:
         blocks = model.image_blocks

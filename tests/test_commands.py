@@ -14,12 +14,16 @@ from pathlib import Path
 import pytest
 
 import bench
+import methods
 from bench import __main__ as petl_bench
 from bench import run
+from bench.config.settings import SCHEDULERS, BackboneSettings, DatasetSettings, TrainSettings
 from bench.config.version import VERSION
+from bench.plan import reference
 from bench.plan.grid import expand
 from bench.store import folder, planned, record
 from bench.store.frame import collect
+from methods import losses
 
 ROOT = Path(bench.__file__).parents[1]
 ZERO = ("--method", "zero_shot", "--set", "train.workers=0", "train.eval_batch_size=64")
@@ -90,6 +94,62 @@ def test_another_methods_folder_is_named(tmp_path):
     command = [sys.executable, "-P", "-m", "bench", "--version"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == f"petl-bench {VERSION}\n"
+
+
+# --- settings in words -----------------------------------------------------------------------------------------------
+
+
+def test_the_settings_reference_is_current():
+    said = "run `petl-bench methods --reference > docs/settings.md` and read what it changes"
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == reference.page(), said
+
+
+def test_every_setting_is_explained():
+    blocks = [DatasetSettings, BackboneSettings, TrainSettings, *SCHEDULERS.values()]
+    blocks += [methods.get(name) for name in methods.names()]
+    blocks += [losses.get(name) for name in losses.names()]
+    found = [(cls.__name__, each) for cls in blocks for each in reference.settings_of(cls)]
+    assert len(found) > 100
+    assert [(name, each.key) for name, each in found if not each.meaning or each.values == "anything"] == []
+
+
+def test_values_in_words():
+    said = {each.key: (each.default, each.values) for each in reference.settings_of(methods.get("lora"))}
+    assert said["rank"] == ("4", "whole number ≥ 1")
+    assert said["dropout"] == ("0", "number ≥ 0 and < 1")
+    assert said["towers"] == ("both", "`both`, `image`, `text`")
+    assert said["targets"][0] == "[attn.q, attn.v]"
+    said = {each.key: (each.default, each.values) for each in reference.settings_of(TrainSettings)}
+    assert said["clip_grad_norm"] == ("1", "number > 0 or null")
+    assert said["betas"] == ("[0.9, 0.98]", "list of 2: number ≥ 0 and < 1")
+
+
+@pytest.mark.parametrize("name", [*methods.names(), *losses.names()])
+def test_one_method_is_explained_in_80_columns(name, capsys):
+    assert petl_bench.main(["methods", name]) == 0
+    said = capsys.readouterr().out
+    cls = methods.get(name) if name in methods.names() else losses.get(name)
+    words = " ".join(said.split())
+    assert cls.paper.split(",")[0] in words
+    assert all(key in said for key in cls.model_fields)
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_the_table_of_methods_fits_80_columns(capsys):
+    assert petl_bench.main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.split()[0] in methods.names() for line in lines if line.strip()) == len(methods.names())
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("r=8", "rank"), ("train.bs=8", "batch_size"), ("train.learning_rate=1", "lr"), ("train.wd=0", "weight_decay")],
+)
+def test_short_and_long_forms_of_keys_get_a_hint(given, meant, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run.main(["--method", "lora", "--set", given]) == 2
+    assert f"did you mean '{meant}'?" in capsys.readouterr().err
 
 
 # --- one run ---------------------------------------------------------------------------------------------------------

@@ -108,5 +108,16 @@ def _fields_at(cls: type[Settings], loc: Sequence[Any]) -> list[str]:
 
 
 def _suggest(word: str, options: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word[:_LONGEST_WORD], options, n=1, cutoff=0.5)
+    word = word[:_LONGEST_WORD]
+    close = _short_for(word, options) or difflib.get_close_matches(word, options, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _short_for(word: str, options: Sequence[str]) -> list[str]:
+    """The options that the word abbreviates or spells out: `r` rank, `bs` batch_size, `learning_rate` lr."""
+    initials = "".join(part[:1] for part in word.split("_"))
+    return [
+        each
+        for each in options
+        if each.startswith(word) or word == "".join(part[:1] for part in each.split("_")) or each == initials
+    ]

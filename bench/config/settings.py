@@ -16,7 +16,9 @@ class Settings(BaseModel):
     fills a tuple and 1 fills a float, but "12" never fills an int.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @classmethod
     def extra_depth(cls, key: str) -> int | None:
@@ -28,65 +30,110 @@ class DatasetSettings(Settings):
     """Which images and captions. `annotations`: the folder of the annotation files, if it is not `root`."""
 
     name: Literal["demo", "rsitmd", "rsicd", "ucm", "sydney", "nwpu"]
+    """The dataset; `petl-bench data list` shows them."""
     root: str | None = None
+    """The folder that holds the images."""
     split: Literal["pir", "karpathy", "precomp", "demo"] | None = None
+    """The annotations' layout and with it the split; default: the dataset's first."""
     annotations: str | None = None
+    """The folder of the annotation files, if it is not root."""
     val_fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of the training images held out for validation where the files name none."""
     split_seed: int = 0
+    """Which images are held out."""
 
 
 class BackboneSettings(Settings):
     """An open_clip model; weights are open_clip's tag, a file, `random` (drawn from `seed`) or `demo`."""
 
     model: str
+    """The name of the model in open_clip, such as ViT-B-32-quickgelu."""
     weights: str
+    """A tag of open_clip, a checkpoint file, `random`, or `demo` for tiny-clip."""
     seed: int = 0
+    """For random weights."""
 
 
 class TrainSettings(Settings):
     """How the trainable part is trained. No run id depends on `workers` (processes that load data)."""
 
     epochs: int = Field(20, ge=1)
+    """Passes over the training pairs."""
     batch_size: int = Field(128, ge=1)
+    """Pairs of an image and a caption a batch."""
     lr: float = Field(1e-4, gt=0)
+    """The highest learning rate."""
     optimizer: Literal["adamw", "adam"] = "adamw"
+    """AdamW or Adam."""
     betas: tuple[Beta, Beta] = (0.9, 0.98)
+    """Decay rates of the optimizer's averages."""
     eps: float = Field(1e-8, gt=0)
+    """Added to its denominator."""
     weight_decay: float = Field(0.01, ge=0)
+    """Applied to matrices; not to biases, gains and temperatures."""
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
-    warmup: float = Field(0.1, ge=0, le=1)  # fraction of all steps
+    """How the learning rate falls after the warmup."""
+    warmup: float = Field(0.1, ge=0, le=1)
+    """Share of all steps in which the learning rate rises from 0."""
     step_epochs: int = Field(20, ge=1)
+    """Schedule step: epochs between two falls."""
     step_gamma: float = Field(0.7, gt=0)
+    """Schedule step: factor at each fall."""
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    accumulate: int = Field(1, ge=1)  # batches an optimizer step
+    """The largest norm of the gradient; null: not clipped."""
+    accumulate: int = Field(1, ge=1)
+    """Batches an optimizer step."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward and backward pass; scores are float32."""
     augment: Literal["none", "clip", "harma"] = "none"
+    """How training pictures are cropped, flipped and coloured."""
     captions: Literal["none", "clip", "harma"] = "none"
+    """How captions are cleaned before they are tokenised."""
     captions_per_epoch: Literal["all", "one"] = "all"
+    """Every caption of an image in each epoch, or one drawn."""
     grad_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
     eval_batch_size: int = Field(256, ge=1)
+    """Images or captions a batch at evaluation."""
     workers: int = Field(4, ge=0)
+    """Processes that load data; no number depends on it, and no run id."""
 
 
 class SlurmSettings(Settings):
     """What a job array asks the cluster for; `extra` goes to sbatch as it is, `setup` runs before each task."""
 
     partition: str | None = None
+    """As sbatch --partition."""
     account: str | None = None
+    """As sbatch --account."""
     qos: str | None = None
+    """As sbatch --qos."""
     constraint: str | None = None
+    """As sbatch --constraint."""
     gres: str | None = None
+    """As sbatch --gres."""
     gpus_per_node: int | str | None = None
+    """As sbatch --gpus-per-node."""
     cpus_per_task: int | None = Field(None, ge=1)
+    """CPU cores a job."""
     mem_gb: Annotated[float, Field(gt=0)] | None = None
+    """Memory a job."""
     timeout_min: int = Field(120, ge=1)
-    array_parallelism: int = Field(64, ge=1)  # jobs at once, over all of a sweep's arrays
+    """Time limit of a job, after which it goes on in a new one."""
+    array_parallelism: int = Field(64, ge=1)
+    """Jobs at once, over all of a sweep's arrays."""
     runs_per_job: int = Field(1, ge=1)
-    parallel_runs: int = Field(1, ge=1)  # of a job's runs, side by side on its GPU
-    signal_seconds: int = Field(120, ge=1)  # before its time limit: when Slurm warns a job, which then saves
-    max_timeouts: int = Field(10, ge=0)  # how often a job that made progress may continue after its time limit
+    """Runs that one job computes one after another."""
+    parallel_runs: int = Field(1, ge=1)
+    """Of a job's runs, side by side on its GPU."""
+    signal_seconds: int = Field(120, ge=1)
+    """Before its time limit: when Slurm warns a job, which then saves."""
+    max_timeouts: int = Field(10, ge=0)
+    """How often a job that made progress may continue after its time limit."""
     setup: tuple[str, ...] = ()
+    """Shell lines before each task."""
     extra: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Other options of sbatch, as they are."""
 
 
 # The section of a sweep file that each cluster scheduler reads; `bench.launch` has a folder of the same name for it.

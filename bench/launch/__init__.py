@@ -29,8 +29,9 @@ def make(
     """The launcher that `executor` names, for the sweep in `folder`.
 
     blocks: the sweep's settings for each scheduler; a scheduler without a block uses its defaults. reports: where a
-    scheduler's last job writes the report, of the plan with that id. follow: whether a scheduler's launcher waits for the runs. workers: how many
-    local workers; by default one a GPU, else one a core. UserError for settings that contradict each other.
+    scheduler's last job writes the report, of the plan with that id. follow: whether a scheduler's launcher waits for
+    the runs. workers: how many local workers; by default one a GPU, else one a core. UserError for settings that
+    contradict each other.
     """
     if name := scheduler_for(executor):
         settings = blocks.get(name) or SCHEDULERS[name]()

@@ -40,8 +40,11 @@ class HarMALoss(Loss):
     paper = "Huang 2024, arXiv 2404.18253"
     params = 1
     margin: float = Field(0.2, ge=0)
+    """By how much a matching pair must be more similar."""
     temperature: float = Field(0.07, gt=0)
+    """Of the contrastive part at the start; it is trained."""
     triplet_weight: float = Field(1.0, ge=0)
+    """Weight of the triplet part."""
 
     def attach(self, model: DualEncoder) -> None:
         model.extras["temperature"] = torch.nn.Parameter(torch.tensor(self.temperature))

@@ -20,9 +20,13 @@ class HMMC(Loss):
     name = "hmmc"
     paper = "Yuan, Zhan, Xiong 2023, arXiv 2308.12509"
     margin: float = Field(0.2, ge=0)
+    """By how much a matching pair must be more similar."""
     view_dropout: float = Field(0.2, gt=0, lt=1)
+    """Dropout that makes the second view."""
     image_weight: float = Field(1.0, ge=0)
+    """Weight of the term between the two image views."""
     text_weight: float = Field(1.0, ge=0)
+    """Weight of the term between the two text views."""
 
     @property
     def second_view(self) -> float | None:

@@ -38,6 +38,7 @@ class InfoNCE(Loss):
     paper = "Radford et al. 2021, arXiv 2103.00020"
     examples = {"": {}, "image": {"targets": "image"}}
     targets: Literal["pair", "image"] = "pair"
+    """What counts as right: the pair alone, or every caption of the image."""
 
     def __call__(self, features: Features, image_ids: Int[Tensor, " batch"], model: DualEncoder) -> Float[Tensor, ""]:
         ids = image_ids if self.targets == "image" else None

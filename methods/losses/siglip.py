@@ -38,6 +38,7 @@ class SigLIP(Loss):
     examples = {"": {}, "image": {"targets": "image"}}
     params = 2
     targets: Literal["pair", "image"] = "pair"
+    """What counts as right: the pair alone, or every caption of the image."""
 
     def attach(self, model: DualEncoder) -> None:
         clip = model.clip

@@ -47,7 +47,9 @@ class Triplet(Loss):
     paper = "Faghri et al. 2018, arXiv 1707.05612 (VSE++: hardest); Kiros et al. 2014, arXiv 1411.2539 (sum)"
     examples = {"": {}, "sum": {"negatives": "sum"}}
     margin: float = Field(0.2, ge=0)
+    """By how much a matching pair must be more similar."""
     negatives: Literal["hardest", "sum"] = "hardest"
+    """The hardest negative of the batch, or the sum over all."""
 
     def __call__(self, features: Features, image_ids: Int[Tensor, " batch"], model: DualEncoder) -> Float[Tensor, ""]:
         triplet = hardest_triplet if self.negatives == "hardest" else sum_triplet
