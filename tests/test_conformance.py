@@ -11,7 +11,8 @@ from torch import nn
 import methods
 from bench import check as cli
 from bench.conformance import suite as checks
-from bench.conformance.subject import LOSS_CHECKS, METHOD_CHECKS, Skip, Subject
+from bench.conformance import tiny
+from bench.conformance.subject import LOSS_CHECKS, METHOD_CHECKS, Skip, Subject, address, tensors
 from methods import losses, registry
 from methods.base import Method, ModelShape
 from methods.excuses import EXCUSES
@@ -71,6 +72,19 @@ def test_every_excuse_is_of_something_there():
     for subject, check in EXCUSES:
         assert subject in labels | set(methods.names()) | set(losses.names())
         assert check in METHOD_CHECKS | LOSS_CHECKS
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "CustomTextCLIP", "ResNet"])
+def test_a_tiny_backbone_is_a_whole_copy(kind):
+    made, again, origin = tiny.backbone(kind).clip, tiny.backbone(kind).clip, tiny._clip(kind)
+    assert [type(module) for module in made.modules()] == [type(module) for module in origin.modules()]
+    assert not made.training
+    held = dict(tensors(origin))
+    assert held.keys() == dict(tensors(made)).keys()
+    for (name, one), (_, other) in zip(tensors(made), tensors(again), strict=True):
+        assert torch.equal(one, held[name])
+        assert one.stride() == held[name].stride()
+        assert len({address(one), address(other), address(held[name])}) == 3
 
 
 # --- planted faults: the sound method passes every check, each fault is caught by the check named for it --------------

