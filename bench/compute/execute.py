@@ -20,6 +20,7 @@ from bench.config.errors import GpuLost, Stopped, UserError
 from bench.config.files import write_bytes, write_json
 from bench.core import cost, ranks
 from bench.core.evaluate import evaluate
+from bench.core.held import held_weights
 from bench.core.inputs import Inputs
 from bench.core.position import Position
 from bench.core.state import Fit, StateFiles, saved_position
@@ -153,7 +154,8 @@ def _compute(
     inputs = Inputs(loaded.dataset, backbone, spec.train, device, prepared=loaded.prepared)
     validation = inputs.eval_set("val")
     if spec.method.trains:
-        with closing(inputs.train_batches(spec.seed)) as batches:
+        batches = inputs.train_batches(spec.seed)
+        with closing(batches), held_weights(model, spec.train.precision):
             done = fit(
                 model,
                 loss=spec.loss,

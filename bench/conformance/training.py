@@ -10,6 +10,7 @@ from torch import nn
 
 from bench.conformance.subject import CLOSE, Skip, Subject, built, cosines, distance, on_method, tensors
 from bench.conformance.tiny import batch
+from bench.core.held import held_weights
 from methods import losses
 
 
@@ -85,6 +86,26 @@ def check_bf16_autocast_is_finite(subject: Subject) -> None:
         value.backward()
         bad = [name for name, p in model.trainable().items() if p.grad is not None and not torch.isfinite(p.grad).all()]
         assert not bad, f"the gradient of {bad[0]} is not finite under bf16"
+
+
+@on_method
+def check_held_weights_change_nothing(subject: Subject) -> None:
+    """Training in bf16 multiplies by bfloat16 copies of frozen weights: see `bench.core.held`."""
+    found = []
+    for precision in ("fp32", "bf16"):  # of the weights: without copies, and with
+        model = subject.attached(perturbed=True, train=True)
+        if not model.trainable():
+            raise Skip("trains nothing")
+        with torch.random.fork_rng(devices=[]), held_weights(model, precision):
+            torch.manual_seed(2)
+            with torch.autocast("cpu", torch.bfloat16):
+                features = model(batch().images, batch().tokens, subject.loss.second_view)
+            value = subject.loss(features, batch().image_ids, model)
+            value.backward()
+        found.append([value.detach(), *(p.grad for p in model.trainable().values() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]), "other parameters get gradients with held weights"
+    for plain, held in zip(*found, strict=True):
+        assert torch.equal(plain, held), "numbers differ with held weights: a module reads a frozen layer's weight"
 
 
 @on_method

@@ -153,7 +153,7 @@ class Loaders:
             generator=torch.Generator(),
         )
 
-    def batches(self, places: Sequence[Place]) -> Iterator[list[Tensor]]:
+    def batches(self, places: Sequence[Place]) -> Iterator[list[Shaped[Tensor, "*any"]]]:
         """Pictures, image indices and caption indices of these places, in batches that are full."""
         assert self.loader is not None, "closed"
         # The number that a loader of torch draws when it starts. Drawn here, in each epoch, training's own random

@@ -24,6 +24,14 @@ from bench.core.state import Fit, Part, StateFiles
 LOGIT_SCALE_MAX = math.log(100)  # CLIP's own clamp on the trained temperature
 
 
+def _never() -> bool:
+    return False
+
+
+def _ignore(*_: Any, **__: Any) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Batch:
     """One batch on the device: normalised pictures, their captions' token ids, and which image each picture is."""
@@ -42,7 +50,7 @@ class TrainBatches:
 
     open: Callable[[int, int], Generator[Batch, None, None]]
     per_epoch: int
-    close: Callable[[], None] = lambda: None
+    close: Callable[[], None] = _ignore
 
 
 @runtime_checkable
@@ -93,14 +101,6 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: TrainSettings) 
     ]
     cls = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.optimizer]
     return cls([group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas, eps=settings.eps)
-
-
-def _never() -> bool:
-    return False
-
-
-def _ignore(*_: Any, **__: Any) -> None:
-    pass
 
 
 def fit(
