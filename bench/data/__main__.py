@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from bench.config.errors import UserError
 from bench.data import DATASETS
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     check.add_argument("--root", help="folder that holds the images")
     check.add_argument("--split", choices=FILES, help="default: the dataset's first in `list`")
     check.add_argument("--annotations", help="folder that holds the annotation files; default: the root")
+    check.add_argument("--out", type=Path, help="file for the whole lists; default: one in the cache, if a list is cut")
     arguments = parser.parse_args(argv)
     try:
         return _list() if arguments.command == "list" else _check(arguments)
@@ -44,7 +46,8 @@ def _check(arguments: argparse.Namespace) -> int:
     from bench.data.survey import check
 
     given = {key: getattr(arguments, key) for key in ("name", "root", "split", "annotations")}
-    return 1 if check(parse(DatasetSettings, given, "dataset", Document(given, {(): "the command line"}))) else 0
+    settings = parse(DatasetSettings, given, "dataset", Document(given, {(): "the command line"}))
+    return 1 if check(settings, out=arguments.out) else 0
 
 
 if __name__ == "__main__":
