@@ -16,10 +16,10 @@ from bench.data.images import SHOWN, images, locate_all
 from bench.data.pixels import decode, fault, pool, strict
 
 if TYPE_CHECKING:
-    from bench.config.settings import DatasetSettings
+    from bench.config.settings import AnyDataset
 
 
-def check(settings: DatasetSettings, echo: Callable[[str], None] = print, out: Path | None = None) -> int:
+def check(settings: AnyDataset, echo: Callable[[str], None] = print, out: Path | None = None) -> int:
     """Print counts per split and what is wrong with the data, line by line through `echo`; the number of problems.
 
     A problem is a missing image, one that does not decode, or two names that are found as one file. Empty captions are
@@ -36,7 +36,7 @@ def check(settings: DatasetSettings, echo: Callable[[str], None] = print, out: P
     kept = {item.image: split for split, items in used.items() for item in items}
     lists = _Lists(echo)
     lists.add("empty captions (a note, no problem)", _empty_captions(raw), problem=False)
-    dropped = sum(is_empty(caption) for item in raw["train"] for caption in item.captions)
+    dropped = sum(is_empty(caption) for item in raw.get("train", ()) for caption in item.captions)
     if dropped:
         echo(
             f"dropped from training: {dropped} captions, {sum(item.image not in kept for item in raw['train'])} images"
@@ -93,6 +93,8 @@ def table() -> str:
             files = ", ".join(FILES.get(split, ("no files needed",)))
             default = " (default)" if split == info.splits[0] else ""
             lines.append(f"{'':8}{split + default:20}{files}")
+    lines.append("captions  images and captions of your own")
+    lines.append(f"{'':8}{'':20}captions or metadata .csv, .tsv, .json, .jsonl, or metadata in train/, val/, test/")
     return "\n".join(lines)
 
 
