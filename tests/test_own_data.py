@@ -281,7 +281,7 @@ HEAD = "filepath,title,split\n"
             "a.csv",
             HEAD,
             {"file": "b.csv"},
-            r"dataset\.file: no file .*b\.csv; give it relative to the root, which has a\.csv",
+            r"dataset\.file: no file b\.csv in .*; give it relative to the root, which has a\.csv",
         ),
         (
             "a.csv",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from bench.config.document import shorten
 from bench.config.errors import UserError
 from bench.config.files import is_folder, is_regular
 from bench.config.settings import CaptionSettings, SplitFiles
@@ -122,9 +123,8 @@ def _readable(root: Path, text: str) -> Path:
     path = root / os.path.expanduser(text)  # noqa: PTH111
     if not is_regular(path):
         near = ", ".join(sorted(each.name for each in _caption_files(root))[:10])
-        raise UserError(
-            f"dataset.file: no file {path}; give it relative to the root{f', which has {near}' if near else ''}"
-        )
+        has = f", which has {near}" if near else ""
+        raise UserError(f"dataset.file: no file {shorten(text, 300)} in {root}; give it relative to the root{has}")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path}: no permission to read it")
     return path
