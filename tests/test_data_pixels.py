@@ -250,10 +250,10 @@ def test_two_processes_at_once(root):
 
 def test_missing_images_are_one_error(root):
     with pytest.raises(UserError) as caught:
-        pixels.prepare(root, [*NAMES, *(f"no_{i}.tif" for i in range(7))], 16, "crop")
+        pixels.prepare(root, [*NAMES, *(f"no_{i}.tif" for i in range(12))], 16, "crop")
     message = str(caught.value)
-    assert message.startswith("7 of 10 images missing under")
-    assert "no_4.tif\n  and 2 more" in message
+    assert message.startswith("12 of 15 images missing under")
+    assert "no_9.tif\n  and 2 more" in message
     assert "bench.data check" in message
 
 

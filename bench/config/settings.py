@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,7 +28,7 @@ class Settings(BaseModel):
 
 
 class DatasetSettings(Settings):
-    """Which images and captions. `annotations`: the folder of the annotation files, if it is not `root`."""
+    """A dataset that the harness knows. `split`: its annotation layout; `annotations`: their folder, if not `root`."""
 
     name: Literal["demo", "rsitmd", "rsicd", "ucm", "sydney", "nwpu"]
     """The dataset; `petl-bench data list` shows them."""
@@ -41,6 +42,70 @@ class DatasetSettings(Settings):
     """Share of the training images held out for validation where the files name none."""
     split_seed: int = 0
     """Which images are held out."""
+
+
+class SplitFiles(Settings):
+    """A file of captions for each split; a split without one is held out of the training images."""
+
+    train: str
+    """Of the training images."""
+    val: str | None = None
+    """Of the validation images."""
+    test: str | None = None
+    """Of the test images."""
+
+
+class CaptionSettings(Settings):
+    """Images and captions of one's own: which files hold the captions, and which of their columns mean what.
+
+    `file` is relative to `root`. What is not given is found: `captions` or `metadata` files, and columns by their usual
+    names (`bench.data.own.USUAL`). A sweep's runs have all of it written out. `split` is the column with train, val or
+    test. What the files name neither as val nor as test is held out by `split_seed`: these fractions of the images.
+    `title` names the dataset in reports, by default the root's folder.
+    """
+
+    name: Literal["captions"]
+    """`captions`: any images with captions."""
+    root: str | None = None
+    """The folder that holds the images."""
+    file: str | SplitFiles | None = None
+    """The file of captions, relative to root, or one for each split: `{train: ..., val: ..., test: ...}`."""
+    image: str | None = None
+    """The column of the image's name."""
+    caption: str | tuple[str, ...] | None = None
+    """The column of the caption, or several."""
+    split: str | None = None
+    """The column with train, val or test."""
+    label: str | None = None
+    """The column of the class name."""
+    val_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of the images held out for validation, where no file and no column says."""
+    test_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of the images held out for the test, where no file and no column says."""
+    split_seed: int = 0
+    """Which images are held out."""
+    title: str | None = Field(None, min_length=1, max_length=60)
+    """The dataset's name in reports; default: the root's folder."""
+
+
+class _AnyDataset(Settings):
+    """What checks settings whose name is no dataset's: the error lists every name."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Literal["demo", "rsitmd", "rsicd", "ucm", "sydney", "nwpu", "captions"]
+
+
+AnyDataset = DatasetSettings | CaptionSettings
+
+
+def dataset_class(data: Any) -> type[DatasetSettings] | type[CaptionSettings]:
+    """The class of a dataset's settings, by the name in them."""
+    name = data.get("name") if isinstance(data, Mapping) else None
+    if name == "captions":
+        return CaptionSettings
+    known = name in get_args(DatasetSettings.model_fields["name"].annotation) or not isinstance(name, str)
+    return DatasetSettings if known else cast(Any, _AnyDataset)
 
 
 class BackboneSettings(Settings):

@@ -8,15 +8,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.config.errors import UserError
 from bench.config.files import is_folder
-from bench.data.annotations import Item, content, find, read
+from bench.config.settings import AnyDataset, CaptionSettings, DatasetSettings
+from bench.data.annotations import SPLITS, Item, content, find, read
 from bench.data.images import locate
-
-if TYPE_CHECKING:
-    from bench.config.settings import DatasetSettings
+from bench.data.own import identity_own, read_own, root_of
+from bench.data.own import resolved as resolved_own
 
 __all__ = [
     "DATASETS",
@@ -29,8 +28,12 @@ __all__ = [
     "locate",
     "raw_splits",
     "register",
+    "resolved",
     "split_of",
 ]
+
+
+Splits = dict[str, tuple[Item, ...]]
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,15 @@ class Dataset:
     sha256: str
 
 
-def identity(settings: DatasetSettings) -> str:
+def identity(settings: AnyDataset) -> str:
     """Hash (hex) of the annotation files' bytes, the split, and how validation is held out; a generated
     dataset's version.
 
     Costs a read of the annotations, no parsing. Images are not in it: the pixel cache hashes those. UserError if the
     root or an annotation file is missing.
     """
+    if isinstance(settings, CaptionSettings):
+        return identity_own(settings)
     split_of(settings)
     if (version := DATASETS[settings.name].version) is not None:
         return version
@@ -96,34 +101,73 @@ def identity(settings: DatasetSettings) -> str:
     return digest.hexdigest()
 
 
-def load(settings: DatasetSettings) -> Dataset:
+def load(settings: AnyDataset) -> Dataset:
     """The dataset's train, val and test items. Reads annotations alone; whether images exist is for `check`.
 
     Empty captions are dropped from training, and images left with none; validation and test keep theirs.
     Where the files name no validation images (always in precomp), `val_fraction` of the kept training images is held
-    out: those whose sha256 of "split_seed:name" is smallest, so neither file order nor Python's version matters.
+    out, and of one's own captions without test images `test_fraction` before it: those whose sha256 of
+    "split_seed:name" is smallest, so neither file order nor Python's version matters.
     UserError for whatever is missing or malformed, and for a split without images.
     """
+    found = _read_own(settings) if isinstance(settings, CaptionSettings) else _read_known(settings)
+    split, root, folder, splits = found
+    what = f"{settings.name}, split {split}"
+    for title in SPLITS:
+        if not splits[title]:
+            raise UserError(f"{what}: no {title} images in the annotations in {folder}")
+    for item in (*splits["val"], *splits["test"]):
+        if not item.captions:
+            raise UserError(f"{what}: image {item.image!r} has no caption, in {folder}")
+    listed = [split, *([[item.image, item.captions] for item in splits[title]] for title in SPLITS)]
+    digest = hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode())
+    name = getattr(settings, "title", None) or settings.name
+    return Dataset(name, split, root, splits["train"], splits["val"], splits["test"], digest.hexdigest())
+
+
+def _read_known(settings: DatasetSettings) -> tuple[str, Path, Path, Splits]:
+    """(split, root, folder of the annotations, items by split) of a dataset that the harness knows."""
     split, root, folder = _source(settings)
     splits = raw_splits(settings)
-    train, val, test = _without_empty(splits["train"]), splits.get("val", ()), splits["test"]
-    if not val and split != "pir":
-        train, val = _hold_out(train, settings.val_fraction, settings.split_seed)
-    for title, items in {"train": train, "val": val, "test": test}.items():
-        if not items:
-            raise UserError(f"{settings.name}, split {split}: no {title} images in the annotations in {folder}")
-    for item in (*val, *test):
-        if not item.captions:
-            raise UserError(f"{settings.name}, split {split}: image {item.image!r} has no caption, in {folder}")
-    listed = [split, *([[item.image, item.captions] for item in items] for items in (train, val, test))]
-    digest = hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode())
-    return Dataset(settings.name, split, root, train, val, test, digest.hexdigest())
+    splits = {"val": (), **splits, "train": _without_empty(splits["train"])}
+    if not splits["val"] and split != "pir":
+        count = round(settings.val_fraction * len(splits["train"]))
+        splits["train"], splits["val"] = _hold_out(splits["train"], count, settings.split_seed)
+    return split, root, folder, splits
 
 
-def raw_splits(settings: DatasetSettings) -> dict[str, tuple[Item, ...]]:
-    """Items by split as the annotation files hold them, empty captions and all; there may be no "val"."""
+def _read_own(settings: CaptionSettings) -> tuple[str, Path, Path, Splits]:
+    """The same of one's own captions; the split says in words how it is made."""
+    root = root_of(settings)
+    how, splits = read_own(settings)
+    splits = {"val": (), "test": (), **splits, "train": _without_empty(splits.get("train", ()))}
+    count, held = len(splits["train"]), []
+    for title, fraction in {"test": settings.test_fraction, "val": settings.val_fraction}.items():
+        if not splits[title]:
+            some = max(1, round(fraction * count))
+            splits["train"], splits[title] = _hold_out(splits["train"], some, settings.split_seed)
+            held.append(f"{title} {fraction:.3g}")
+    words = f"{' and '.join(held)} held out by seed {settings.split_seed}" if held else ""
+    return ", ".join(filter(None, (how, words))), root, root, splits
+
+
+def raw_splits(settings: AnyDataset) -> dict[str, tuple[Item, ...]]:
+    """Items by split as the annotation files hold them, empty captions and all; there may be no "val" (nor, of one's
+    own captions, "test")."""
+    if isinstance(settings, CaptionSettings):
+        return read_own(settings)[1]
     split, _, folder = _source(settings)
     return read("karpathy" if DATASETS[settings.name].make else split, settings.name, folder)
+
+
+def resolved(settings: AnyDataset) -> AnyDataset:
+    """The settings with nothing left open: the split, or the files and columns of one's own captions."""
+    if isinstance(settings, CaptionSettings):
+        found = resolved_own(settings)
+        # Reports print published numbers beside a known dataset's name: a folder's name alone must not ask for them.
+        known = settings.title is None and (found.title or "").lower() in DATASETS
+        return found.model_copy(update={"title": f"{found.title} captions"}) if known else found
+    return settings.model_copy(update={"split": split_of(settings)})
 
 
 def split_of(settings: DatasetSettings) -> str:
@@ -167,8 +211,8 @@ def _without_empty(items: Sequence[Item]) -> tuple[Item, ...]:
     return tuple(item for item in kept if item.captions)
 
 
-def _hold_out(items: Sequence[Item], fraction: float, seed: int) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
-    """(train, val), each in the order of `items`; val holds round(fraction * n) images."""
+def _hold_out(items: Sequence[Item], count: int, seed: int) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """(train, held out), each in the order of `items`; so many images are held out."""
     names = sorted((i.image for i in items), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
-    held = set(names[: round(fraction * len(names))])
+    held = set(names[:count])
     return tuple(i for i in items if i.image not in held), tuple(i for i in items if i.image in held)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench.config.terminal import command
+from bench.config.terminal import command, given_path
 from bench.data import DATASETS
 from bench.data.annotations import FILES
 
@@ -24,10 +24,16 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the known datasets, their splits and the files they are read from")
     check = commands.add_parser("check", help="counts per split, and every problem with the images and captions")
-    check.add_argument("name", choices=list(DATASETS))
+    check.add_argument("name", choices=[*DATASETS, "captions"])
     check.add_argument("--root", help="folder that holds the images")
-    check.add_argument("--split", choices=list(FILES), help="default: the dataset's first in `list`")
+    check.add_argument("--split", help=f"{', '.join(FILES)} (default: the first in `list`); of captions: a column")
     check.add_argument("--annotations", help="folder that holds the annotation files; default: the root")
+    for key in ("image", "caption", "label"):
+        check.add_argument(f"--{key}", help=f"of captions: the column of the {key}; default: by its usual name")
+    check.add_argument("--file", nargs="+", help="of captions: the file, or train=FILE val=FILE test=FILE")
+    check.add_argument(
+        "--out", type=given_path, help="file for the whole lists; default: one in the cache, if a list is cut"
+    )
     return parser
 
 
@@ -45,11 +51,17 @@ def _list() -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from bench.config.document import Document
     from bench.config.parse import parse
-    from bench.config.settings import DatasetSettings
+    from bench.config.settings import dataset_class
     from bench.data.survey import check
 
-    given = {key: getattr(arguments, key) for key in ("name", "root", "split", "annotations")}
-    return 1 if check(parse(DatasetSettings, given, "dataset", Document(given, {(): "the command line"}))) else 0
+    keys = ("name", "root", "split", "annotations", "image", "caption", "label")
+    given = {key: value for key in keys if (value := getattr(arguments, key)) is not None}
+    if arguments.file:
+        parted = [text.partition("=") for text in arguments.file]
+        several = all(equals for _, equals, _ in parted)
+        given["file"] = {key: file for key, _, file in parted} if several else " ".join(arguments.file)
+    document = Document(given, {(): "the command line"})
+    return 1 if check(parse(dataset_class(given), given, "dataset", document), out=arguments.out) else 0
 
 
 if __name__ == "__main__":

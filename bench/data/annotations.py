@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -44,7 +44,9 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
+    """One entry of a file: its place for errors, the image's name, captions, class name, and split if it says one."""
+
     where: str
     image: str
     captions: list[str]
@@ -77,22 +79,27 @@ def read(layout: str, name: str, folder: Path) -> dict[str, tuple[Item, ...]]:
     entry (counted from 1) of whatever is wrong, and any image that is in two splits.
     """
     splits = _READERS[layout](find(layout, name, folder))
+    disjoint(splits, str(folder))
+    return splits
+
+
+def disjoint(splits: Mapping[str, Sequence[Item]], where: str) -> None:
+    """UserError, which begins with `where`, if an image is in two splits."""
     seen: dict[str, str] = {}
     for split, items in splits.items():
         for item in items:
             if seen.setdefault(item.image, split) != split:
-                raise UserError(f"{folder}: image {item.image!r} is both in {seen[item.image]} and in {split}")
-    return splits
+                raise UserError(f"{where}: image {item.image!r} is both in {seen[item.image]} and in {split}")
 
 
 def _read_pir(paths: list[Path]) -> dict[str, tuple[Item, ...]]:
-    return {split: _group(_pir_rows(path)) for split, path in zip(SPLITS, paths, strict=True)}
+    return {split: gather(_pir_rows(path)) for split, path in zip(SPLITS, paths, strict=True)}
 
 
-def _pir_rows(path: Path) -> Iterator[_Row]:
-    entries = _json(path)
+def _pir_rows(path: Path) -> Iterator[Row]:
+    entries = json_content(path)
     if not isinstance(entries, list):
-        raise UserError(f"{path}: expected a list of {{image, caption}} entries, got {_short(entries)}")
+        raise UserError(f"{path}: expected a list of {{image, caption}} entries, got {shortened(entries)}")
     for number, entry in enumerate(entries, 1):
         match entry:
             case {"image": str(image), "caption": str(caption)}:
@@ -102,17 +109,17 @@ def _pir_rows(path: Path) -> Iterator[_Row]:
             case _:
                 raise UserError(
                     f"{path}, entry {number}: expected {{image: text, caption: text or a list of texts}}, "
-                    f"got {_short(entry)}"
+                    f"got {shortened(entry)}"
                 )
         label = entry.get("label_name")
-        yield _Row(f"{path}, entry {number}", image, captions, label if isinstance(label, str) else None)
+        yield Row(f"{path}, entry {number}", image, captions, label if isinstance(label, str) else None)
 
 
 def _read_precomp(paths: list[Path]) -> dict[str, tuple[Item, ...]]:
-    return {"train": _group(_precomp_rows(*paths[:2])), "test": _group(_precomp_rows(*paths[2:]))}
+    return {"train": gather(_precomp_rows(*paths[:2])), "test": gather(_precomp_rows(*paths[2:]))}
 
 
-def _precomp_rows(caption_path: Path, name_path: Path) -> Iterator[_Row]:
+def _precomp_rows(caption_path: Path, name_path: Path) -> Iterator[Row]:
     captions, names = _lines(caption_path), _lines(name_path)
     if len(captions) not in (len(names), len(names) * CAPTIONS_PER_IMAGE):
         raise UserError(
@@ -121,16 +128,16 @@ def _precomp_rows(caption_path: Path, name_path: Path) -> Iterator[_Row]:
         )
     each = len(captions) // max(len(names), 1)
     for number, name in enumerate(names):
-        yield _Row(f"{name_path}, line {number + 1}", name.strip(), captions[number * each : (number + 1) * each])
+        yield Row(f"{name_path}, line {number + 1}", name.strip(), captions[number * each : (number + 1) * each])
 
 
 def _read_karpathy(paths: list[Path]) -> dict[str, tuple[Item, ...]]:
     rows = list(_karpathy_rows(paths[0]))
-    return {split: _group(row for row in rows if row.split == split) for split in SPLITS}
+    return {split: gather(row for row in rows if row.split == split) for split in SPLITS}
 
 
-def _karpathy_rows(path: Path) -> Iterator[_Row]:
-    data = _json(path)
+def _karpathy_rows(path: Path) -> Iterator[Row]:
+    data = json_content(path)
     labelled: list[tuple[str | None, Any]]
     match data:
         case {"images": [*entries]}:
@@ -138,7 +145,7 @@ def _karpathy_rows(path: Path) -> Iterator[_Row]:
         case {**classes} if classes and all(isinstance(entries, list) for entries in classes.values()):
             labelled = [(label, _nwpu_entry(label, entry)) for label, entries in data.items() for entry in entries]
         case _:
-            raise UserError(f'{path}: expected {{"images": [...]}}, got {_short(data)}')
+            raise UserError(f'{path}: expected {{"images": [...]}}, got {shortened(data)}')
     for number, (label, entry) in enumerate(labelled, 1):
         match entry:
             case {"filename": str(image), "split": "train" | "val" | "test" as split, "sentences": [*sentences]}:
@@ -150,10 +157,10 @@ def _karpathy_rows(path: Path) -> Iterator[_Row]:
         if not _all_text(captions):
             raise UserError(
                 f"{path}, entry {number}: expected {{filename: text, split: train, val or test, "
-                f"sentences: [{{raw: text}}, ...]}}, got {_short(entry)}"
+                f"sentences: [{{raw: text}}, ...]}}, got {shortened(entry)}"
             )
         label = label or entry.get("label")
-        yield _Row(f"{path}, entry {number}", image, captions, label if isinstance(label, str) else None, split)
+        yield Row(f"{path}, entry {number}", image, captions, label if isinstance(label, str) else None, split)
 
 
 def _nwpu_entry(label: str, entry: Any) -> Any:
@@ -172,23 +179,28 @@ _READERS: dict[str, Callable[[list[Path]], dict[str, tuple[Item, ...]]]] = {
 }
 
 
-def _group(rows: Iterable[_Row]) -> tuple[Item, ...]:
+def gather(rows: Iterable[Row]) -> tuple[Item, ...]:
+    """One item an image, in order, with the captions of all its rows. UserError for a name that is none."""
     captions: dict[str, list[str]] = {}
     labels: dict[str, str | None] = {}
     for row in rows:
         for text in (row.image, row.label or "", *row.captions):
             whole_characters(text, row.where)
-        path = PurePosixPath(row.image)
-        longest = max((len(part.encode()) for part in path.parts), default=0)
-        if not 0 < longest <= _LONGEST_NAME or len(row.image) > _LONGEST_PATH or "\0" in row.image:
-            raise UserError(f"{row.where}: {_short(row.image)} is not an image's file name")
-        if path.is_absolute() or ".." in path.parts:
-            raise UserError(
-                f"{row.where}: image {row.image!r} leaves the dataset's root; write it relative to the root"
-            )
+        check_name(row.image, row.where)
         captions.setdefault(row.image, []).extend(row.captions)
         labels[row.image] = labels.get(row.image) or row.label
     return tuple(Item(image, tuple(texts), labels[image]) for image, texts in captions.items())
+
+
+def check_name(image: str, where: str) -> None:
+    """UserError, which begins with `where`, for what can't be an image's name or leads out of the root."""
+    whole_characters(image, where)
+    path = PurePosixPath(image)
+    longest = max((len(part.encode()) for part in path.parts), default=0)
+    if not 0 < longest <= _LONGEST_NAME or len(image) > _LONGEST_PATH or "\0" in image:
+        raise UserError(f"{where}: {shortened(image)} is not an image's file name")
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(f"{where}: image {image!r} leaves the dataset's root; write it relative to the root")
 
 
 def content(path: Path) -> bytes:
@@ -199,7 +211,8 @@ def content(path: Path) -> bytes:
         raise UserError(f"{path}: can't be read: {error.strerror}") from None
 
 
-def _text(path: Path) -> str:
+def text_content(path: Path) -> str:
+    """The text of an annotation file, without a byte-order mark; UserError, with the line, if it is not UTF-8."""
     raw = content(path)
     try:
         return raw.decode("utf-8-sig")
@@ -210,13 +223,14 @@ def _text(path: Path) -> str:
 
 def _lines(path: Path) -> list[str]:
     # Not str.splitlines: it would also cut captions at U+2028 and the like.
-    text = _text(path).removesuffix("\n")
+    text = text_content(path).removesuffix("\n")
     return [line.removesuffix("\r") for line in text.split("\n")] if text else []
 
 
-def _json(path: Path) -> Any:
+def json_content(path: Path) -> Any:
+    """The content of a JSON file; UserError, with the line, if it is none."""
     try:
-        return json.loads(_text(path))
+        return json.loads(text_content(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})") from None
     except ValueError as error:  # a number of over 4,300 digits
@@ -229,7 +243,8 @@ def _all_text(values: list) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
-def _short(value: object) -> str:
+def shortened(value: object) -> str:
+    """A value as errors print it, at most 120 characters."""
     try:
         text = repr(value)
     except RecursionError:

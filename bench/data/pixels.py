@@ -25,7 +25,7 @@ from PIL import Image
 
 from bench.config.errors import UserError
 from bench.config.files import cache_dir, cache_errors
-from bench.data.images import absent, locate
+from bench.data.images import SHOWN, images, locate_all
 
 VERSION = 2  # raise it when the same file would give other pixels
 RESIZES = ("crop", "squash")
@@ -180,11 +180,11 @@ def _size(path: Path) -> int:
 
 
 def _located(root: Path, names: Sequence[str], split: str | None) -> list[Path]:
-    found = [locate(root, name, split) for name in names]
-    missing = [absent(root, name) for name, path in zip(names, found, strict=True) if path is None]
+    found, missing = locate_all(root, ((name, split) for name in names))
     if missing:
-        raise UserError(_complaint(root, "missing", missing, len(names)))
-    return [path for path in found if path is not None]
+        listed = [f"{name}{known}" for name, known in missing.items()]
+        raise UserError(f"{_complaint(root, 'missing', listed, len(names))}; {images(root).searched()}")
+    return [found[name] for name in names]
 
 
 def _hashes(folder: Path, root: Path, paths: list[Path]) -> list[str]:
@@ -272,8 +272,8 @@ def _replace(target: Path, parts: Iterable[bytes]) -> None:
 
 
 def _complaint(root: Path, what: str, names: list[str], total: int) -> str:
-    shown = "\n".join(f"  {name}" for name in names[:5])
-    rest = f"\n  and {len(names) - 5} more" if len(names) > 5 else ""
+    shown = "\n".join(f"  {name}" for name in names[:SHOWN])
+    rest = f"\n  and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return (
         f"{len(names)} of {total} images {what} under {root}:\n{shown}{rest}\n"
         f"`python -m bench.data check NAME --root {root}` lists them all"

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.data import DATASETS, Item, is_empty, load, locate, raw_splits
+from bench.config.files import cache_dir, cache_errors
+from bench.data import DATASETS, Item, is_empty, load, raw_splits
 from bench.data.annotations import FILES
-from bench.data.images import absent
+from bench.data.images import SHOWN, images, locate_all
 from bench.data.pixels import decode, fault, pool, strict
 
 if TYPE_CHECKING:
-    from bench.config.settings import DatasetSettings
+    from bench.config.settings import AnyDataset
 
 
-def check(settings: DatasetSettings, echo: Callable[[str], None] = print) -> int:
-    """Print counts per split and every problem with the data, line by line through `echo`; the number of problems.
+def check(settings: AnyDataset, echo: Callable[[str], None] = print, out: Path | None = None) -> int:
+    """Print counts per split and what is wrong with the data, line by line through `echo`; the number of problems.
 
-    A problem is an empty caption, a missing image, one that does not decode, or two names that are found as one file.
-    UserError if the annotations can't be read at all.
+    A problem is a missing image, one that does not decode, or two names that are found as one file. Empty captions are
+    noted alone: released files have some. Lists are cut at ten lines; where one is cut, or `out` is given, all are
+    written to a file, `out` or one in the cache. UserError if the annotations can't be read at all.
     """
     dataset = load(settings)
     raw = raw_splits(settings)
@@ -30,19 +34,54 @@ def check(settings: DatasetSettings, echo: Callable[[str], None] = print) -> int
     for title, items in used.items():
         echo(f"{title:6}{len(items):8}{_caption_counts(items)}")
     kept = {item.image: split for split, items in used.items() for item in items}
-    problems = _listed(echo, "empty captions", _empty_captions(raw))
-    dropped = sum(is_empty(caption) for item in raw["train"] for caption in item.captions)
+    lists = _Lists(echo)
+    lists.add("empty captions (a note, no problem)", _empty_captions(raw), problem=False)
+    dropped = sum(is_empty(caption) for item in raw.get("train", ()) for caption in item.captions)
     if dropped:
         echo(
             f"dropped from training: {dropped} captions, {sum(item.image not in kept for item in raw['train'])} images"
         )
-    root = dataset.root
-    found = {name: locate(root, name, split) for name, split in sorted(kept.items())}
-    problems += _listed(echo, "missing images", (absent(root, name) for name, path in found.items() if path is None))
-    problems += _listed(echo, "unreadable images", _unreadable(found))
-    problems += _listed(echo, "files with several names", _doubles(found))
-    echo(f"{problems} problems" if problems else f"no problems in {len(kept)} images")
-    return problems
+    found, missing = locate_all(dataset.root, sorted(kept.items()))
+    lists.add("missing images", (f"{name}{known}" for name, known in missing.items()))
+    if missing:
+        echo(f"  {images(dataset.root).searched()}")
+    lists.add("unreadable images", _unreadable(found))
+    lists.add("files with several names", _doubles(found))
+    echo(f"{lists.problems:,} problems" if lists.problems else f"no problems in {len(kept):,} images")
+    root = hashlib.sha256(os.fsencode(dataset.root.absolute())).hexdigest()[:8]
+    lists.write(out, cache_dir() / "checks" / f"{dataset.name}-{root}.txt")
+    return lists.problems
+
+
+class _Lists:
+    """Lists of what was found, the first lines of each printed."""
+
+    def __init__(self, echo: Callable[[str], None]) -> None:
+        self.echo = echo
+        self.lines: list[str] = []
+        self.problems = 0
+        self.cut = False
+
+    def add(self, title: str, lines: Iterator[str], problem: bool = True) -> None:
+        """Print the title with the number of lines, and the first lines."""
+        listed = list(lines)
+        self.lines += [f"{title}: {len(listed)}", *(f"  {line}" for line in listed)]
+        for line in [f"{title}: {len(listed)}", *(f"  {line}" for line in listed[:SHOWN])]:
+            self.echo(line)
+        if len(listed) > SHOWN:
+            self.cut = True
+            self.echo(f"  and {len(listed) - SHOWN:,} more")
+        self.problems += len(listed) if problem else 0
+
+    def write(self, out: Path | None, default: Path) -> None:
+        """Write all lines to `out`, or to `default` where one was cut, and print where they are."""
+        path = out or (default if self.cut else None)
+        if path is None:
+            return
+        with cache_errors("list of problems", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(f"{line}\n" for line in self.lines), encoding="utf-8", errors="replace")
+        self.echo(f"the whole lists: {path}")
 
 
 def table() -> str:
@@ -54,6 +93,8 @@ def table() -> str:
             files = ", ".join(FILES.get(split, ("no files needed",)))
             default = " (default)" if split == info.splits[0] else ""
             lines.append(f"{'':8}{split + default:20}{files}")
+    lines.append("captions  images and captions of your own")
+    lines.append(f"{'':8}{'':20}captions or metadata .csv, .tsv, .json, .jsonl, or metadata in train/, val/, test/")
     return "\n".join(lines)
 
 
@@ -72,12 +113,11 @@ def _empty_captions(raw: dict[str, tuple[Item, ...]]) -> Iterator[str]:
                 yield f"{item.image} ({split}): {empty} of {len(item.captions)}"
 
 
-def _unreadable(found: dict[str, Path | None]) -> Iterator[str]:
-    def complaint(named: tuple[str, Path | None]) -> str | None:
+def _unreadable(found: dict[str, Path]) -> Iterator[str]:
+    def complaint(named: tuple[str, Path]) -> str | None:
         name, path = named
         try:
-            if path is not None:
-                decode(path)
+            decode(path)
         except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
             return f"{name}: {fault(error)}"
         return None
@@ -86,16 +126,8 @@ def _unreadable(found: dict[str, Path | None]) -> Iterator[str]:
         yield from filter(None, threads.map(complaint, found.items()))
 
 
-def _doubles(found: dict[str, Path | None]) -> Iterator[str]:
+def _doubles(found: dict[str, Path]) -> Iterator[str]:
     names = defaultdict(list)
     for name, path in found.items():
         names[path].append(name)
-    return (f"{path}: {', '.join(each)}" for path, each in names.items() if path is not None and len(each) > 1)
-
-
-def _listed(echo: Callable[[str], None], title: str, lines: Iterator[str]) -> int:
-    listed = list(lines)
-    echo(f"{title}: {len(listed)}")
-    for line in listed:
-        echo(f"  {line}")
-    return len(listed)
+    return (f"{path}: {', '.join(each)}" for path, each in names.items() if len(each) > 1)

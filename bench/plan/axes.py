@@ -52,10 +52,10 @@ def values(document: Document, path: Key, value: Any) -> list[tuple[Any, str]]:
     return [(item, document.at((*path, index))) for index, item in enumerate(value)]
 
 
-def section(cls: type[Settings], document: Document, path: Key, data: Any) -> Choices:
+def section(cls: type[Settings] | tuple[type[Settings], ...], document: Document, path: Key, data: Any) -> Choices:
     """The combinations of a section's axes; a list is an axis where the setting takes one value.
 
-    The section itself may be a list of mappings.
+    The section itself may be a list of mappings. Of several classes, the first that has a setting says what it takes.
     """
     if isinstance(data, list):
         values(document, path, data)
@@ -64,10 +64,12 @@ def section(cls: type[Settings], document: Document, path: Key, data: Any) -> Ch
     if not isinstance(data, Mapping):
         owner = str(next(part for part in reversed(path) if isinstance(part, str)))
         raise UserError(f"{document.at(path)}: {owner}: expected settings 'key: value', got {show(data)}")
+    classes = cls if isinstance(cls, tuple) else (cls,)
     axes = []
     for key, value in data.items():
-        field = cls.model_fields.get(key)
-        depth = cls.extra_depth(key) if field is None else _type_depth(field.annotation)
+        cls_ = next((each for each in classes if key in each.model_fields), classes[0])
+        field = cls_.model_fields.get(key)
+        depth = cls_.extra_depth(key) if field is None else _type_depth(field.annotation)
         axis = depth is not None and isinstance(value, list) and _depth(value) > depth
         options = values(document, (*path, key), value) if axis else [(value, document.at((*path, key)))]
         axes.append([(key, option, place) for option, place in options])

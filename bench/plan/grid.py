@@ -20,7 +20,16 @@ from bench.config.backbones import is_file, model_shape
 from bench.config.document import OVERRIDE, Document, Key, parse_yaml, read_document, shorten, show, whole_characters
 from bench.config.errors import UserError
 from bench.config.parse import parse
-from bench.config.settings import SCHEDULERS, BackboneSettings, DatasetSettings, Settings, TrainSettings
+from bench.config.settings import (
+    SCHEDULERS,
+    AnyDataset,
+    BackboneSettings,
+    CaptionSettings,
+    DatasetSettings,
+    Settings,
+    TrainSettings,
+    dataset_class,
+)
 from bench.config.shapes import ModelShape
 from bench.plan import budget
 from bench.plan.axes import Choice, Choices, section, values
@@ -112,12 +121,13 @@ def expand_document(document: Document, overrides: Sequence[str] = (), *, file: 
     budgets = _budgets(document, parts.grid.budget)
     entries = [_entry(document, entry, at, parts.loss) for entry, at in _method_entries(document, parts.grid.method)]
     sections = {
-        "dataset": section(DatasetSettings, document, ("dataset",), parts.dataset),
+        "dataset": section((DatasetSettings, CaptionSettings), document, ("dataset",), parts.dataset),
         "backbone": section(BackboneSettings, document, ("backbone",), parts.backbone),
         "train": section(TrainSettings, document, ("train",), parts.train),
     }
     _limit(document, sections, entries, len(budgets or [0]), len(seeds))
     datasets = [_dataset(document, choice) for choice in sections["dataset"]]
+    _titles(document, datasets)
     backbones = [_backbone(document, choice) for choice in sections["backbone"]]
     runs: dict[str, RunSpec] = {}
     total, fitted = 0, []
@@ -195,14 +205,30 @@ def _forget(settings: dict[str, Any], path: Sequence[str]) -> None:
             block.pop(path[1], None)
 
 
-def _dataset(document: Document, choice: Choice) -> DatasetSettings:
-    found = parse(DatasetSettings, _expand_strings(choice), "dataset", document, ("dataset",), choice.places)
-    paths = {key: os.path.abspath(value) for key in ("root", "annotations") if (value := getattr(found, key))}  # noqa: PTH100
-    with _placed(choice.places.get("split") or choice.places["name"]):
-        found = found.model_copy(update={**paths, "split": data.split_of(found)})
-    with _placed(choice.places.get("root") or choice.places["name"]):
+def _dataset(document: Document, choice: Choice) -> AnyDataset:
+    values = _expand_strings(choice)
+    found: AnyDataset = parse(dataset_class(values), values, "dataset", document, ("dataset",), choice.places)
+    paths = {key: os.path.abspath(value) for key in ("root", "annotations") if (value := getattr(found, key, None))}  # noqa: PTH100
+    found = found.model_copy(update=paths)
+    places, own = choice.places, isinstance(found, CaptionSettings)
+    with _placed(places.get("file" if own else "split") or places.get("root" if own else "name") or places["name"]):
+        found = data.resolved(found)
+    with _placed(places.get("root") or places["name"]):
         data_identity(found)
     return found
+
+
+def _titles(document: Document, datasets: Sequence[AnyDataset]) -> None:
+    """UserError if reports would take two datasets of one's own for one."""
+    known: dict[str, tuple[str | None, Any]] = {}
+    for each in datasets:
+        if isinstance(each, CaptionSettings):
+            source = each.root, each.file
+            if known.setdefault(each.title or "", source) != source:
+                raise UserError(
+                    f"{document.at(('dataset',))}: dataset: two datasets have the title {show(each.title)}; "
+                    "give each its own `title`"
+                )
 
 
 def _backbone(document: Document, choice: Choice) -> BackboneSettings:
@@ -231,7 +257,12 @@ def _expand_strings(choice: Choice) -> dict[str, Any]:
 
         return os.path.expanduser(re.sub(r"\$(?:(\w+)|\{(\w+)\}|\$)", variable, value))  # noqa: PTH111
 
-    return {key: expanded(key, value) if isinstance(value, str) else value for key, value in choice.values.items()}
+    def deep(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {inner: deep(key, each) for inner, each in value.items()}
+        return expanded(key, value) if isinstance(value, str) else value
+
+    return {key: deep(key, value) for key, value in choice.values.items()}
 
 
 def _method_entries(document: Document, listed: Any) -> list[tuple[dict[str, Any], Key]]:

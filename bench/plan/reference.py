@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import methods
-from bench.config.settings import SCHEDULERS, BackboneSettings, DatasetSettings, Settings, TrainSettings
+from bench.config.settings import (
+    SCHEDULERS,
+    BackboneSettings,
+    DatasetSettings,
+    Settings,
+    TrainSettings,
+)
 from bench.plan.recipes import RECIPES
 from methods import losses
 from methods.base import Method
@@ -87,6 +93,8 @@ def values(schema: Mapping[str, Any]) -> str:
         if "prefixItems" in schema:
             return f"list of {len(schema['prefixItems'])}: {values(schema['prefixItems'][0])}"
         return f"list of {values(schema.get('items', {}))}"
+    if "$ref" in schema:
+        return "mapping"
     words = KINDS.get(str(schema.get("type")), "mapping" if schema.get("type") == "object" else "anything")
     bounds = " and ".join(f"{sign} {schema[name]:g}" for name, sign in BOUNDS.items() if name in schema)
     return f"{words} {bounds}".rstrip()

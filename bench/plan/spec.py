@@ -18,7 +18,7 @@ from bench import data
 from bench.config import backbones
 from bench.config.document import Document, Dumper, read_document
 from bench.config.parse import parse
-from bench.config.settings import BackboneSettings, DatasetSettings, Settings, TrainSettings
+from bench.config.settings import AnyDataset, BackboneSettings, Settings, TrainSettings, dataset_class
 from methods import losses
 from methods.base import Method, describe
 from methods.losses import Loss
@@ -31,7 +31,7 @@ class RunSpec:
     """One run, fully resolved: its `to_dict()` alone reproduces it."""
 
     sweep: str
-    dataset: DatasetSettings
+    dataset: AnyDataset
     backbone: BackboneSettings
     method: Method
     loss: Loss
@@ -62,7 +62,8 @@ class RunSpec:
             return parse(found, settings, section, document, (section,))
 
         method, loss = named("method", methods), named("loss", losses)
-        return cls(flat.sweep, flat.dataset, flat.backbone, method, loss, flat.train, flat.seed)
+        dataset: AnyDataset = parse(dataset_class(flat.dataset), flat.dataset, "dataset", document, ("dataset",))
+        return cls(flat.sweep, dataset, flat.backbone, method, loss, flat.train, flat.seed)
 
     @classmethod
     def load(cls, path: Path) -> RunSpec:
@@ -84,10 +85,12 @@ class RunSpec:
         """`<method>[-<settings that differ from the defaults>]-s<seed>-<hash8>`, safe as a folder's name.
 
         The hash covers all settings, and data and weights by content. It does not cover the sweep's name, the paths of
-        data and weights, and the number of loaders. UserError if data or weights are missing.
+        data and weights, a dataset's title, and the number of loaders. UserError if data or weights are missing.
         """
         content = self.to_dict()
-        del content["sweep"], content["train"]["workers"], content["dataset"]["root"], content["dataset"]["annotations"]
+        del content["sweep"], content["train"]["workers"]
+        for key in ("root", "annotations", "file", "title"):
+            content["dataset"].pop(key, None)
         if backbones.is_file(self.backbone.weights):
             del content["backbone"]["weights"]
         content["identity"] = [data_identity(self.dataset), weights_identity(self.backbone)]
@@ -109,7 +112,7 @@ class RunSpec:
 
 class _Run(Settings):
     sweep: str
-    dataset: DatasetSettings
+    dataset: dict[str, Any]
     backbone: BackboneSettings
     method: dict[str, Any]
     loss: dict[str, Any]
@@ -118,7 +121,7 @@ class _Run(Settings):
 
 
 @cache
-def data_identity(dataset: DatasetSettings) -> str:
+def data_identity(dataset: AnyDataset) -> str:
     """`bench.data.identity`, computed once in a process: the annotation files must not change in the meantime."""
     return data.identity(dataset)
 

@@ -48,7 +48,10 @@ COLUMNS = {
 
 # Not part of a group: names, paths and the number of loaders. Data and weights differ by their hashes.
 _APART = ("sweep", "seed", "train.workers")
-_PATHS = ("dataset.root", "dataset.annotations")
+_PATHS = (
+    *("dataset.root", "dataset.annotations", "dataset.title"),
+    *("dataset.file", *(f"dataset.file.{split}" for split in ("train", "val", "test"))),
+)
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def _identity(spec: dict[str, Any]) -> dict[str, Any]:
         "seed": seed,
         "settings": settings,
         "group": canonical({key: value for key, value in settings.items() if key not in _PATHS}),
-        "dataset": str(flat["dataset.name"]),
+        "dataset": str(flat.get("dataset.title") or flat["dataset.name"]),
         "backbone": f"{flat['backbone.model']}/{Path(weights).name}",
         "method": str(flat["method.name"]),
     }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import csv
+import io
 import json
 import random
 import shutil
 from pathlib import Path
 from typing import Any
 
-from bench.config.settings import DatasetSettings
-from bench.data import identity, load, locate
+from bench.config.settings import AnyDataset, CaptionSettings, DatasetSettings
+from bench.data import identity, load, locate, resolved
 from benchmarks.fuzzing import Try, Wrong, damaged, target
 
 ODD: list[Any] = [
@@ -63,7 +65,8 @@ ODD: list[Any] = [
     ),
     *([[[[[]]]]], {"images": []}, {"a": {"b": []}}, "train/a1.tif", "x" * 50_000),
 ]
-LAYOUTS = ("pir", "precomp", "karpathy", "nwpu")
+LAYOUTS = ("pir", "precomp", "karpathy", "nwpu", "csv", "jsonl", "json", "coco", "imagefolder")
+OWN = LAYOUTS[4:]
 
 
 @target("annotations")
@@ -77,13 +80,17 @@ def annotations(folder: Path) -> Try:
         layout = rng.choice(LAYOUTS)
         for name, text in _files(layout, rng).items():
             raw = text.encode("utf-8", "surrogatepass")
+            (root / name).parent.mkdir(exist_ok=True)
             (root / name).write_bytes(damaged(raw, rng) if rng.random() < 0.25 else raw)
         if rng.random() < 0.05:
-            victim = rng.choice(sorted(root.iterdir()))
+            victim = rng.choice(sorted(path for path in root.rglob("*") if path.is_file()))
             victim.unlink()
             rng.choice(
                 (victim.mkdir, lambda: victim.symlink_to(rng.choice(("/proc/self/mem", "/dev/zero", victim.name))))
             )()
+        if layout in OWN:
+            _check(_own(root, rng))
+            return
         name, split = ("nwpu", "karpathy") if layout == "nwpu" else ("rsitmd", layout)
         fraction, seed = rng.choice((0.2, 0.2, 0.5, 0.5, 1e-9, 0.999)), rng.choice((0, 3, -(2**62)))
         _check(DatasetSettings(name=name, root=str(root), split=split, val_fraction=fraction, split_seed=seed))  # type: ignore[arg-type]
@@ -97,6 +104,8 @@ def _files(layout: str, rng: random.Random) -> dict[str, str]:
               ("train", "val", "test")}  # fmt: skip
     if layout == "precomp":
         return _precomp(splits, rng)
+    if layout in OWN:
+        return _own_files(layout, splits, rng)
     data: Any
     if layout == "pir":
         data = {
@@ -140,6 +149,74 @@ def _precomp(splits: dict[str, list[tuple[str, list[str]]]], rng: random.Random)
     return files
 
 
+def _own_files(layout: str, splits: dict[str, list[tuple[str, list[str]]]], rng: random.Random) -> dict[str, str]:
+    """Caption files of one's own."""
+    data: Any = [
+        {"file_name": name, "caption": text, "split": split, "label": "x"}
+        for split, items in splits.items()
+        for name, captions in items
+        for text in captions
+    ]
+    if rng.random() < 0.2:
+        for row in data:
+            del row["split"]
+    if layout == "coco":
+        names = list(dict.fromkeys(row["file_name"] for row in data))
+        images = [{"id": names.index(name), "file_name": name, "split": name[:-5]} for name in names]
+        annotations = [{"image_id": names.index(row["file_name"]), "caption": row["caption"]} for row in data]
+        data = {"images": images, "annotations": annotations}
+    for _ in range(rng.choice((0, 1, 1, 2, 5))):
+        _mutate(data, rng)
+    if layout in ("json", "coco"):
+        return {"captions.json": _json(data, rng)}
+    if layout == "jsonl":
+        return {"captions.jsonl": rng.choice(("\n", "\n", "\r\n", "\r")).join(_json(row, rng) for row in data)}
+    rows = [row for row in data if isinstance(row, dict)]
+    if layout == "csv":
+        return {rng.choice(("captions.csv", "captions.tsv")): _table(rows, rng)}
+    if rng.random() < 0.3:
+        return {"metadata.jsonl": "\n".join(_json(row, rng) for row in rows)}
+    folders = {split: [row for row in rows if str(row.get("file_name")).startswith(split)] for split in splits}
+    kind = rng.choice(("csv", "jsonl"))
+    return {
+        f"{folder.replace('val', 'validation')}/metadata.{kind}": "\n".join(_json(row, rng) for row in found)
+        if kind == "jsonl"
+        else _table(found, rng)
+        for folder, found in folders.items()
+    }
+
+
+def _table(rows: list[dict[str, Any]], rng: random.Random) -> str:
+    """The rows as a table, sometimes with a value that is not quoted as it should be."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    file, separator = io.StringIO(newline=""), rng.choice(("\t", ",", ";"))
+    writer = csv.DictWriter(file, columns, delimiter=separator, lineterminator=rng.choice(("\n", "\r\n", "\r")))
+    try:
+        writer.writeheader()
+        writer.writerows({key: str(value)[:100_000] for key, value in row.items()} for row in rows)
+    except (ValueError, csv.Error):  # a number of over 4,300 digits
+        writer.writerow(dict.fromkeys(columns, "x"))
+    text = file.getvalue()
+    if rng.random() < 0.1:
+        at = rng.randrange(len(text) + 1)
+        text = text[:at] + rng.choice(('"', "\n", "\0", separator, '""', "\r", "\ufeff", "\u2028")) + text[at:]
+    return text
+
+
+def _own(root: Path, rng: random.Random) -> CaptionSettings:
+    given: dict[str, Any] = {"split_seed": rng.choice((0, 3)), "val_fraction": rng.choice((0.1, 0.5, 1e-9))}
+    if rng.random() < 0.2:
+        odd = [value for value in ODD if isinstance(value, str)]
+        for key in rng.choice((("file",), ("image",), ("caption", "label"), ("split",))):
+            given[key] = rng.choice((*odd, "caption", "file_name", "captions.csv"))
+    settings = CaptionSettings(name="captions", root=str(root), **given)
+    found = resolved(settings)
+    assert isinstance(found, CaptionSettings)
+    if load(found).sha256 != load(settings).sha256:
+        raise Wrong("other items once the columns are written out")
+    return found
+
+
 def _mutate(data: Any, rng: random.Random) -> None:
     """Change one value, at any depth."""
     while True:
@@ -175,7 +252,7 @@ def _json(content: Any, rng: random.Random) -> str:
     return text
 
 
-def _check(settings: DatasetSettings) -> None:
+def _check(settings: AnyDataset) -> None:
     before = identity(settings)
     dataset = load(settings)
     if identity(settings) != before or load(settings) != dataset:
@@ -190,5 +267,7 @@ def _check(settings: DatasetSettings) -> None:
         for item in items:
             item.image.encode()
             "".join(item.captions).encode()
-            if locate(dataset.root, item.image, split) is not None and not item.image.endswith((".json", ".txt")):
+            if locate(dataset.root, item.image, split) is not None and not item.image.endswith(
+                (".json", ".txt", ".csv", ".tsv", ".jsonl")
+            ):
                 raise Wrong(f"{item.image!r} is found where no picture is")
