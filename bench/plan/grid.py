@@ -17,7 +17,7 @@ from pydantic import Field
 import methods
 from bench import data
 from bench.config.backbones import is_file, model_shape
-from bench.config.document import OVERRIDE, Document, Key, parse_yaml, read_document, shorten, show, whole_characters
+from bench.config.document import Document, Key, read_document, show
 from bench.config.errors import UserError
 from bench.config.parse import parse
 from bench.config.settings import (
@@ -33,6 +33,7 @@ from bench.config.settings import (
 from bench.config.shapes import ModelShape
 from bench.plan import budget
 from bench.plan.axes import Choice, Choices, section, values
+from bench.plan.overrides import method_entries, override_key
 from bench.plan.recipes import RECIPES
 from bench.plan.spec import RunSpec, data_identity, weights_identity
 from methods import losses
@@ -111,7 +112,7 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 def expand_document(document: Document, overrides: Sequence[str] = (), *, file: Path | None = None) -> Sweep:
     """As `expand`, for the content of a sweep file, which is a mapping."""
     for override in overrides:
-        _override(document, override)
+        override_key(document, override)
     sections = {key: value for key, value in document.data.items() if key not in SCHEDULERS}
     parts = parse(_File, sections, "sweep", document, also=tuple(SCHEDULERS))
     blocks = {
@@ -119,7 +120,7 @@ def expand_document(document: Document, overrides: Sequence[str] = (), *, file: 
     }
     seeds = _seeds(document, parts.grid.seed)
     budgets = _budgets(document, parts.grid.budget)
-    entries = [_entry(document, entry, at, parts.loss) for entry, at in _method_entries(document, parts.grid.method)]
+    entries = [_entry(document, entry, at, parts.loss) for entry, at in method_entries(document, parts.grid.method)]
     sections = {
         "dataset": section((DatasetSettings, CaptionSettings), document, ("dataset",), parts.dataset),
         "backbone": section(BackboneSettings, document, ("backbone",), parts.backbone),
@@ -176,33 +177,6 @@ def _limit(
             f"{document.at(('grid',))}: grid: {total:,} runs, more than {MOST_RUNS:,}; "
             "shorten its lists, or make several sweeps of it"
         )
-
-
-def _override(document: Document, override: str) -> None:
-    key, equals, text = override.partition("=")
-    place = shorten(f"{OVERRIDE} {override}", 200)
-    if not equals or not all(key.split(".")):
-        raise UserError(f"{place}: expected key=value, such as train.epochs=2")
-    whole_characters(key, place)
-    path = tuple(key.split("."))
-    document.put(path, parse_yaml(text, place)[0], place)
-    grid = document.data.get("grid")
-    if path[0] in ("train", "loss") and isinstance(grid, dict) and grid.get("method") is not None:
-        for entry, _ in _method_entries(document, grid["method"]):
-            for settings in entry.values():
-                if isinstance(settings, dict):
-                    _forget(settings, path)
-
-
-def _forget(settings: dict[str, Any], path: Sequence[str]) -> None:
-    """Remove a method's own value, so that the override applies."""
-    own = settings.get(path[0])
-    blocks = own if isinstance(own, list) else [own]
-    if len(path) == 1 or path[0] == "loss":
-        settings.pop(path[0], None)
-    for block in blocks:
-        if isinstance(block, dict) and len(path) > 1:
-            block.pop(path[1], None)
 
 
 def _dataset(document: Document, choice: Choice) -> AnyDataset:
@@ -263,25 +237,6 @@ def _expand_strings(choice: Choice) -> dict[str, Any]:
         return expanded(key, value) if isinstance(value, str) else value
 
     return {key: deep(key, value) for key, value in choice.values.items()}
-
-
-def _method_entries(document: Document, listed: Any) -> list[tuple[dict[str, Any], Key]]:
-    """Each `{name: settings}` of the grid's methods with its path; a bare name has no settings."""
-    base: Key = ("grid", "method")
-    entries = [(listed, base)]
-    if isinstance(listed, list):
-        values(document, base, listed)
-        entries = [(item, (*base, index)) for index, item in enumerate(listed)]
-    found = []
-    for entry, path in entries:
-        entry = {entry: {}} if isinstance(entry, str) else entry
-        if not isinstance(entry, dict) or len(entry) != 1:
-            raise UserError(
-                f"{document.at(path)}: grid.method: expected a method's name or one 'name: {{settings}}' an entry, "
-                f"got {show(entry)}"
-            )
-        found.append((entry, path))
-    return found
 
 
 @dataclass(frozen=True)

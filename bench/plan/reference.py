@@ -12,6 +12,7 @@ import methods
 from bench.config.settings import (
     SCHEDULERS,
     BackboneSettings,
+    CaptionSettings,
     DatasetSettings,
     Settings,
     TrainSettings,
@@ -110,6 +111,7 @@ def page() -> str:
     out = [INTRODUCTION]
     blocks: dict[str, type[Settings]] = {
         "dataset": DatasetSettings,
+        "dataset: {name: captions}": CaptionSettings,
         "backbone": BackboneSettings,
         "train": TrainSettings,
         **SCHEDULERS,
