@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.config.terminal import command, given_path
+from bench.config.terminal import USER_MISTAKE, command, given_path
 
 if TYPE_CHECKING:
     from bench.plan.grid import Sweep
@@ -125,7 +125,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.dry_run:
             print_plan(sweep, folder, arguments)
             print_scripts(sweep, folder, reports, executor=arguments.executor)
-            return 0
+            return _print_faults(sweep, folder)
         return execute(sweep, folder, reports, arguments)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(str(interrupt) or "stopped; the same command continues") from None
@@ -152,32 +152,68 @@ def execute(sweep: Sweep, folder: Path, reports: Path, arguments: argparse.Names
 
 
 def print_plan(sweep: Sweep, folder: Path, arguments: argparse.Namespace) -> None:
-    """Print a table of the sweep's runs: settings, trainable parameters, and whether each is still to run."""
+    """Print a table of the sweep's runs: settings, trainable parameters, estimated time, and whether each is to run."""
+    from bench.launch.start import estimate
     from bench.store import record
+    from bench.store.standing import clock
 
-    rows = [("run", "loss", "lr", "epochs", "trainable", "state")]
+    cost = estimate(sweep, folder, executor=arguments.executor, workers=arguments.workers)
+    many = {
+        "dataset": len({run.dataset for run in sweep.runs}) > 1,
+        "backbone": len({run.backbone for run in sweep.runs}) > 1,
+    }
+    rows = [("run", "dataset", "backbone", "loss", "lr", "epochs", "trainable", "time", "state")]
     for run in sweep.runs:
         result = record.read(folder / run.run_id)
-        count = run.trainable_params()
+        count, seconds = run.trainable_params(), cost.seconds.get(run.run_id)
         rows.append(
             (
                 run.run_id,
+                run.dataset.name,
+                f"{run.backbone.model}/{Path(run.backbone.weights).name}",
                 run.loss.name if run.method.trains else "-",
                 f"{run.train.lr:g}" if run.method.trains else "-",
                 str(run.train.epochs) if run.method.trains else "-",
                 "-" if count is None else f"{count:,}",
+                "-" if seconds is None else clock(seconds),
                 "to run" if result is None else "finished" if result.finished else "failed, to run again",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [
-            text.rjust(width) if i in (2, 3, 4) else text.ljust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
+    shown = [i for i, name in enumerate(rows[0]) if many.get(name, True)]
+    _print_rows([[row[i] for i in shown] for row in rows])
     print()
     _print_counts(sweep, folder, arguments)
+    if cost.seconds:
+        per = "GPU-hours" if cost.gpu else "hours of one worker"
+        print(
+            f"estimate: {clock(cost.wall_seconds)} for all with {cost.slots} at once, {cost.total_seconds / 3600:.2g} "
+            f"{per}; {cost.basis}"
+        )
+    if cost.unknown:
+        print(f"no estimate for {cost.unknown} runs: their backbone's towers are not open_clip's own")
+
+
+def _print_rows(rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first row is its heading; columns of numbers are set to the right."""
+    right = {i for i, name in enumerate(rows[0]) if name in ("lr", "epochs", "trainable", "time")}
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (
+            text.rjust(width) if i in right else text.ljust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        print("  ".join(cells).rstrip())
+
+
+def _print_faults(sweep: Sweep, folder: Path) -> int:
+    """Print what would end runs at once; the exit code."""
+    from bench.launch.faults import faults
+    from bench.launch.start import unfinished
+
+    found = faults(list(unfinished(sweep, folder).values()))
+    for fault in found:
+        print(f"would fail: {fault}", file=sys.stderr)
+    return USER_MISTAKE if found else 0
 
 
 def print_scripts(sweep: Sweep, folder: Path, reports: Path, *, executor: str) -> None:

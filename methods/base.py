@@ -40,6 +40,8 @@ class Method(Settings):
     knob: ClassVar[str | None] = None
     # Why the output before training differs from the backbone's; None: it does not. May be a property.
     starts_elsewhere: ClassVar[str | None] = None
+    # The towers through which gradients flow in training, for estimates of its cost. May be a property.
+    grad_towers: ClassVar[tuple[str, ...]] = ("image", "text")
     # Whether an embedding stays the same when the caption's padding is cut off, as CLIP's own does. May be a property.
     trims_text: ClassVar[bool] = True
     # Settings under which the conformance suite tries it, by a short label; small ones, on towers of 2 and 3 blocks.

@@ -22,6 +22,7 @@ class Convpass(Method):
 
     name = "convpass"
     paper = "Jie and Deng 2022, arXiv 2207.07039"
+    grad_towers = ("image",)
     needs_slots = ("image",)
     presets = {"paper": {}, "table": {"bottleneck": 64, "places": ("beside_mlp",), "shared": True}}
     knob = "bottleneck"

@@ -20,6 +20,7 @@ class CoOp(Method):
 
     name = "coop"
     paper = "Zhou et al. 2022, arXiv 2109.01134"
+    grad_towers = ("text",)
     needs_slots = ("text",)
     presets = {"paper": {}, "table": {"prompt_depth": "all"}}
     knob = "n_ctx"

@@ -19,6 +19,7 @@ class LinearProbe(Method):
 
     name = "linear_probe"
     paper = "Radford et al. 2021, arXiv 2103.00020; sizes of Yuan, Zhan, Xiong 2023, arXiv 2308.12509"
+    grad_towers = ()  # its layers lie behind the towers
     presets = {"paper": {}, "table": {}}
     knob = "out_dim"
     examples = {"": {"out_dim": 64}, "default": {"out_dim": 64, "init": "default"}}

@@ -25,6 +25,10 @@ class LiT(Method):
             parameter.requires_grad_(True)
         model.clip.logit_scale.requires_grad_(True)  # type: ignore[union-attr,operator]
 
+    @property
+    def grad_towers(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.tower,)
+
     def trainable_params(self, shape: ModelShape) -> int | None:
         params: int | None = getattr(shape, self.tower).params
         return None if params is None else params + 1

@@ -57,6 +57,10 @@ class LoRA(Method):
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout)  # type: ignore[arg-type]
         tuners.inject(model, config, self.towers, self.targets)
 
+    @property
+    def grad_towers(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self._sides()
+
     def trainable_params(self, shape: ModelShape) -> int | None:
         def sizes(tower: TowerShape, target: str) -> int:
             return tower.width + (tower.width if target.startswith("attn.") else tower.mlp_width)

@@ -98,6 +98,10 @@ class Peft(Method):
     def attach(self, model: DualEncoder) -> None:
         tuners.attach(model, self.config(), self.towers, self.targets)
 
+    @property
+    def grad_towers(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("image", "text") if self.towers == "both" else (self.towers,)
+
     def trainable_params(self, shape: ModelShape) -> int | None:
         return _count(self.model_dump_json(), shape)
 

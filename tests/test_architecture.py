@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"config", "core"},
     "compute": {"config", "data", "core", "methods", "plan", "store"},
     "conformance": {"config", "core", "methods"},
-    "launch": {"config", "core", "methods", "plan", "store", "compute"},
+    "launch": {"config", "data", "core", "methods", "plan", "store", "compute"},
     "reporting": {"config", "store"},
     "demo": {"config", "data", "core", "methods"},
     "commands": {"config", "methods", "plan", "store", "compute", "conformance", "launch", "reporting"},

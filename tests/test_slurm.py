@@ -23,7 +23,7 @@ from bench.launch.slurm import job as slurm_job
 from bench.launch.slurm import launcher, queue, submission
 from bench.launch.slurm.launcher import SlurmLauncher
 from bench.launch.slurm.submission import NewSubmission
-from bench.store import attempts, provenance, record
+from bench.store import attempts, planned, provenance, record
 from bench.store.cluster import Job, Queue
 from bench.store.folder import RESULT
 from bench.store.record import Failure
@@ -88,6 +88,17 @@ def test_arrays_keep_together_to_the_parallelism(tmp_path, runs, at_once, alive,
     new = submitting(tmp_path, Queue("Slurm", jobs=jobs), array_parallelism=at_once)
     arrays = new._arrays([Path(f"m-{i}") for i in range(runs)], 20)
     assert [(len(found.packets), found.lane, found.share) for found in arrays] == wanted
+
+
+def test_a_jobs_name_says_what_differs(tmp_path):
+    runs = {
+        f"lora-{model}": {"dataset": {"name": "rsicd"}, "backbone": {"model": model, "weights": "openai"}}
+        for model in ("ViT-B-32", "ViT-L-14")
+    }
+    planned.write(tmp_path, planned.Plan("s", runs))
+    names = [array(tmp_path).scripts([tmp_path / name])[0] for name in runs]
+    for name, script in zip(runs, names, strict=True):
+        assert f"#SBATCH --job-name={tmp_path.name}-lora@{name.partition('-')[2]}\n" in script
 
 
 def test_a_report_replaces_none_of_another_command(tmp_path):

@@ -252,7 +252,7 @@ def test_json_from_anywhere(folder, tmp_path, monkeypatch):
     done = subprocess.run(call, cwd=tmp_path / "else", env=environment, capture_output=True, text=True, check=True)
     printed = json.loads(done.stdout)
     assert printed.pop("time") >= folder.now
-    nothing = dict.fromkeys(("epoch", "step", "steps", "eta_seconds"))
+    nothing = dict.fromkeys(("epoch", "step", "steps", "eta_seconds")) | {"label": ""}
     first = {"run_id": "done", "method": "lora", "state": "finished", "words": "mean recall 33.2", "job": None}
     second = {"run_id": "queued", "method": "lora", "state": "waiting", "words": "job 12_0 pending (Resources)"}
     assert printed == {
@@ -336,6 +336,22 @@ def test_runs_of_other_commands_are_shown_while_they_matter(folder, held, tmp_pa
     lines = summary(picture)
     assert lines[0].startswith("demo: 2 of 4 finished")
     assert "3 of these runs are of other commands, not in the last one's grid" in lines
+
+
+def test_dataset_and_backbone_are_shown_where_they_differ(folder):
+    for name, dataset in (("a", "rsicd"), ("b", "rsitmd")):
+        folder.run(name)
+        folder.plan[-1]["spec"] |= {
+            "dataset": {"name": dataset, "root": f"/data/{name}"},
+            "backbone": {"model": "ViT-B-32", "weights": "openai"},
+        }
+    files.write_json(folder.path / PLAN, {"sweep": "demo", "runs": folder.plan})
+    picture = Status(folder.path).look()
+    assert plain(picture, True).splitlines()[:2] == [
+        "waiting   a  dataset=rsicd  not submitted",
+        "waiting   b  dataset=rsitmd  not submitted",
+    ]
+    assert [run["label"] for run in picture.to_dict()["runs"]] == ["dataset=rsicd", "dataset=rsitmd"]
 
 
 def test_watch_ends_with_the_sweep(folder, monkeypatch, capsys):

@@ -65,7 +65,8 @@ def load_backbone(settings: BackboneSettings) -> Backbone:
         open_clip.add_model_config(built_in.config)
     identity = backbones.identity(settings)  # missing files are reported before anything is built
     if identity.startswith("tag:"):
-        clip = _from_tag(settings.model, settings.weights)
+        _check_tag(settings.model, settings.weights)
+        clip = _create(settings.model, settings.weights)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
@@ -86,6 +87,14 @@ def load_backbone(settings: BackboneSettings) -> Backbone:
     )
 
 
+def check_weights(settings: BackboneSettings) -> None:
+    """Raise UserError for weights that `load_backbone` would refuse; nothing is downloaded."""
+    if backbones.identity(settings).startswith("tag:"):
+        _check_tag(settings.model, settings.weights)
+    else:
+        load_backbone(settings)
+
+
 def _create(model: str, tag: str | None = None) -> nn.Module:
     # open_clip warns that a model starts random even when that is wanted, and logs what it raises as well.
     logging.disable(logging.ERROR)
@@ -103,13 +112,13 @@ def _create(model: str, tag: str | None = None) -> nn.Module:
     return clip
 
 
-def _from_tag(model: str, tag: str) -> nn.Module:
+def _check_tag(model: str, tag: str) -> None:
     tags = open_clip.list_pretrained_tags_by_model(model)
     twin = model.removesuffix("-quickgelu") if model.endswith("-quickgelu") else f"{model}-quickgelu"
     needs_quick = (open_clip.pretrained.get_pretrained_cfg(model, tag) or {}).get("quick_gelu", False)
     has_quick = bool(backbones.model_config(model).get("quick_gelu", False))
     if tag in tags and needs_quick == has_quick:
-        return _create(model, tag)
+        return
     if tag in tags or tag in open_clip.list_pretrained_tags_by_model(twin):
         raise UserError(
             f"backbone: weights '{tag}' were trained with {'GELU' if has_quick else 'QuickGELU'}, but the model "

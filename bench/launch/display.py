@@ -52,7 +52,12 @@ def _short(hours: float) -> str:
 def plain(picture: Picture, everything: bool) -> str:
     """Text for files and pipes: a line for each unfinished run, or for every run, then the summary."""
     rows = [run for state in STATES for run in picture.of(state) if everything or state != "finished"]
-    return "\n".join([*(f"{run.state:8}  {run.run_id}  {run.words}".rstrip() for run in rows), *summary(picture)])
+    return "\n".join(
+        [
+            *("  ".join(filter(None, (f"{run.state:8}", run.run_id, run.label, run.words))) for run in rows),
+            *summary(picture),
+        ]
+    )
 
 
 def render(picture: Picture, width: int, *, everything: bool = False, height: int | None = None) -> RenderableType:
@@ -80,7 +85,9 @@ def render(picture: Picture, width: int, *, everything: bool = False, height: in
             table.add_column(width=8)
         table.add_column(ratio=1, no_wrap=height is not None, overflow="fold" if height is None else "ellipsis")
         for run in runs if everything else runs[:rows]:
-            words = Text(run.words, COLOURS[state] if state in OVER else "")
+            words = Text.assemble(
+                (f"{run.label}  " if run.label else "", "dim"), (run.words, COLOURS[state] if state in OVER else "")
+            )
             cells: list[RenderableType] = [words]
             if state == "running":
                 cells = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,8 @@ STATUS_SECONDS = 30.0  # between two lines about the whole sweep
 class Watch:
     """Follows runs through their folders. Failures and progress from before it was made do not count."""
 
-    def __init__(self, runs: Sequence[Path]) -> None:
+    def __init__(self, runs: Sequence[Path], labels: Mapping[str, str] | None = None) -> None:
+        self.labels = labels or {}
         self.started = time.time()
         self.before = {run: _stamp(run) for run in runs}
         self.runs = {run: Standing(run.name, run.name.partition("-")[0], "waiting", "") for run in runs}
@@ -50,7 +51,8 @@ class Watch:
         if (facts.progress.get("updated") or 0.0) < self.started:
             facts = replace(facts, progress={})
         found = judge(run.name, {}, facts, alive=Queue(), given=None, now=time.time())
-        return found if found.state in ("running", "finished", "failed") else replace(found, state="waiting")
+        state = found.state if found.state in ("running", "finished", "failed") else "waiting"
+        return replace(found, state=state, label=self.labels.get(run.name, ""))
 
     def count(self, state: State) -> int:
         """How many runs are in this state."""
@@ -87,6 +89,10 @@ def _stamp(run: Path) -> int | None:
         return None
 
 
+def _name(run: Standing) -> str:
+    return f"{run.run_id}  {run.label}".rstrip()
+
+
 def doing(run: Standing) -> str:
     """The phase, epoch, loss, validation score and time left of a running run, in one line."""
     parts = [run.phase or "start"]
@@ -98,10 +104,15 @@ def doing(run: Standing) -> str:
     return ", ".join(parts)
 
 
-def follow(runs: Sequence[Path], stream: TextIO | None = None) -> AbstractContextManager[Any]:
-    """A context that shows the progress of these runs on `stream` (default: stdout)."""
-    stream = stream or sys.stdout
-    return _Live(Watch(runs), stream) if stream.isatty() else _Plain(Watch(runs), stream)
+def follow(
+    runs: Sequence[Path], stream: TextIO | None = None, *, labels: Mapping[str, str] | None = None
+) -> AbstractContextManager[Any]:
+    """A context that shows the progress of these runs on `stream` (default: stdout).
+
+    labels: by run id, what else to call the run: see `bench.store.planned.labels`.
+    """
+    stream, watch = stream or sys.stdout, Watch(runs, labels)
+    return _Live(watch, stream) if stream.isatty() else _Plain(watch, stream)
 
 
 class _Plain:
@@ -134,7 +145,7 @@ class _Plain:
             words = {"running": "start", "finished": "done ", "failed": "FAILED"}
             if found.state != "waiting":
                 text = "" if found.state == "running" else found.words
-                self._say(f"{words[found.state]} {run.name}  {text}".rstrip())
+                self._say("  ".join(filter(None, (f"{words[found.state]} {run.name}", found.label, text))))
         if time.monotonic() - self.spoke >= STATUS_SECONDS:
             running = "; ".join(f"{found.run_id} {doing(found)}" for found in watch.of("running")) or "nothing running"
             left = "" if watch.left_seconds is None else f"; about {clock(watch.left_seconds)} left in all"
@@ -183,13 +194,13 @@ class _Live:
         running = Table.grid(padding=(0, 2))
         for found in watch.of("running"):
             bar = ProgressBar(total=1.0, completed=found.share, width=20)
-            running.add_row(Text(f"  {found.run_id}", "cyan"), bar, Text(doing(found)))
+            running.add_row(Text(f"  {_name(found)}", "cyan"), bar, Text(doing(found)))
         if not running.row_count and done + failed < len(watch.runs):
             running.add_row(Text("  starting", "dim"))
         ended = Table.grid(padding=(0, 2))
         for found in watch.of("finished")[-8:]:
-            ended.add_row(Text("✓", "green"), Text(found.run_id), Text(found.words, "dim"))
+            ended.add_row(Text("✓", "green"), Text(_name(found)), Text(found.words, "dim"))
         for found in watch.of("failed")[-8:]:
             words = Text(found.words, "red", overflow="ellipsis", no_wrap=True)
-            ended.add_row(Text("✗", "red"), Text(found.run_id), words)
+            ended.add_row(Text("✗", "red"), Text(_name(found)), words)
         return Group(ended, running, head)

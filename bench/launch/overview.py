@@ -87,6 +87,7 @@ class Status:
         self.ends: dict[tuple[str, str], str] = {}
         self.asked: set[str] = set()  # lost runs whose end was asked for
         self.specs = self._plan()
+        self.labels = planned.labels(self.specs)
         self.others = runs_in(self.folder, besides=self.specs)
 
     def look(self) -> Picture:
@@ -119,6 +120,7 @@ class Status:
             self.done.get(run_id) or found[run_id]
             for run_id in (*self.specs, *sorted(specs.keys() - self.specs.keys()))
         ]
+        runs = [replace(run, label=self.labels.get(run.run_id, "")) for run in runs]
         shown = [run for run in runs if run.run_id in self.specs or run.state in ("finished", "running") or run.job]
         return Picture(
             sweep=self.folder.name,
@@ -211,7 +213,7 @@ def retry(status: Status, picture: Picture, states: Iterable[str], *, reports: P
     if launcher.detached:
         launcher.launch(new)
     else:
-        with follow(new):
+        with follow(new, labels=status.labels):
             launcher.launch(new)
         print(f"report: python -m bench.report {shlex.quote(str(folder))} --out {shlex.quote(str(out_dir))}")
     return len(new)

@@ -9,17 +9,38 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.config.errors import UserError
 from bench.config.files import make_folder, write_bytes
 from bench.launch import make, resolved
 from bench.launch.follow import follow
+from bench.launch.local import MAX_CPU_WORKERS, cpu_cores, visible_gpus
+from bench.launch.schedulers import scheduler_for
 from bench.plan.grid import Sweep
 from bench.plan.spec import RunSpec
 from bench.store import planned, record
 from bench.store.folder import RUN, RunLocked, claim, leftovers, runs_in, tidy
 from bench.store.planned import Plan, Start
 from methods.registry import plugins, sources
+
+if TYPE_CHECKING:
+    from bench.launch.forecast import Forecast
+
+
+def estimate(sweep: Sweep, folder: Path, *, executor: str, workers: int | None) -> Forecast:
+    """What the unfinished runs would cost with this executor: on a cluster a GPU each, here as local workers do."""
+    from bench.launch.forecast import forecast
+
+    todo = list(unfinished(sweep, folder).values())
+    done = [run for run in sweep.runs if run not in todo]
+    if name := scheduler_for(executor):
+        gpu, slots = True, getattr(sweep.schedulers[name], "array_parallelism", 1)
+    else:
+        gpus = visible_gpus()
+        gpu = bool(gpus)
+        slots = 1 if executor == "inline" else workers or len(gpus) or min(cpu_cores(), MAX_CPU_WORKERS)
+    return forecast(todo, folder, finished=done, gpu=gpu, slots=max(1, min(slots, len(todo) or 1)))
 
 
 def outside(sweep: Sweep, folder: Path) -> list[str]:
@@ -108,7 +129,7 @@ def start(
         if new:
             launcher.launch(new)
         return Started(plan, over=False)
-    with follow(list(todo)):
+    with follow(list(todo), labels=planned.labels(runs)):
         launcher.launch(list(todo))
     return Started(plan, over=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, field
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +20,10 @@ from pydantic.dataclasses import dataclass
 
 from bench.config.errors import UserError
 from bench.config.files import make_folder, write_json
+from bench.store.naming import distinguish, flatten
 
 PLAN, PLANS = "plan.json", "plans"
+_NAMES = ("dataset.name", "dataset.title", "dataset.split", "backbone.model", "backbone.weights")
 STRICT = ConfigDict(strict=True)
 
 
@@ -94,3 +97,16 @@ def read(folder: Path, plan_id: str | None = None) -> Plan | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise UserError(f"'{path}' is not a sweep's plan; run the sweep again, or delete it to report every run folder")
+
+
+def labels(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """By run id, the run's dataset and backbone as far as they differ among these runs (id -> settings); else ""."""
+    flat = [
+        {
+            key: Path(value).name if key == "backbone.weights" else value
+            for key, value in flatten(settings).items()
+            if key in _NAMES and isinstance(value, str)
+        }
+        for settings in runs.values()
+    ]
+    return dict(zip(runs, distinguish(flat), strict=True))

@@ -102,6 +102,7 @@ class Standing:
     phase: str | None = None  # of a running one, with the last loss and validation score that it reported
     loss: float | None = None
     val_mean_recall: float | None = None
+    label: str = ""  # its dataset and backbone, where the runs of its sweep differ in them
 
     def to_dict(self) -> dict[str, Any]:
         """The public fields as plain data; hours are rounded."""

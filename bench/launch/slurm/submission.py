@@ -23,7 +23,7 @@ from bench.config.settings import SlurmSettings
 from bench.launch.slurm import job, queue
 from bench.launch.slurm.limits import MAX_ARRAY_SIZE, Limits
 from bench.launch.slurm.queue import array_of, job_names
-from bench.store import provenance
+from bench.store import planned, provenance
 from bench.store.cluster import Queue
 from methods.registry import PLUGINS, plugins
 
@@ -79,6 +79,8 @@ class NewSubmission:
         self.code_folder = folder / "code"
         self.file = folder / f"{stamp}.json"
         self.code = self.code_folder / provenance.digest(plugins())
+        planned_runs = planned.read(sweep_dir, plan)
+        self.labels = planned.labels(planned_runs.runs) if planned_runs else {}
         self.of = {"plan": plan, "reports": str(reports)}
         old = {(each.token, each.report_job): each.content for each in queue.submissions(sweep_dir)}
         report_jobs = {each: old[each.token, each.id] for each in alive.jobs if (each.token, each.id) in old}
@@ -118,7 +120,9 @@ class NewSubmission:
     def _parameters(self, array: _Array, after: Sequence[str]) -> dict[str, Any]:
         """The keyword arguments of submitit for an array."""
         methods = list(dict.fromkeys(run.name.partition("-")[0] for packet in array.packets for run in packet))
-        name = f"{self.sweep}-{'+'.join(methods)}"
+        labels = dict.fromkeys(self.labels.get(run.name, "") for packet in array.packets for run in packet)
+        words = "+".join("/".join(part.partition("=")[2] for part in each.split(", ")) for each in labels if each)
+        name = f"{self.sweep}-{'+'.join(methods)}" + (f"@{re.sub(r'[^A-Za-z0-9._+/-]+', '_', words)}" if words else "")
         given = self.settings.model_dump(exclude_none=True)
         parameters = {key: given[key] for key in (*WHERE, "gres", "gpus_per_node", "cpus_per_task") if key in given}
         if self.settings.mem_gb is not None:
