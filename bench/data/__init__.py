@@ -8,14 +8,19 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.config.errors import UserError
 from bench.config.files import is_folder
-from bench.config.settings import AnyDataset, CaptionSettings, DatasetSettings
 from bench.data.annotations import SPLITS, Item, content, find, read
 from bench.data.images import locate
 from bench.data.own import identity_own, read_own, root_of
 from bench.data.own import resolved as resolved_own
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+    from bench.config.settings import AnyDataset, CaptionSettings, DatasetSettings
 
 __all__ = [
     "DATASETS",
@@ -87,7 +92,7 @@ def identity(settings: AnyDataset) -> str:
     Costs a read of the annotations, no parsing. Images are not in it: the pixel cache hashes those. UserError if the
     root or an annotation file is missing.
     """
-    if isinstance(settings, CaptionSettings):
+    if _is_own(settings):
         return identity_own(settings)
     split_of(settings)
     if (version := DATASETS[settings.name].version) is not None:
@@ -110,7 +115,7 @@ def load(settings: AnyDataset) -> Dataset:
     "split_seed:name" is smallest, so neither file order nor Python's version matters.
     UserError for whatever is missing or malformed, and for a split without images.
     """
-    found = _read_own(settings) if isinstance(settings, CaptionSettings) else _read_known(settings)
+    found = _read_own(settings) if _is_own(settings) else _read_known(settings)
     split, root, folder, splits = found
     what = f"{settings.name}, split {split}"
     for title in SPLITS:
@@ -123,6 +128,11 @@ def load(settings: AnyDataset) -> Dataset:
     digest = hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode())
     name = getattr(settings, "title", None) or settings.name
     return Dataset(name, split, root, splits["train"], splits["val"], splits["test"], digest.hexdigest())
+
+
+def _is_own(settings: AnyDataset) -> TypeIs[CaptionSettings]:
+    # By the name, not by the class: importing it takes pydantic, and the commands' --help must not wait for that.
+    return settings.name == "captions"
 
 
 def _read_known(settings: DatasetSettings) -> tuple[str, Path, Path, Splits]:
@@ -154,7 +164,7 @@ def _read_own(settings: CaptionSettings) -> tuple[str, Path, Path, Splits]:
 def raw_splits(settings: AnyDataset) -> dict[str, tuple[Item, ...]]:
     """Items by split as the annotation files hold them, empty captions and all; there may be no "val" (nor, of one's
     own captions, "test")."""
-    if isinstance(settings, CaptionSettings):
+    if _is_own(settings):
         return read_own(settings)[1]
     split, _, folder = _source(settings)
     return read("karpathy" if DATASETS[settings.name].make else split, settings.name, folder)
@@ -162,7 +172,7 @@ def raw_splits(settings: AnyDataset) -> dict[str, tuple[Item, ...]]:
 
 def resolved(settings: AnyDataset) -> AnyDataset:
     """The settings with nothing left open: the split, or the files and columns of one's own captions."""
-    if isinstance(settings, CaptionSettings):
+    if _is_own(settings):
         found = resolved_own(settings)
         # Reports print published numbers beside a known dataset's name: a folder's name alone must not ask for them.
         known = settings.title is None and (found.title or "").lower() in DATASETS

@@ -8,15 +8,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.config.document import shorten
 from bench.config.errors import UserError
 from bench.config.files import is_folder, is_regular
-from bench.config.settings import CaptionSettings, SplitFiles
 from bench.data.annotations import SPLITS, Item, Row, check_name, content, disjoint, gather, shortened
 from bench.data.images import split_word
 from bench.data.rows import ENDINGS, Table, read_table
+
+if TYPE_CHECKING:
+    from bench.config.settings import CaptionSettings
 
 # The names that columns usually have: open_clip's, Hugging Face's, COCO's and Karpathy's.
 USUAL = {
@@ -53,6 +55,8 @@ def resolved(settings: CaptionSettings) -> CaptionSettings:
 
     UserError as `read_own`.
     """
+    from bench.config.settings import SplitFiles  # takes pydantic, which --help does without
+
     root, sources = root_of(settings), _sources(settings)
     if not 0 < settings.val_fraction + settings.test_fraction < 1:
         raise UserError("dataset: val_fraction and test_fraction together leave nothing to train on; make them smaller")
