@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.config import hub
 from bench.config.errors import UserError
 from bench.config.files import exists, file_sha256, is_regular
 from bench.config.shapes import ModelShape, shape_of
@@ -61,7 +62,12 @@ def _open_clip_configs() -> dict[str, Path]:
 
 @cache
 def model_config(model: str) -> dict[str, Any]:
-    """open_clip's model config of that name; UserError with the nearest name if there is none."""
+    """open_clip's model config of that name; UserError with the nearest name if there is none.
+
+    Also of a model on the Hugging Face Hub or in a folder, see `bench.config.hub`.
+    """
+    if hub.scheme(model):
+        return hub.config_of(model)
     files = _open_clip_configs() | {name: built_in.config for name, built_in in BUILT_IN.items()}
     if model not in files:
         close = difflib.get_close_matches(model, files, n=3)
@@ -74,15 +80,37 @@ def model_config(model: str) -> dict[str, Any]:
 @cache
 def model_shape(model: str) -> ModelShape:
     """Sizes of a model from its config alone, without building it; UserError if there is no such model."""
-    return shape_of(model, model_config(model))
+    config = model_config(model)
+    try:
+        return shape_of(model, config)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:  # a config that others wrote
+        raise UserError(f"backbone.model: the config of '{model}' can't be read ({error!r})") from None
 
 
 def identity(backbone: BackboneSettings) -> str:
     """What makes two backbones the same for a run's id: content for files, name for tags, seed for random weights.
 
+    For a model on the Hugging Face Hub or in a folder, its config's content, and the commit or the content.
     UserError for weights that are not there or that belong to another model.
     """
     shape, weights = model_shape(backbone.model), backbone.weights
+    if known := hub.scheme(backbone.model):
+        own = hub.identity(backbone.model, weights)
+        if own is None and weights != "random" and not is_file(weights):
+            raise UserError(
+                f"backbone.weights: '{weights}' does not belong to '{backbone.model}'; use {hub.OWN_WEIGHTS[known]} "
+                "(the weights beside its config), a file, or random"
+            )
+        return f"{own or _identity(shape, backbone)} of {hub.config_identity(backbone.model)}"
+    if weights in hub.OWN_WEIGHTS.values():
+        raise UserError(
+            f"backbone.weights: '{weights}' is for a model {' or '.join(each + '...' for each in hub.OWN_WEIGHTS)}"
+        )
+    return _identity(shape, backbone)
+
+
+def _identity(shape: ModelShape, backbone: BackboneSettings) -> str:
+    weights = backbone.weights
     if weights == "random":
         return f"random:{backbone.seed}"
     for model, built_in in BUILT_IN.items():

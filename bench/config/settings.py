@@ -109,7 +109,11 @@ def dataset_class(data: Any) -> type[DatasetSettings] | type[CaptionSettings]:
 
 
 class BackboneSettings(Settings):
-    """An open_clip model; weights are open_clip's tag, a file, `random` (drawn from `seed`) or `demo`."""
+    """An open_clip model; weights are open_clip's tag, a file, `random` (drawn from `seed`) or `demo`.
+
+    `hf-hub:org/name` is a model on the Hugging Face Hub (its weights: `hub`), `local-dir:FOLDER` one in a folder of the
+    same format (its weights: `folder`).
+    """
 
     model: str
     """The name of the model in open_clip, such as ViT-B-32-quickgelu."""

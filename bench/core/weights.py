@@ -21,7 +21,7 @@ from jaxtyping import Int, Shaped
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench.config import backbones
+from bench.config import backbones, hub
 from bench.config.errors import UserError
 from bench.config.settings import BackboneSettings
 from bench.core.model import DualEncoder
@@ -52,7 +52,9 @@ class Backbone:
 
 
 def load_backbone(settings: BackboneSettings) -> Backbone:
-    """Build an open_clip model and load its weights; frozen, on the CPU, in float32 and eval mode.
+    """Build an open_clip model, one of its own list, of the Hub or of a folder, and load its weights.
+
+    It is frozen, on the CPU, in float32 and eval mode.
 
     Raises UserError for weights that can't be found, downloaded or read, that don't fit the model, or that were trained
     with another GELU than the model has.
@@ -71,7 +73,9 @@ def load_backbone(settings: BackboneSettings) -> Backbone:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             clip = _create(settings.model)
-        if built_in is not None and settings.weights in built_in.weights:
+        if hub.identity(settings.model, settings.weights) is not None:
+            _load_file(clip, settings.model, hub.weights_of(settings.model))
+        elif built_in is not None and settings.weights in built_in.weights:
             clip.load_state_dict(built_in.read(built_in.weights[settings.weights]))
         elif settings.weights != "random":
             _load_file(clip, settings.model, Path(settings.weights))
@@ -79,7 +83,7 @@ def load_backbone(settings: BackboneSettings) -> Backbone:
     preprocess: dict[str, Any] = clip.visual.preprocess_cfg  # type: ignore[union-attr,assignment]
     return Backbone(
         DualEncoder(clip),
-        open_clip.get_tokenizer(settings.model),
+        _tokenizer(settings.model),
         tuple(preprocess["mean"]),
         tuple(preprocess["std"]),
         "squash" if preprocess["resize_mode"] == "squash" else "crop",
@@ -95,17 +99,38 @@ def check_weights(settings: BackboneSettings) -> None:
         load_backbone(settings)
 
 
+def _tokenizer(model: str) -> Callable[[list[str]], Int[Tensor, "texts context"]]:
+    # open_clip reads the config of a model on the Hub again, over the network: only a tokenizer from there needs that.
+    remote = "hf_tokenizer_name" in backbones.model_config(model)["text_cfg"]
+    name = f"{hub.LOCAL}{hub.folder_of(model)}" if hub.scheme(model) and not remote else model
+    try:
+        found: Callable[[list[str]], Int[Tensor, "texts context"]] = open_clip.get_tokenizer(name)
+    except (RuntimeError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"backbone: the tokenizer of '{model}' can't be loaded here ({reason})") from error
+    return found
+
+
 def _create(model: str, tag: str | None = None) -> nn.Module:
     # open_clip warns that a model starts random even when that is wanted, and logs what it raises as well.
     logging.disable(logging.ERROR)
     try:
-        clip: nn.Module = open_clip.create_model(model, pretrained=tag, precision="fp32", pretrained_text=False)
+        name = f"{hub.LOCAL}{hub.folder_of(model)}" if hub.scheme(model) else model
+        clip: nn.Module = open_clip.create_model(
+            name, pretrained=tag, precision="fp32", pretrained_text=False, load_weights=hub.scheme(model) is None
+        )
     except (RuntimeError, OSError) as error:
         what = f"weights '{tag}' of '{model}'" if tag else f"the model '{model}'"
         reason = str(error).removeprefix(f"Failed to download weights for tag '{tag}': ").splitlines()[0].rstrip(".")
         raise UserError(
             f"backbone: {what} can't be loaded here ({reason}). On a machine without internet: "
             "download the checkpoint elsewhere and give its path as backbone.weights"
+        ) from error
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
+        if not hub.scheme(model):
+            raise
+        raise UserError(
+            f"backbone.model: the model '{model}' can't be built: {error!r}; repair its {hub.CONFIG}"
         ) from error
     finally:
         logging.disable(logging.NOTSET)

@@ -130,6 +130,11 @@ def load(settings: AnyDataset) -> Dataset:
     return Dataset(name, split, root, splits["train"], splits["val"], splits["test"], digest.hexdigest())
 
 
+def _is_own(settings: AnyDataset) -> TypeIs[CaptionSettings]:
+    # By the name, not by the class: importing it takes pydantic, and the commands' --help must not wait for that.
+    return settings.name == "captions"
+
+
 def _read_known(settings: DatasetSettings) -> tuple[str, Path, Path, Splits]:
     """(split, root, folder of the annotations, items by split) of a dataset that the harness knows."""
     split, root, folder = _source(settings)
@@ -221,7 +226,3 @@ def _hold_out(items: Sequence[Item], count: int, seed: int) -> tuple[tuple[Item,
     names = sorted((i.image for i in items), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     held = set(names[:count])
     return tuple(i for i in items if i.image not in held), tuple(i for i in items if i.image in held)
-
-
-def _is_own(settings: AnyDataset) -> TypeIs[CaptionSettings]:
-    return settings.name == "captions"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +76,29 @@ def section(cls: type[Settings] | tuple[type[Settings], ...], document: Document
         options = values(document, (*path, key), value) if axis else [(value, document.at((*path, key)))]
         axes.append([(key, option, place) for option, place in options])
     return Choices((tuple(axes),))
+
+
+def expanded(choice: Choice) -> dict[str, Any]:
+    """The values with environment variables ($NAME, ${NAME}; $$ is a dollar) and a leading ~ replaced in texts."""
+
+    def text(key: str, value: str) -> str:
+        def variable(match: re.Match[str]) -> str:
+            name = match[1] or match[2]
+            if name and not os.environ.get(name):
+                raise UserError(
+                    f"{choice.places[key]}: the environment variable {name} is not set; export it, "
+                    f"or write the value of '{key}' here"
+                )
+            return os.environ[name] if name else "$"
+
+        return os.path.expanduser(re.sub(r"\$(?:(\w+)|\{(\w+)\}|\$)", variable, value))  # noqa: PTH111
+
+    def deep(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {inner: deep(key, each) for inner, each in value.items()}
+        return text(key, value) if isinstance(value, str) else value
+
+    return {key: deep(key, value) for key, value in choice.values.items()}
 
 
 def _depth(value: Any) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from pydantic import Field
 
 import methods
 from bench import data
+from bench.config import hub
 from bench.config.backbones import is_file, model_shape
 from bench.config.document import Document, Key, read_document, show
 from bench.config.errors import UserError
@@ -32,7 +32,7 @@ from bench.config.settings import (
 )
 from bench.config.shapes import ModelShape
 from bench.plan import budget
-from bench.plan.axes import Choice, Choices, section, values
+from bench.plan.axes import Choice, Choices, expanded, section, values
 from bench.plan.overrides import method_entries, override_key
 from bench.plan.recipes import RECIPES
 from bench.plan.spec import RunSpec, data_identity, weights_identity
@@ -180,7 +180,7 @@ def _limit(
 
 
 def _dataset(document: Document, choice: Choice) -> AnyDataset:
-    values = _expand_strings(choice)
+    values = expanded(choice)
     found: AnyDataset = parse(dataset_class(values), values, "dataset", document, ("dataset",), choice.places)
     paths = {key: os.path.abspath(value) for key in ("root", "annotations") if (value := getattr(found, key, None))}  # noqa: PTH100
     found = found.model_copy(update=paths)
@@ -206,7 +206,8 @@ def _titles(document: Document, datasets: Sequence[AnyDataset]) -> None:
 
 
 def _backbone(document: Document, choice: Choice) -> BackboneSettings:
-    found = parse(BackboneSettings, _expand_strings(choice), "backbone", document, ("backbone",), choice.places)
+    found = parse(BackboneSettings, expanded(choice), "backbone", document, ("backbone",), choice.places)
+    found = found.model_copy(update={"model": hub.absolute(found.model)})
     if is_file(found.weights):
         found = found.model_copy(update={"weights": os.path.abspath(found.weights)})  # noqa: PTH100
     with _placed(choice.places["model"]):
@@ -214,29 +215,6 @@ def _backbone(document: Document, choice: Choice) -> BackboneSettings:
     with _placed(choice.places["weights"]):
         weights_identity(found)
     return found
-
-
-def _expand_strings(choice: Choice) -> dict[str, Any]:
-    """The values with environment variables ($NAME, ${NAME}; $$ is a dollar) and a leading ~ replaced in texts."""
-
-    def expanded(key: str, value: str) -> str:
-        def variable(match: re.Match[str]) -> str:
-            name = match[1] or match[2]
-            if name and not os.environ.get(name):
-                raise UserError(
-                    f"{choice.places[key]}: the environment variable {name} is not set; export it, "
-                    f"or write the value of '{key}' here"
-                )
-            return os.environ[name] if name else "$"
-
-        return os.path.expanduser(re.sub(r"\$(?:(\w+)|\{(\w+)\}|\$)", variable, value))  # noqa: PTH111
-
-    def deep(key: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {inner: deep(key, each) for inner, each in value.items()}
-        return expanded(key, value) if isinstance(value, str) else value
-
-    return {key: deep(key, value) for key, value in choice.values.items()}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import yaml
 
 import methods
 from bench import data
-from bench.config import backbones
+from bench.config import backbones, hub
 from bench.config.document import Document, Dumper, read_document
 from bench.config.parse import parse
 from bench.config.settings import AnyDataset, BackboneSettings, Settings, TrainSettings, dataset_class
@@ -93,6 +93,8 @@ class RunSpec:
             content["dataset"].pop(key, None)
         if backbones.is_file(self.backbone.weights):
             del content["backbone"]["weights"]
+        if hub.scheme(self.backbone.model) == hub.LOCAL:
+            del content["backbone"]["model"]
         content["identity"] = [data_identity(self.dataset), weights_identity(self.backbone)]
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.config import backbones
+from bench.config import backbones, hub
 from bench.config.document import read_yaml
 from bench.config.errors import UserError
 from bench.config.files import is_folder
@@ -163,7 +163,8 @@ def _differing(made: dict[str, Any], wanted: dict[str, Any]) -> str:
     a, b = flatten(made), flatten(wanted)
     weights = "backbone.weights"
     moved = all(backbones.is_file(str(flat.get(weights))) for flat in (a, b))
-    apart = (*_APART, *_PATHS, *([weights] if moved else []))
+    folders = all(_model(flat) != flat.get("backbone.model") for flat in (a, b))
+    apart = (*_APART, *_PATHS, *([weights] if moved else []), *(["backbone.model"] if folders else []))
     keys = [key for key in dict.fromkeys((*a, *b)) if key not in apart or key == "seed"]
     return one_line(", ".join(f"{key} {a.get(key)} (plan: {b.get(key)})" for key in keys if a.get(key) != b.get(key)))
 
@@ -180,9 +181,15 @@ def _identity(spec: dict[str, Any]) -> dict[str, Any]:
         "settings": settings,
         "group": canonical({key: value for key, value in settings.items() if key not in _PATHS}),
         "dataset": str(flat.get("dataset.title") or flat["dataset.name"]),
-        "backbone": f"{flat['backbone.model']}/{Path(weights).name}",
+        "backbone": f"{_model(flat)}/{Path(weights).name}",
         "method": str(flat["method.name"]),
     }
+
+
+def _model(flat: dict[str, Any]) -> str:
+    """The model's name; of one in a folder, the folder's."""
+    model = str(flat["backbone.model"])
+    return Path(model).name if hub.scheme(model) == hub.LOCAL else model
 
 
 def _name_blocks(frame: pd.DataFrame) -> None:
