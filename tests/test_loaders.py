@@ -128,3 +128,12 @@ def test_an_epoch_draws_one_number_from_the_default_generator(root: Path, worker
             torch.manual_seed(5)
             list(batches.open(epoch, 0))
             assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_no_more_workers_than_cores(root, monkeypatch):
+    """torch would warn of more; the default is 4, and a small machine has 2."""
+    monkeypatch.setattr(inputs, "cpu_cores", lambda: 1)
+    before = workers_now()
+    with training(root, workers=4) as batches:
+        next(batches.open(1, 0))
+        assert len(workers_now() - before) == 1

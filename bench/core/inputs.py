@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bench.config.errors import UserError
+from bench.config.machine import cpu_cores
 from bench.config.settings import TrainSettings
 from bench.core.evaluate import EvalSet
 from bench.core.train import Batch, TrainBatches
@@ -137,16 +138,17 @@ class Inputs:
 
 
 class Loaders:
-    """Loads batches of training pictures, in `train.workers` processes that live until `close`."""
+    """Loads batches of training pictures, in `train.workers` processes, at most one a core, that live until `close`."""
 
     def __init__(self, dataset: TrainPairs, settings: TrainSettings, *, pin_memory: bool) -> None:
         self.places: list[Place] = []
+        workers = min(settings.workers, cpu_cores())  # no number depends on how many there are
         self.loader: DataLoader | None = DataLoader(
             dataset,
             sampler=self.places,
             batch_size=settings.batch_size,
-            num_workers=settings.workers,
-            persistent_workers=settings.workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             drop_last=True,
             pin_memory=pin_memory,
             worker_init_fn=_outlive_sigterm,

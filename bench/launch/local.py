@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.config.machine import cpu_cores
 from bench.launch.schedulers import current_job
 from bench.launch.task import LOST_GPU, STOP_SIGNALS, WAIT_SECONDS, Outcome, lost_again, never, record_failure
 from bench.store.attempts import GPUS_HELD
@@ -37,11 +38,6 @@ def visible_gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return re.findall(r"UUID: (MIG-[^)\s]+)", listed) or re.findall(r"^GPU (\d+):", listed, re.MULTILINE)
-
-
-def cpu_cores() -> int:
-    """The cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from bench.config.errors import UserError
 from bench.config.files import make_folder, write_bytes
+from bench.config.machine import cpu_cores
 from bench.launch import make, resolved
 from bench.launch.follow import follow
-from bench.launch.local import MAX_CPU_WORKERS, cpu_cores, visible_gpus
+from bench.launch.local import MAX_CPU_WORKERS, visible_gpus
 from bench.launch.schedulers import scheduler_for
 from bench.plan.grid import Sweep
 from bench.plan.spec import RunSpec
