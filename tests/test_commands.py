@@ -72,6 +72,7 @@ def test_one_version_everywhere(capsys):
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "bench.config.version.VERSION"}
     assert project["project"]["scripts"]["petl-bench"] == "bench.__main__:main"
     assert bench.__version__ == VERSION
+    assert f"\nversion: {VERSION}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_help_is_quick_and_light():

@@ -1,3 +1,3 @@
 """The version of PETL-Bench: the one place where it is written. `pyproject.toml` reads it from here."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0.dev0"
