@@ -157,7 +157,8 @@ def test_a_retry_by_folder_is_the_sweep_again(cluster, user, monkeypatch, tmp_pa
     plugin = user.folder / "side_adapter.py"
     user.write(job="LIGHT_STEPS=50 LIGHT_SECONDS=0.1")
     plugin.write_text(block("python"))
-    user.sweep("--plugin", str(plugin), "--set", "slurm.cpus_per_task=2", "grid.method=[side_adapter]")
+    memory = "slurm.mem_gb=2"  # the plug-in imports torch
+    user.sweep("--plugin", str(plugin), "--set", memory, "slurm.cpus_per_task=2", "grid.method=[side_adapter]")
     run, _ = user.wait_until_under_way()
     cluster.run("scancel", "--user=root")
     cluster.wait_until_empty()
