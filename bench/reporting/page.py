@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bench.reporting import figures, tables
+from bench.reporting import figures, summary, tables
 from bench.store.frame import Runs
 
 _HERE = Path(__file__).parent
@@ -31,8 +31,8 @@ def page(runs: Runs, parts: Sequence[tables.Block]) -> str:
         params=tables.params,
         figures={mode: _svg(parts, mode == "dark") for mode in ("light", "dark")},
         outside=int((~runs.finished["planned"]).sum()),
-        short=tables.SHORT,
-        meanings=tables.MEANINGS,
+        short=summary.SHORT,
+        meanings=summary.MEANINGS,
         unfinished=tables.unfinished(runs),
         dirty=any(origin.get("git_dirty") for origin in runs.finished["provenance"]),
         provenance=list(_provenance(runs)),

@@ -1,0 +1,89 @@
+"""Runs to rows: one a group of runs that differ in nothing but the seed, with statistics over seeds. No torch."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from bench.store.frame import RECALLS, Runs
+from bench.store.naming import distinguish
+
+TABLE_COLUMNS = (
+    *("dataset", "backbone", "method", "config", "trainable_params", "seeds"),
+    *(name for recall in RECALLS for name in (recall, f"{recall}_std")),
+    *("train_seconds", "peak_bytes", "outside_grid"),
+)
+SHORT, OUTSIDE = "†", "‡"  # marks of a row
+MEANINGS = {
+    SHORT: "fewer finished runs than planned",
+    OUTSIDE: "runs of other commands: not, or not with all these seeds, in the grid of this command",
+}
+
+
+def summarise(runs: Runs) -> pd.DataFrame:
+    """One row a group of runs that differ in nothing but the seed: TABLE_COLUMNS, then what the report needs besides.
+
+    `seeds` counts the finished runs, `outside_grid` those of them that are not in the plan's grid; recalls and
+    train_seconds are their means, `_std` the sample standard deviation (n - 1; missing for one seed), peak_bytes their
+    maximum. Besides: `group`, `known` (seeds, finished or not), `whole` (the method trains the backbone itself),
+    `curve` (the method and its settings that are not numbers, such as LoRA's targets: rows of one curve differ in
+    numbers alone) and `point` (those numbers).
+    """
+    known = runs.frame[(runs.frame["group"] != "") & (runs.frame["status"] != "superseded")]
+    rows = known.groupby("group", sort=False).agg(
+        {"dataset": "first", "backbone": "first", "method": "first", "settings": "first", "seed": "nunique"}
+    )
+    rows = rows.rename(columns={"seed": "known"})
+    rows["config"] = _configs(rows)
+    rows["curve"], rows["point"] = _curves(rows)
+    done = runs.finished.groupby("group")
+    rows["seeds"] = done.size().reindex(rows.index, fill_value=0)
+    for name in RECALLS:
+        rows[name] = done[name].mean()
+        rows[f"{name}_std"] = done[name].std()
+    # One configuration has one count; were there two, no number would be right.
+    rows["trainable_params"] = done["trainable_params"].first().where(done["trainable_params"].nunique() == 1)
+    rows["whole"] = (
+        (rows["trainable_params"] > 0.99 * done["total_params"].max().reindex(rows.index)).fillna(False).astype(bool)
+    )
+    rows["train_seconds"] = done["train_seconds"].mean()
+    rows["peak_bytes"] = done["peak_bytes"].max()
+    others = runs.finished.loc[~runs.finished["planned"], "group"].value_counts()
+    rows["outside_grid"] = others.reindex(rows.index, fill_value=0)
+    whole = dict.fromkeys(("seeds", "known", "outside_grid"), int)
+    rows = rows.reset_index().astype({"trainable_params": "Int64", "peak_bytes": "Int64", **whole})
+    return rows[[*TABLE_COLUMNS, "group", "known", "whole", "curve", "point"]]
+
+
+def _configs(rows: pd.DataFrame) -> pd.Series:
+    """The settings in which a row differs from the others of its method; unique within a dataset and backbone."""
+    config = pd.Series("", index=rows.index)
+    for _, siblings in rows.groupby("method", sort=False):
+        own = [
+            {k: v for k, v in s.items() if not k.startswith(("dataset.", "backbone."))} for s in siblings["settings"]
+        ]
+        config[siblings.index] = distinguish(own)
+    keys = [rows["dataset"], rows["backbone"], rows["method"], config]
+    for _, same in rows.groupby(keys, sort=False):
+        if len(same) > 1:  # only the paths differ
+            texts = pd.Series(distinguish(list(same["settings"])), index=same.index)
+            config[same.index] = [
+                f"{a}, {b}".removeprefix(", ") for a, b in zip(config[same.index], texts, strict=True)
+            ]
+    return config
+
+
+def _curves(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """The name of each row's curve, and the settings in which the row differs from others on that curve."""
+    curve, point = pd.Series("", index=rows.index), pd.Series("", index=rows.index)
+    for method, siblings in rows.groupby("method", sort=False):
+        own = [
+            {k: v for k, v in s.items() if not k.startswith(("dataset.", "backbone."))} for s in siblings["settings"]
+        ]
+        words = [{k: v for k, v in s.items() if isinstance(v, bool) or not isinstance(v, int | float)} for s in own]
+        curve[siblings.index] = [f"{method} {text}".strip() for text in distinguish(words)]
+        numbers = pd.Series(
+            [{k: v for k, v in s.items() if k not in w} for s, w in zip(own, words, strict=True)], index=siblings.index
+        )
+        for _, same in siblings.groupby(curve[siblings.index], sort=False):
+            point[same.index] = distinguish(list(numbers[same.index]))
+    return curve, point
