@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from bench.reporting import training
 from bench.store.frame import RECALLS, Runs
 from bench.store.naming import distinguish
 
@@ -11,6 +12,7 @@ TABLE_COLUMNS = (
     *("dataset", "backbone", "method", "config", "trainable_params", "seeds"),
     *(name for recall in RECALLS for name in (recall, f"{recall}_std")),
     *("train_seconds", "peak_bytes", "outside_grid"),
+    *training.COLUMNS,
 )
 SHORT, OUTSIDE = "†", "‡"  # marks of a row
 MEANINGS = {
@@ -26,14 +28,14 @@ def summarise(runs: Runs) -> pd.DataFrame:
     train_seconds are their means, `_std` the sample standard deviation (n - 1; missing for one seed), peak_bytes their
     maximum. Besides: `group`, `known` (seeds, finished or not), `whole` (the method trains the backbone itself),
     `curve` (the method and its settings that are not numbers, such as LoRA's targets: rows of one curve differ in
-    numbers alone) and `point` (those numbers).
+    numbers alone), `point` (those numbers), `settings`, `trains` (whether the method does), and `departs` (the keys in
+    which the row differs from its block's recipe).
     """
     known = runs.frame[(runs.frame["group"] != "") & (runs.frame["status"] != "superseded")]
     rows = known.groupby("group", sort=False).agg(
         {"dataset": "first", "backbone": "first", "method": "first", "settings": "first", "seed": "nunique"}
     )
     rows = rows.rename(columns={"seed": "known"})
-    rows["config"] = _configs(rows)
     rows["curve"], rows["point"] = _curves(rows)
     done = runs.finished.groupby("group")
     rows["seeds"] = done.size().reindex(rows.index, fill_value=0)
@@ -42,6 +44,8 @@ def summarise(runs: Runs) -> pd.DataFrame:
         rows[f"{name}_std"] = done[name].std()
     # One configuration has one count; were there two, no number would be right.
     rows["trainable_params"] = done["trainable_params"].first().where(done["trainable_params"].nunique() == 1)
+    _add_recipes(rows)
+    rows["config"] = _configs(rows)
     rows["whole"] = (
         (rows["trainable_params"] > 0.99 * done["total_params"].max().reindex(rows.index)).fillna(False).astype(bool)
     )
@@ -51,17 +55,34 @@ def summarise(runs: Runs) -> pd.DataFrame:
     rows["outside_grid"] = others.reindex(rows.index, fill_value=0)
     whole = dict.fromkeys(("seeds", "known", "outside_grid"), int)
     rows = rows.reset_index().astype({"trainable_params": "Int64", "peak_bytes": "Int64", **whole})
-    return rows[[*TABLE_COLUMNS, "group", "known", "whole", "curve", "point"]]
+    return rows[[*TABLE_COLUMNS, "group", "known", "whole", "curve", "point", "settings", "departs", "trains"]]
+
+
+def _add_recipes(rows: pd.DataFrame) -> None:
+    """Add each row's recipe, and in `departs` the keys in which it differs from the common one of its block."""
+    trains = training.trained(rows)
+    recipes = [training.columns(flat, each) for flat, each in zip(rows["settings"], trains, strict=True)]
+    for name in training.COLUMNS:  # as objects: whole numbers stay whole beside missing ones
+        rows[name] = pd.Series([each[name] for each in recipes], index=rows.index, dtype=object)
+    departs = pd.Series([[] for _ in rows.index], index=rows.index, dtype=object)
+    for _, block in rows.groupby(["dataset", "backbone"], sort=False):
+        shared = training.common(block.loc[trains, "settings"])
+        for i in block.index:
+            departs[i] = training.departures(rows["settings"][i], shared, bool(trains[i]))
+    rows["departs"], rows["trains"] = departs, trains
 
 
 def _configs(rows: pd.DataFrame) -> pd.Series:
-    """The settings in which a row differs from the others of its method; unique within a dataset and backbone."""
+    """The settings in which a row differs from the others of its method, and from the recipe of its block.
+
+    Unique within a dataset and backbone.
+    """
     config = pd.Series("", index=rows.index)
     for _, siblings in rows.groupby("method", sort=False):
         own = [
             {k: v for k, v in s.items() if not k.startswith(("dataset.", "backbone."))} for s in siblings["settings"]
         ]
-        config[siblings.index] = distinguish(own)
+        config[siblings.index] = distinguish(own, list(siblings["departs"]))
     keys = [rows["dataset"], rows["backbone"], rows["method"], config]
     for _, same in rows.groupby(keys, sort=False):
         if len(same) > 1:  # only the paths differ

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.reporting import training
 from bench.reporting.summary import MEANINGS, OUTSIDE, SHORT, TABLE_COLUMNS
 from bench.store.frame import RECALLS, Runs
 
@@ -51,6 +52,7 @@ class Block:
 
     dataset: str
     backbone: str
+    recipe: str  # the shortest form; empty where nothing trains
     facts: tuple[tuple[str, str], ...]
     lines: tuple[Line, ...]
     rows: pd.DataFrame
@@ -72,10 +74,17 @@ def blocks(runs: Runs, rows: pd.DataFrame) -> list[Block]:
     for (dataset, backbone), part in rows.groupby(["dataset", "backbone"], sort=False):
         here = finished[(finished["dataset"] == dataset) & (finished["backbone"] == backbone)]
         seeds = runs.frame.loc[(runs.frame["dataset"] == dataset) & (runs.frame["backbone"] == backbone), "seed"]
-        facts = (*_facts(str(dataset), str(backbone), here), ("Seeds", _join(sorted(seeds.dropna().unique()))))
+        shared = training.common(part.loc[part["trains"], "settings"])
+        departs = [key for keys in part["departs"] for key in keys]
+        facts = (
+            *_facts(str(dataset), str(backbone), here),
+            *_training(shared, departs),
+            ("Seeds", _join(sorted(seeds.dropna().unique()))),
+        )
         best = {name: _shown(part[name].max()) for name in RECALLS}
         lines = tuple(_line(row, best) for row in part.to_dict("records"))
-        made.append(Block(str(dataset), str(backbone), facts, lines, part))
+        short = training.stated(shared, training.SHORTEST)
+        made.append(Block(str(dataset), str(backbone), short, facts, lines, part))
     return made
 
 
@@ -102,6 +111,12 @@ def _line(row: dict[str, Any], best: dict[str, str]) -> Line:
     )
 
 
+def _training(shared: dict[str, Any], departs: Sequence[str]) -> Iterator[tuple[str, str]]:
+    if text := training.stated(shared, training.STATED, departs):
+        yield "Training", f"{text}{'; where a row differs, its config says so' if departs else ''}"
+    yield "Choice", training.CHOICE
+
+
 def _facts(dataset: str, backbone: str, runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
     origin = runs["provenance"]
     split = _differing([p.get("split") for p in origin])
@@ -109,7 +124,6 @@ def _facts(dataset: str, backbone: str, runs: pd.DataFrame) -> Iterator[tuple[st
     yield "Dataset", f"{dataset}, split {split}: {images} test images, {captions} captions"
     weights = _differing([p.get("weights") for p in origin])
     yield "Backbone", backbone if backbone.endswith(f"/{weights}") else f"{backbone}, weights {weights}"
-    yield "Choice", "epoch chosen on the validation split, test set scored once"
     ties = "expected recall under random tie order; "
     if runs[["i2t_ties", "t2i_ties"]].isna().all(axis=None):
         yield "Ties", ties + "number of tied queries unknown"
@@ -327,6 +341,8 @@ def terminal(runs: Runs, parts: Sequence[Block]) -> str:
                 cells = [*names, params(line.params, exact=False), line.seeds + line.marks]
                 table.add_row(*map(Text, [*cells, *recalls, mean.text + (f" ± {mean.std}" if mean.std else "")]))
             console.print(table)
+            if block.recipe:
+                console.print(Text(f"  trained with {block.recipe}; {training.CHOICE}"), soft_wrap=True)
             if len(block.lines) > 60:
                 console.print(f"  ... and {len(block.lines) - 60} more rows")
             for mark in block.marks:

@@ -1,0 +1,87 @@
+"""What the report says of the recipe: what all rows share, what a row departs in, and what validation would choose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bench.reporting import build
+from tests.test_report import done, read_csv, rows_of, spec, write
+
+HMMC = {"name": "hmmc", "margin": 0.2}
+FULL = {
+    **{"epochs": 20, "batch_size": 64, "accumulate": 2, "lr": 1e-3, "optimizer": "adamw", "weight_decay": 0.01},
+    **{"schedule": "cosine", "warmup": 0.1, "augment": "none", "captions": "none", "precision": "fp32"},
+}
+
+
+def texts(tmp_path: Path, entries: Any) -> dict[str, str]:
+    """The report's texts by the ending of their file, and `terminal`."""
+    built = build.build(write(tmp_path / "r", entries), tmp_path / "out")
+    found = {path.suffix: path.read_text() for path in built.paths if path.suffix in (".md", ".tex", ".csv", ".html")}
+    return found | {"terminal": built.text}
+
+
+def line(text: str, start: str) -> str:
+    """The one line that starts so."""
+    [found] = [line for line in text.splitlines() if line.strip().startswith(start)]
+    return found
+
+
+def recipe_entries() -> list[Any]:
+    entries = [done(spec("zero_shot", train={"lr": 1e-4}), 20, 0)]
+    entries += [done(spec(name, seed, train=FULL)) for name in ("lora", "vpt") for seed in (0, 1)]
+    entries += [done(spec("harma", train=FULL | {"lr": 3e-3, "augment": "harma"}, loss=HMMC))]
+    return entries
+
+
+def test_the_report_states_the_recipe_once_and_each_departure(tmp_path: Path) -> None:
+    found = texts(tmp_path, recipe_entries())
+    for kind in (".md", ".html"):
+        for part in ("epochs 20", "batch 128 (64 x 2)", "optimizer adamw", "lr 0.001", "schedule cosine"):
+            assert part in found[kind].replace("\\", ""), f"{part} in {kind}"
+        for part in ("augment none", "captions none", "precision fp32", "loss info_nce", "test set scored once"):
+            assert part in found[kind].replace("\\_", "_"), f"{part} in {kind}"
+        assert found[kind].count("batch 128") == 1
+    assert "batch 128 (64 x 2)" in line(found[".tex"], "\\caption")
+    assert "test set scored once" in line(found[".tex"], "\\caption")
+    assert "epochs 20, batch 128 (64 x 2), lr 0.001" in found["terminal"]
+    assert "loss=hmmc, lr=0.003, augment=harma" in line(found[".md"], "| harma")
+    assert "loss=hmmc, lr=0.003, augment=harma" in found[".html"]
+    assert "loss=hmmc, lr=0.003, augment=harma" in line(found[".tex"], "harma")
+    for name in ("zero_shot", "lora", "vpt"):
+        assert "=" not in line(found[".md"], f"| {name}")
+
+
+def test_the_csv_has_each_rows_recipe_in_full(tmp_path: Path) -> None:
+    texts(tmp_path, recipe_entries())
+    zero, lora, _, harma = read_csv(tmp_path / "out" / "table.csv")
+    keys = ("epochs", "batch_size", "accumulate", "lr", "loss", "augment", "captions", "precision", "optimizer")
+    assert [lora[key] for key in keys] == ["20", "64", "2", "0.001", "info_nce", "none", "none", "fp32", "adamw"]
+    assert [harma[key] for key in ("lr", "loss", "loss_settings")] == ["0.003", "hmmc", '{"margin":0.2}']
+    assert [zero[key] for key in ("epochs", "lr", "loss", "loss_settings")] == [""] * 4  # it does not train
+    assert lora["betas"] == "[0.9,0.98]"
+    assert lora["eps"] == ""  # the result does not say
+
+
+def test_the_recipe_is_what_most_trained_rows_have_in_each_block(tmp_path: Path) -> None:
+    other = {"dataset": {"name": "ucm"}}
+    entries = [done(spec("zero_shot", train={"lr": 1e-4}), 20, 0), done(spec("coop", train={"epochs": 5}, **other))]
+    entries += [done(spec(name, train={"epochs": n})) for name, n in (("a", 7), ("b", 9), ("c", 9))]
+    rows = rows_of(write(tmp_path / "r", entries))
+    assert dict(zip(rows["method"], rows["config"], strict=True)) == {
+        **{"zero_shot": "", "coop": "", "a": "epochs=7", "b": "", "c": ""}
+    }
+
+
+def test_a_method_that_does_not_train_departs_in_what_its_evaluation_reads(tmp_path: Path) -> None:
+    entries = [done(spec("lora", train=FULL | {"captions": "harma"})), done(spec("zero_shot", train=FULL), 20, 0)]
+    assert rows_of(write(tmp_path / "r", entries))["config"].tolist() == ["", "captions=none"]
+
+
+def test_a_recipe_that_no_row_shares_still_has_every_setting(tmp_path: Path) -> None:
+    """A setting that a row departs in is stated, even one that the short recipe leaves out."""
+    entries = [done(spec("lora")), done(spec("vpt", train={"betas": [0.9, 0.999]}))]
+    table = texts(tmp_path, entries)[".md"]
+    assert "betas 0.9 and 0.98" in table or "betas \\[0.9,0.98\\]" in table
+    assert "betas=\\[0.9,0.999\\]" in line(table, "| vpt")
