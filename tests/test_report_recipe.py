@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench.reporting import build
+from bench.reporting import build, summary
 from tests.test_report import done, read_csv, rows_of, spec, write
 
 HMMC = {"name": "hmmc", "margin": 0.2}
@@ -85,3 +85,49 @@ def test_a_recipe_that_no_row_shares_still_has_every_setting(tmp_path: Path) -> 
     table = texts(tmp_path, entries)[".md"]
     assert "betas 0.9 and 0.98" in table or "betas \\[0.9,0.98\\]" in table
     assert "betas=\\[0.9,0.999\\]" in line(table, "| vpt")
+
+
+def grid(lora: dict[float, float], **others: float) -> list[Any]:
+    """LoRA by learning rate: validation recall; the test recall is the opposite. Other methods have one row."""
+
+    def scored(a_spec: dict[str, Any], val: float) -> Any:
+        a_spec, result = done(a_spec, 100 - val)
+        result["metrics"]["val"] = result["metrics"]["val"] | {"mean_recall": val}
+        return a_spec, result
+
+    entries = [
+        scored(spec("lora", seed, train={"lr": lr}), val + step)
+        for lr, val in lora.items()
+        for seed, step in enumerate((-10, 10))
+    ]
+    return entries + [scored(spec(name), val) for name, val in others.items()]
+
+
+def test_the_row_that_validation_would_choose_is_marked(tmp_path: Path) -> None:
+    found = texts(tmp_path, grid({1e-3: 40, 1e-2: 45, 1e-1: 20}, vpt=50))
+    rows = read_csv(tmp_path / "out" / "table.csv")
+    assert [(row["method"], row["val_mean_recall"], row["chosen"]) for row in rows] == [
+        *(("lora", "40.0", "false"), ("lora", "45.0", "true"), ("lora", "20.0", "false"), ("vpt", "50.0", ""))
+    ]
+    assert line(found[".md"], "| lora   | lr=0.01◆")
+    assert "lr=0.01$^\\diamond$" in found[".tex"]
+    for kind in (".md", ".html", "terminal"):
+        assert found[kind].count("◆") == 2, kind  # the row and its meaning
+        assert summary.MEANINGS[summary.CHOSEN] in found[kind]
+    assert summary.MEANINGS[summary.CHOSEN] in found[".tex"]
+
+
+def test_a_row_with_fewer_seeds_is_compared_and_says_so(tmp_path: Path) -> None:
+    entries = grid({1e-3: 40, 1e-2: 45})
+    entries[3] = (entries[3][0], None)  # of the second learning rate only seed 0 is there: 35
+    entries += [(spec("lora", train={"lr": 1.0}), None)]
+    rows = rows_of(write(tmp_path / "r", entries))
+    assert rows["chosen"].tolist() == [True, False, None]
+    assert rows["val_mean_recall"].tolist()[:2] == [40, 35]
+
+
+def test_one_row_with_a_validation_recall_is_no_choice(tmp_path: Path) -> None:
+    entries = [*grid({1e-3: 40}), (spec("lora", train={"lr": 1.0}), None)]
+    entries += [done(spec("lora", train={"lr": 1e-3}, dataset={"name": "ucm"}))]
+    found = texts(tmp_path, entries)
+    assert "◆" not in "".join(found.values())

@@ -11,25 +11,27 @@ from bench.store.naming import distinguish
 TABLE_COLUMNS = (
     *("dataset", "backbone", "method", "config", "trainable_params", "seeds"),
     *(name for recall in RECALLS for name in (recall, f"{recall}_std")),
-    *("train_seconds", "peak_bytes", "outside_grid"),
+    *("val_mean_recall", "chosen", "train_seconds", "peak_bytes", "outside_grid"),
     *training.COLUMNS,
 )
-SHORT, OUTSIDE = "†", "‡"  # marks of a row
+SHORT, OUTSIDE, CHOSEN = "†", "‡", "◆"  # marks of a row
 MEANINGS = {
     SHORT: "fewer finished runs than planned",
     OUTSIDE: "runs of other commands: not, or not with all these seeds, in the grid of this command",
+    CHOSEN: "the row that validation chooses among those of the method: highest mean recall on the validation split",
 }
 
 
 def summarise(runs: Runs) -> pd.DataFrame:
     """One row a group of runs that differ in nothing but the seed: TABLE_COLUMNS, then what the report needs besides.
 
-    `seeds` counts the finished runs, `outside_grid` those of them that are not in the plan's grid; recalls and
-    train_seconds are their means, `_std` the sample standard deviation (n - 1; missing for one seed), peak_bytes their
-    maximum. Besides: `group`, `known` (seeds, finished or not), `whole` (the method trains the backbone itself),
-    `curve` (the method and its settings that are not numbers, such as LoRA's targets: rows of one curve differ in
-    numbers alone), `point` (those numbers), `settings`, `trains` (whether the method does), and `departs` (the keys in
-    which the row differs from its block's recipe).
+    `seeds` counts the finished runs, `outside_grid` those of them that are not in the plan's grid. Recalls (of
+    validation in val_mean_recall) and train_seconds are their means, `_std` the sample standard deviation (n - 1;
+    missing for one seed), peak_bytes their maximum. `chosen`: as in `_chosen`.
+    Besides: `group`, `known` (seeds, finished or not), `whole` (the method trains the backbone itself), `curve` (the
+    method and its settings that are not numbers, such as LoRA's targets: rows of one curve differ in numbers alone),
+    `point` (those numbers), `settings`, `trains` (whether the method does), and `departs` (the keys in which the row
+    differs from its block's recipe).
     """
     known = runs.frame[(runs.frame["group"] != "") & (runs.frame["status"] != "superseded")]
     rows = known.groupby("group", sort=False).agg(
@@ -49,6 +51,8 @@ def summarise(runs: Runs) -> pd.DataFrame:
     rows["whole"] = (
         (rows["trainable_params"] > 0.99 * done["total_params"].max().reindex(rows.index)).fillna(False).astype(bool)
     )
+    rows["val_mean_recall"] = done["val_mean_recall"].mean()
+    rows["chosen"] = _chosen(rows)
     rows["train_seconds"] = done["train_seconds"].mean()
     rows["peak_bytes"] = done["peak_bytes"].max()
     others = runs.finished.loc[~runs.finished["planned"], "group"].value_counts()
@@ -56,6 +60,21 @@ def summarise(runs: Runs) -> pd.DataFrame:
     whole = dict.fromkeys(("seeds", "known", "outside_grid"), int)
     rows = rows.reset_index().astype({"trainable_params": "Int64", "peak_bytes": "Int64", **whole})
     return rows[[*TABLE_COLUMNS, "group", "known", "whole", "curve", "point", "settings", "departs", "trains"]]
+
+
+def _chosen(rows: pd.DataFrame) -> pd.Series:
+    """True for the row that validation would choose among those of its method and block, False for the others.
+
+    It has the highest mean recall on the validation split; of equal ones, the first. No test score counts. None where
+    there is nothing to choose: rows without a validation recall, and the only one of a method.
+    """
+    chosen = pd.Series([None] * len(rows), index=rows.index, dtype=object)
+    scored = rows[rows["val_mean_recall"].notna()]
+    for _, siblings in scored.groupby(["dataset", "backbone", "method"], sort=False):
+        if len(siblings) > 1:
+            chosen[siblings.index] = False
+            chosen[siblings["val_mean_recall"].idxmax()] = True
+    return chosen
 
 
 def _add_recipes(rows: pd.DataFrame) -> None:

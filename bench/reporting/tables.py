@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bench.reporting import training
-from bench.reporting.summary import MEANINGS, OUTSIDE, SHORT, TABLE_COLUMNS
+from bench.reporting.summary import CHOSEN, MEANINGS, OUTSIDE, SHORT, TABLE_COLUMNS
 from bench.store.frame import RECALLS, Runs
 
 DASH = "–"
@@ -19,6 +19,7 @@ DASH = "–"
 
 def csv(rows: pd.DataFrame) -> str:
     """The numbers in full precision; missing ones are empty."""
+    rows = rows.assign(chosen=rows["chosen"].map({True: "true", False: "false"}))
     return rows[list(TABLE_COLUMNS)].to_csv(index=False, lineterminator="\n")
 
 
@@ -37,7 +38,8 @@ class Line:
     """One row of a table, formatted."""
 
     method: str
-    config: str
+    config: str  # with the mark CHOSEN where the row is chosen
+    chosen: bool
     params: int | None
     seeds: str  # "3", or "2 of 3" where runs are missing
     marks: str  # of SHORT and OUTSIDE
@@ -65,7 +67,8 @@ class Block:
     @property
     def marks(self) -> list[str]:
         """The marks of its rows."""
-        return [mark for mark in MEANINGS if any(mark in line.marks for line in self.lines)]
+        used = {mark for line in self.lines for mark in line.marks + CHOSEN * line.chosen}
+        return [mark for mark in MEANINGS if mark in used]
 
 
 def blocks(runs: Runs, rows: pd.DataFrame) -> list[Block]:
@@ -101,7 +104,8 @@ def _line(row: dict[str, Any], best: dict[str, str]) -> Line:
     short = row["seeds"] < row["known"]
     return Line(
         method=row["method"],
-        config=row["config"],
+        config=row["config"] + CHOSEN * bool(row["chosen"]),
+        chosen=bool(row["chosen"]),
         params=None if pd.isna(row["trainable_params"]) else int(row["trainable_params"]),
         seeds=f"{row['seeds']} of {row['known']}" if short else str(row["seeds"]),
         marks=SHORT * short + OUTSIDE * bool(row["outside_grid"]),
@@ -306,7 +310,7 @@ def _tex_row(line: Line, named: bool) -> str:
 
 
 _TEX = {
-    **{SHORT: "$^\\dagger$", OUTSIDE: "$^\\ddagger$"},
+    **{SHORT: "$^\\dagger$", OUTSIDE: "$^\\ddagger$", CHOSEN: "$^\\diamond$"},
     **{char: f"\\{char}" for char in "&%$#_{}"},
     **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"},
     **{"<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", DASH: "--", "…": "\\ldots{}"},
