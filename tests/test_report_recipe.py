@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from bench.reporting import build, summary
 from tests.test_report import done, read_csv, rows_of, spec, write
@@ -131,3 +136,43 @@ def test_one_row_with_a_validation_recall_is_no_choice(tmp_path: Path) -> None:
     entries += [done(spec("lora", train={"lr": 1e-3}, dataset={"name": "ucm"}))]
     found = texts(tmp_path, entries)
     assert "◆" not in "".join(found.values())
+
+
+def planned_folder(folder: Path) -> Path:
+    """Results whose plan says how the sweep was started, as `bench.launch` writes it."""
+    write(folder, [done(spec("lora"))])
+    plan = json.loads((folder / "plan.json").read_text())
+    start = {"executor": "local", "reports": "/r", "plugins": ["/home/me/side <i>.py"]}
+    start |= {"command": "python -m bench.sweep sweeps/r.yaml --set 'grid.seed=[0]'"}
+    content = {"name": "r", "train": {"lr": 0.001}, "grid": {"seed": [0], "method": ["lora", {"<b>": {"on": "yes"}}]}}
+    (folder / "plan.json").write_text(json.dumps(plan | {"start": start, "content": content}))
+    return folder
+
+
+def test_the_page_has_the_command_the_resolved_sweep_file_and_the_plugins(tmp_path: Path) -> None:
+    built = build.build(planned_folder(tmp_path / "r"), tmp_path / "out")
+    page = (built.out_dir / "index.html").read_text()
+    command = "python -m bench.sweep sweeps/r.yaml --set 'grid.seed=[0]'"
+    assert command in html.unescape(page)
+    assert "/home/me/side <i>.py" in html.unescape(page)
+    assert "<b>" not in page + page.replace("<i>", "<b>")
+    [folded] = [part for part in re.findall("<details>.*?</details>", page, re.DOTALL) if "sweep file" in part]
+    [text] = re.findall("<pre>(.*?)</pre>", folded, re.DOTALL)
+    content = json.loads((tmp_path / "r" / "plan.json").read_text())["content"]
+    assert yaml.safe_load(html.unescape(text)) == content
+    assert f"`{command}`" in (built.out_dir / "table.md").read_text()
+
+
+def test_plans_of_earlier_versions_have_no_resolved_sweep_file(tmp_path: Path) -> None:
+    found = texts(tmp_path, [done(spec("lora"))])
+    assert "all overrides" not in found[".html"]
+    assert "Command: `python -m bench.sweep sweeps/r.yaml`" in found[".md"]
+
+
+def test_a_command_with_markup_in_it_is_escaped_in_markdown(tmp_path: Path) -> None:
+    folder = planned_folder(tmp_path / "r")
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["start"]["command"] = "python -m bench.sweep '`<b>`.yaml'"
+    (folder / "plan.json").write_text(json.dumps(plan))
+    table = (build.build(folder, tmp_path / "out").out_dir / "table.md").read_text()
+    assert "\\`&lt;b&gt;\\`.yaml" in table

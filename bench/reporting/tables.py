@@ -218,6 +218,7 @@ def markdown(runs: Runs, parts: Sequence[Block]) -> str:
         "I2T finds a caption of an image, T2I the image of a caption; mR is the mean of the six.",
         "Bold: the best of a column.",
         f"Code: commit {_md(code(runs))}.",
+        *([f"Command: {_md_code(runs.command)}"] if runs.command else []),
     ]
     for block in parts:
         out += ["", f"## {_md(block.title)}", "", *(f"- {name}: {_md(text)}" for name, text in block.facts), ""]
@@ -261,6 +262,11 @@ def _md(text: str) -> str:
     """Text as itself in Markdown: nothing in it marks up, breaks the table or becomes HTML."""
     text = re.sub(r"([\\`*\[\]|#~])|(?<![^\W_])(_)|(_)(?![^\W_])", r"\\\g<0>", " ".join(text.split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _md_code(text: str) -> str:
+    """Text as code, to copy as it is; escaped as other text where it has characters that could end the code."""
+    return _md(text) if re.search(r"[`<>&\n]", text) else f"`{text}`"
 
 
 def tex(runs: Runs, parts: Sequence[Block]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ class Runs:
     """The runs of a plan in its order, then other finished runs of the results folder by name; without a plan, all.
 
     command: it started the sweep, or would start it again; None where the plan does not say. frame: one row a run,
-    columns as in COLUMNS. ignored: run folders that are left out.
+    columns as in COLUMNS. ignored: run folders that are left out. content: the sweep file with all overrides, empty
+    where the plan has none. plugins: the files of the plan's plug-ins.
     """
 
     folder: Path
@@ -67,6 +68,8 @@ class Runs:
     command: str | None
     frame: pd.DataFrame
     ignored: tuple[str, ...]
+    content: dict[str, Any] = field(default_factory=dict)
+    plugins: tuple[str, ...] = ()
 
     @property
     def finished(self) -> pd.DataFrame:
@@ -103,6 +106,8 @@ def collect(folder: Path, plan: planned.Plan | None = None, *, only: bool = Fals
         command=_command(plan),
         frame=frame.astype({name: kind for name, kind in COLUMNS.items() if kind not in ("object", "str")}),
         ignored=tuple(sorted(set(others) - set(frame["run_id"]))),
+        content=plan.content if plan else {},
+        plugins=tuple(plan.start.plugins) if plan and plan.start else (),
     )
 
 
