@@ -8,9 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
+from bench.launch import start
+from bench.plan.grid import expand
 from bench.reporting import build, summary
+from bench.store import planned
 from tests.test_report import done, read_csv, rows_of, spec, write
 
 HMMC = {"name": "hmmc", "margin": 0.2}
@@ -176,3 +180,28 @@ def test_a_command_with_markup_in_it_is_escaped_in_markdown(tmp_path: Path) -> N
     (folder / "plan.json").write_text(json.dumps(plan))
     table = (build.build(folder, tmp_path / "out").out_dir / "table.md").read_text()
     assert "\\`&lt;b&gt;\\`.yaml" in table
+
+
+def test_a_plan_names_each_runs_settings_that_are_not_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = expand(Path(__file__).parents[1] / "sweeps" / "demo.yaml")
+    monkeypatch.setattr(start, "unfinished", lambda sweep, folder: {})
+    start.start(sweep, folder=tmp_path / "demo", reports=tmp_path / "out", executor="local")
+    plan = planned.read(tmp_path / "demo")
+    assert plan is not None
+    own = {plan.runs[run_id]["method"]["name"]: keys for run_id, keys in plan.own.items()}
+    assert own["vpt"] == ["method.n_ctx"]
+    assert own["zero_shot"] == []
+    assert set(own["mrs_adapter"]) == {"method.bottleneck", "method.shared_dim"}
+
+
+def test_settings_that_are_not_defaults_are_shown_even_where_all_rows_agree(tmp_path: Path) -> None:
+    entries = [done(spec("lora", seed, rank=8, alpha=16)) for seed in (0, 1)]
+    entries += [done(spec("vpt", n_ctx=4, shape={"a": 1, "b": 2})), done(spec("coop", loss=HMMC | {"k": 3}))]
+    folder = write(tmp_path / "r", entries)
+    assert rows_of(folder)["config"].tolist() == ["", "", "loss=hmmc"]  # a plan of an earlier version
+    plan = json.loads((folder / "plan.json").read_text())
+    own = [["method.rank"], ["method.rank"], ["method.shape"], ["loss.margin"]]
+    for run, keys in zip(plan["runs"], own, strict=True):
+        run["own"] = keys
+    (folder / "plan.json").write_text(json.dumps(plan))
+    assert rows_of(folder)["config"].tolist() == ["rank=8", "a=1, b=2", "loss=hmmc, margin=0.2"]

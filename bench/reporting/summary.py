@@ -35,7 +35,14 @@ def summarise(runs: Runs) -> pd.DataFrame:
     """
     known = runs.frame[(runs.frame["group"] != "") & (runs.frame["status"] != "superseded")]
     rows = known.groupby("group", sort=False).agg(
-        {"dataset": "first", "backbone": "first", "method": "first", "settings": "first", "seed": "nunique"}
+        {
+            "dataset": "first",
+            "backbone": "first",
+            "method": "first",
+            "settings": "first",
+            "own": "first",
+            "seed": "nunique",
+        }
     )
     rows = rows.rename(columns={"seed": "known"})
     rows["curve"], rows["point"] = _curves(rows)
@@ -92,7 +99,7 @@ def _add_recipes(rows: pd.DataFrame) -> None:
 
 
 def _configs(rows: pd.DataFrame) -> pd.Series:
-    """The settings in which a row differs from the others of its method, and from the recipe of its block.
+    """The settings in which a row differs from the others of its method, from its defaults and its block's recipe.
 
     Unique within a dataset and backbone.
     """
@@ -101,7 +108,7 @@ def _configs(rows: pd.DataFrame) -> pd.Series:
         own = [
             {k: v for k, v in s.items() if not k.startswith(("dataset.", "backbone."))} for s in siblings["settings"]
         ]
-        config[siblings.index] = distinguish(own, list(siblings["departs"]))
+        config[siblings.index] = distinguish(own, _always(siblings))
     keys = [rows["dataset"], rows["backbone"], rows["method"], config]
     for _, same in rows.groupby(keys, sort=False):
         if len(same) > 1:  # only the paths differ
@@ -110,6 +117,21 @@ def _configs(rows: pd.DataFrame) -> pd.Series:
                 f"{a}, {b}".removeprefix(", ") for a, b in zip(config[same.index], texts, strict=True)
             ]
     return config
+
+
+def _always(siblings: pd.DataFrame) -> list[list[str]]:
+    """For each row of one method, the keys to name even where all rows agree.
+
+    They are what it departs in from the recipe, the settings that any row of the method has not left at their defaults,
+    and those of a loss that is not the recipe's.
+    """
+    method = {key for own in siblings["own"] for key in own if key.startswith("method.")}
+    found = []
+    for flat, own, departs in zip(siblings["settings"], siblings["own"], siblings["departs"], strict=True):
+        loss = [key for key in own if key.startswith("loss.") and "loss.name" in departs]
+        inside = tuple(f"{key}." for key in (*method, *loss))  # a mapping's settings have keys of their own
+        found.append([*departs, *(key for key in flat if f"{key}.".startswith(inside))])
+    return found
 
 
 def _curves(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:

@@ -27,6 +27,7 @@ COLUMNS = {
     "note": "str",  # one line: why there is no result
     "group": "str",  # canonical JSON of the settings without the seed; "" where the settings are unknown
     "settings": "object",  # the same as a dict with dotted keys
+    "own": "object",  # keys of the method's and the loss's settings that are not defaults, where the plan says so
     "seed": "Int64",
     "dataset": "str",
     "backbone": "str",
@@ -97,6 +98,7 @@ def collect(folder: Path, plan: planned.Plan | None = None, *, only: bool = Fals
     if not only and not (plan and plan.start and plan.start.only):
         more = [_read_run(folder / run_id, None) | {"planned": False} for run_id in others]
         rows += [row for row in more if row["status"] == "finished"]
+    rows = [row | {"own": tuple(plan.own.get(row["run_id"], ()) if plan else ())} for row in rows]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     _name_blocks(frame)
     _part_duplicates(frame)
