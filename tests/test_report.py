@@ -17,7 +17,7 @@ import pytest
 
 from bench import report
 from bench.config.errors import UserError
-from bench.reporting import figures, page, tables
+from bench.reporting import figures, page, summary, tables
 from bench.reporting.build import build
 from bench.store.frame import RECALLS, collect
 from bench.store.naming import distinguish
@@ -111,7 +111,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def rows_of(folder: Path) -> Any:
-    return tables.summarise(collect(folder))
+    return summary.summarise(collect(folder))
 
 
 def test_statistics_over_seeds(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_statistics_over_seeds(tmp_path: Path) -> None:
     entries.append(done(spec("zero_shot"), 20.125, 0))
     built = build(write(tmp_path / "r", entries), tmp_path / "out")
     lora, zero = read_csv(built.out_dir / "table.csv")
-    assert tuple(lora) == tables.TABLE_COLUMNS
+    assert tuple(lora) == summary.TABLE_COLUMNS
     assert (lora["trainable_params"], lora["seeds"], lora["config"], lora["peak_bytes"]) == (
         "1000",
         "3",
@@ -174,7 +174,7 @@ def test_plan_decides_which_runs_count(tmp_path: Path) -> None:
     folder = write(tmp_path / "r", [done(spec("lora"), 40), done(spec("lora", 1), 50)])
     plan = json.loads((folder / "plan.json").read_text())
     (folder / "plan.json").write_text(json.dumps(plan | {"runs": plan["runs"][:1]}))
-    assert tables.summarise(collect(folder, only=True))["mean_recall"].tolist() == [40]
+    assert summary.summarise(collect(folder, only=True))["mean_recall"].tolist() == [40]
     assert len(collect(folder, only=True).ignored) == 1
     (folder / "plan.json").unlink()
     assert rows_of(folder)["mean_recall"].tolist() == [45]
@@ -197,7 +197,7 @@ def test_finished_runs_of_other_commands_stay_and_are_marked(tmp_path: Path) -> 
         ("bitfit", "1", "0", 35.0),
         ("vpt", "1", "1", 30.0),
     ]
-    meaning = tables.MEANINGS[tables.OUTSIDE]
+    meaning = summary.MEANINGS[summary.OUTSIDE]
     for text in ((tmp_path / "out" / "table.md").read_text(), (tmp_path / "out" / "index.html").read_text()):
         assert meaning in text
         assert "2‡" in text
@@ -228,7 +228,7 @@ def test_one_seed_run_twice_counts_once(tmp_path: Path) -> None:
     entries = [done(spec("lora"), 40, finished="2026-01-02"), done(spec("lora"), 50, finished="2026-01-01")]
     runs = collect(write(tmp_path / "r", entries, plan=False))
     assert runs.frame["status"].tolist() == ["finished", "superseded"]
-    assert tables.summarise(runs)["mean_recall"].tolist() == [40]
+    assert summary.summarise(runs)["mean_recall"].tolist() == [40]
 
 
 def test_config_says_what_differs(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_blocks_of_datasets_splits_and_backbones(tmp_path: Path) -> None:
     specs = [spec("lora"), spec("lora", dataset={"split": "karpathy"}), spec("lora", dataset={"name": "ucm"})]
     specs += [spec("lora", backbone={"weights": f"/{folder}/model.pt"}) for folder in "ab"]
     runs = collect(write(tmp_path / "r", [done(s) for s in specs]))
-    parts = tables.blocks(runs, tables.summarise(runs))
+    parts = tables.blocks(runs, summary.summarise(runs))
     assert [part.title for part in parts] == [
         "rsitmd (split=pir), ViT-B-32-quickgelu/openai",
         "rsitmd (split=karpathy), ViT-B-32-quickgelu/openai",
@@ -275,7 +275,7 @@ NASTY = 'a_b&c%d$#{e}~^\\ <script>alert("1")</script> | [x] *y* `z`'
 
 def test_tex_is_escaped_and_balanced(tmp_path: Path) -> None:
     runs = collect(write(tmp_path / "r", [*twelve(), done(spec("nasty", note=NASTY)), done(spec("nasty", note="n"))]))
-    text = tables.tex(runs, tables.blocks(runs, tables.summarise(runs)))
+    text = tables.tex(runs, tables.blocks(runs, summary.summarise(runs)))
     assert r"a\_b\&c\%d\$\#\{e\}\textasciitilde{}\textasciicircum{}\textbackslash{}" in text
     bare = text.replace("\\\\", "").replace("\\{", "").replace("\\}", "")
     assert bare.count("{") == bare.count("}")
@@ -320,7 +320,7 @@ def test_page_shows_differing_and_dirty_provenance(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_figure_labels_do_not_overlap(tmp_path: Path, seeds: int) -> None:
     runs = collect(write(tmp_path / "r", twelve(seeds)))
-    figure = figures.recall_vs_params(tables.blocks(runs, tables.summarise(runs)))
+    figure = figures.recall_vs_params(tables.blocks(runs, summary.summarise(runs)))
     axes = figure.axes[0]
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     boxes = {text.get_text(): text.get_window_extent(renderer) for text in axes.texts}
@@ -381,7 +381,7 @@ def test_many_runs_in_seconds(tmp_path: Path) -> None:
     folder = write(tmp_path / "r", entries)
     start = time.perf_counter()
     runs = collect(folder)
-    parts = tables.blocks(runs, tables.summarise(runs))
+    parts = tables.blocks(runs, summary.summarise(runs))
     texts = [
         tables.csv(parts[0].rows),
         tables.markdown(runs, parts),

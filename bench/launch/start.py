@@ -104,7 +104,8 @@ def start(
         only=only,
     )
     file = None if sweep.file is None else str(sweep.file)
-    plan = Plan(sweep.name, runs, file, how, dict(sweep.content))
+    own = {run.run_id: run.own() for run in sweep.runs}
+    plan = Plan(sweep.name, runs, file, how, dict(sweep.content), own)
     planned.write(folder, plan)
     _tidy(folder, sweep)
     if not todo:

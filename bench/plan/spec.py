@@ -100,6 +100,11 @@ class RunSpec:
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return "-".join([*self._short(), f"s{self.seed}", digest])
 
+    def own(self) -> list[str]:
+        """The settings of method and loss that are not the defaults, with dotted keys: `["method.rank"]`."""
+        parts: dict[str, Settings] = {"method": self.method, "loss": self.loss}
+        return [f"{part}.{key}" for part, settings in parts.items() for key in _departures(settings)]
+
     def _short(self) -> Iterator[str]:
         yield _safe(self.method.name)[:100]
         parts = _differing(self.method)
@@ -138,13 +143,21 @@ def _safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", text)
 
 
-def _differing(settings: Settings) -> list[str]:
+def _departures(settings: Settings) -> dict[str, Any]:
+    """The settings that are not their defaults; one without a default is among them."""
     fields = type(settings).model_fields
     given = {key: getattr(settings, key) for key in fields} | (settings.model_extra or {})
-    found = []
+    found = {}
     for key, value in given.items():
         field = fields.get(key)
         if field is None or field.is_required() or value != field.get_default(call_default_factory=True):
-            shown = "+".join(map(str, value)) if isinstance(value, tuple | list) else value
-            found.append(f"{key}{shown:g}" if isinstance(shown, float) else f"{key}{shown}")
+            found[key] = value
+    return found
+
+
+def _differing(settings: Settings) -> list[str]:
+    found = []
+    for key, value in _departures(settings).items():
+        shown = "+".join(map(str, value)) if isinstance(value, tuple | list) else value
+        found.append(f"{key}{shown:g}" if isinstance(shown, float) else f"{key}{shown}")
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.config.errors import UserError
 from bench.config.files import write_bytes
-from bench.reporting import figures, tables
+from bench.reporting import figures, summary, tables
 from bench.reporting.page import page
 from bench.store.frame import collect
 from bench.store.planned import Plan
@@ -44,7 +44,7 @@ def build(results_dir: Path, out_dir: Path | None = None, plan: Plan | None = No
     results give the same bytes. UserError if there are no runs, or if the files can't be written.
     """
     runs = collect(results_dir, plan, only=only)
-    rows = tables.summarise(runs)
+    rows = summary.summarise(runs)
     parts = tables.blocks(runs, rows)
     figure = figures.recall_vs_params(parts)
     files = {

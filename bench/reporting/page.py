@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bench.reporting import figures, tables
+from bench.config.document import Dumper
+from bench.reporting import figures, summary, tables
 from bench.store.frame import Runs
 
 _HERE = Path(__file__).parent
@@ -31,13 +33,14 @@ def page(runs: Runs, parts: Sequence[tables.Block]) -> str:
         params=tables.params,
         figures={mode: _svg(parts, mode == "dark") for mode in ("light", "dark")},
         outside=int((~runs.finished["planned"]).sum()),
-        short=tables.SHORT,
-        meanings=tables.MEANINGS,
+        short=summary.SHORT,
+        meanings=summary.MEANINGS,
         unfinished=tables.unfinished(runs),
         dirty=any(origin.get("git_dirty") for origin in runs.finished["provenance"]),
         provenance=list(_provenance(runs)),
         published={part.dataset: _published(part) for part in parts},
         commands=list(_commands(runs)),
+        sweep_file=_sweep_file(runs),
     )
 
 
@@ -89,6 +92,11 @@ def _published(part: tables.Block) -> list[dict[str, str]]:
     name = part.dataset.partition(" (")[0]
     with (_HERE / "published.csv").open(encoding="utf-8", newline="") as file:
         return [row for row in csv.DictReader(file) if row["dataset"].lower() == name]
+
+
+def _sweep_file(runs: Runs) -> str:
+    """The sweep file with all overrides as YAML; empty where the plan has none."""
+    return yaml.dump(runs.content, Dumper=Dumper, sort_keys=False, allow_unicode=True) if runs.content else ""
 
 
 def _commands(runs: Runs) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Runs to rows: statistics over seeds, and the table as csv, Markdown and LaTeX. No torch."""
+"""The table of a report: its blocks, and their text as csv, Markdown and LaTeX and for a terminal. No torch."""
 
 from __future__ import annotations
 
@@ -10,94 +10,16 @@ from typing import Any
 
 import pandas as pd
 
+from bench.reporting import training
+from bench.reporting.summary import CHOSEN, MEANINGS, OUTSIDE, SHORT, TABLE_COLUMNS
 from bench.store.frame import RECALLS, Runs
-from bench.store.naming import distinguish
 
-TABLE_COLUMNS = (
-    *("dataset", "backbone", "method", "config", "trainable_params", "seeds"),
-    *(name for recall in RECALLS for name in (recall, f"{recall}_std")),
-    *("train_seconds", "peak_bytes", "outside_grid"),
-)
 DASH = "–"
-SHORT, OUTSIDE = "†", "‡"  # marks of a row
-MEANINGS = {
-    SHORT: "fewer finished runs than planned",
-    OUTSIDE: "runs of other commands: not, or not with all these seeds, in the grid of this command",
-}
-
-
-def summarise(runs: Runs) -> pd.DataFrame:
-    """One row a group of runs that differ in nothing but the seed: TABLE_COLUMNS, then what the report needs besides.
-
-    `seeds` counts the finished runs, `outside_grid` those of them that are not in the plan's grid; recalls and
-    train_seconds are their means, `_std` the sample standard deviation (n - 1; missing for one seed), peak_bytes their
-    maximum. Besides: `group`, `known` (seeds, finished or not), `whole` (the method trains the backbone itself),
-    `curve` (the method and its settings that are not numbers, such as LoRA's targets: rows of one curve differ in
-    numbers alone) and `point` (those numbers).
-    """
-    known = runs.frame[(runs.frame["group"] != "") & (runs.frame["status"] != "superseded")]
-    rows = known.groupby("group", sort=False).agg(
-        {"dataset": "first", "backbone": "first", "method": "first", "settings": "first", "seed": "nunique"}
-    )
-    rows = rows.rename(columns={"seed": "known"})
-    rows["config"] = _configs(rows)
-    rows["curve"], rows["point"] = _curves(rows)
-    done = runs.finished.groupby("group")
-    rows["seeds"] = done.size().reindex(rows.index, fill_value=0)
-    for name in RECALLS:
-        rows[name] = done[name].mean()
-        rows[f"{name}_std"] = done[name].std()
-    # One configuration has one count; were there two, no number would be right.
-    rows["trainable_params"] = done["trainable_params"].first().where(done["trainable_params"].nunique() == 1)
-    rows["whole"] = (
-        (rows["trainable_params"] > 0.99 * done["total_params"].max().reindex(rows.index)).fillna(False).astype(bool)
-    )
-    rows["train_seconds"] = done["train_seconds"].mean()
-    rows["peak_bytes"] = done["peak_bytes"].max()
-    others = runs.finished.loc[~runs.finished["planned"], "group"].value_counts()
-    rows["outside_grid"] = others.reindex(rows.index, fill_value=0)
-    whole = dict.fromkeys(("seeds", "known", "outside_grid"), int)
-    rows = rows.reset_index().astype({"trainable_params": "Int64", "peak_bytes": "Int64", **whole})
-    return rows[[*TABLE_COLUMNS, "group", "known", "whole", "curve", "point"]]
-
-
-def _configs(rows: pd.DataFrame) -> pd.Series:
-    """The settings in which a row differs from the others of its method; unique within a dataset and backbone."""
-    config = pd.Series("", index=rows.index)
-    for _, siblings in rows.groupby("method", sort=False):
-        own = [
-            {k: v for k, v in s.items() if not k.startswith(("dataset.", "backbone."))} for s in siblings["settings"]
-        ]
-        config[siblings.index] = distinguish(own)
-    keys = [rows["dataset"], rows["backbone"], rows["method"], config]
-    for _, same in rows.groupby(keys, sort=False):
-        if len(same) > 1:  # only the paths differ
-            texts = pd.Series(distinguish(list(same["settings"])), index=same.index)
-            config[same.index] = [
-                f"{a}, {b}".removeprefix(", ") for a, b in zip(config[same.index], texts, strict=True)
-            ]
-    return config
-
-
-def _curves(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """The name of each row's curve, and the settings in which the row differs from others on that curve."""
-    curve, point = pd.Series("", index=rows.index), pd.Series("", index=rows.index)
-    for method, siblings in rows.groupby("method", sort=False):
-        own = [
-            {k: v for k, v in s.items() if not k.startswith(("dataset.", "backbone."))} for s in siblings["settings"]
-        ]
-        words = [{k: v for k, v in s.items() if isinstance(v, bool) or not isinstance(v, int | float)} for s in own]
-        curve[siblings.index] = [f"{method} {text}".strip() for text in distinguish(words)]
-        numbers = pd.Series(
-            [{k: v for k, v in s.items() if k not in w} for s, w in zip(own, words, strict=True)], index=siblings.index
-        )
-        for _, same in siblings.groupby(curve[siblings.index], sort=False):
-            point[same.index] = distinguish(list(numbers[same.index]))
-    return curve, point
 
 
 def csv(rows: pd.DataFrame) -> str:
     """The numbers in full precision; missing ones are empty."""
+    rows = rows.assign(chosen=rows["chosen"].map({True: "true", False: "false"}))
     return rows[list(TABLE_COLUMNS)].to_csv(index=False, lineterminator="\n")
 
 
@@ -116,7 +38,8 @@ class Line:
     """One row of a table, formatted."""
 
     method: str
-    config: str
+    config: str  # with the mark CHOSEN where the row is chosen
+    chosen: bool
     params: int | None
     seeds: str  # "3", or "2 of 3" where runs are missing
     marks: str  # of SHORT and OUTSIDE
@@ -131,6 +54,7 @@ class Block:
 
     dataset: str
     backbone: str
+    recipe: str  # the shortest form; empty where nothing trains
     facts: tuple[tuple[str, str], ...]
     lines: tuple[Line, ...]
     rows: pd.DataFrame
@@ -143,7 +67,8 @@ class Block:
     @property
     def marks(self) -> list[str]:
         """The marks of its rows."""
-        return [mark for mark in MEANINGS if any(mark in line.marks for line in self.lines)]
+        used = {mark for line in self.lines for mark in line.marks + CHOSEN * line.chosen}
+        return [mark for mark in MEANINGS if mark in used]
 
 
 def blocks(runs: Runs, rows: pd.DataFrame) -> list[Block]:
@@ -152,10 +77,17 @@ def blocks(runs: Runs, rows: pd.DataFrame) -> list[Block]:
     for (dataset, backbone), part in rows.groupby(["dataset", "backbone"], sort=False):
         here = finished[(finished["dataset"] == dataset) & (finished["backbone"] == backbone)]
         seeds = runs.frame.loc[(runs.frame["dataset"] == dataset) & (runs.frame["backbone"] == backbone), "seed"]
-        facts = (*_facts(str(dataset), str(backbone), here), ("Seeds", _join(sorted(seeds.dropna().unique()))))
+        shared = training.common(part.loc[part["trains"], "settings"])
+        departs = [key for keys in part["departs"] for key in keys]
+        facts = (
+            *_facts(str(dataset), str(backbone), here),
+            *_training(shared, departs),
+            ("Seeds", _join(sorted(seeds.dropna().unique()))),
+        )
         best = {name: _shown(part[name].max()) for name in RECALLS}
         lines = tuple(_line(row, best) for row in part.to_dict("records"))
-        made.append(Block(str(dataset), str(backbone), facts, lines, part))
+        short = training.stated(shared, training.SHORTEST)
+        made.append(Block(str(dataset), str(backbone), short, facts, lines, part))
     return made
 
 
@@ -172,7 +104,8 @@ def _line(row: dict[str, Any], best: dict[str, str]) -> Line:
     short = row["seeds"] < row["known"]
     return Line(
         method=row["method"],
-        config=row["config"],
+        config=row["config"] + CHOSEN * bool(row["chosen"]),
+        chosen=bool(row["chosen"]),
         params=None if pd.isna(row["trainable_params"]) else int(row["trainable_params"]),
         seeds=f"{row['seeds']} of {row['known']}" if short else str(row["seeds"]),
         marks=SHORT * short + OUTSIDE * bool(row["outside_grid"]),
@@ -182,6 +115,12 @@ def _line(row: dict[str, Any], best: dict[str, str]) -> Line:
     )
 
 
+def _training(shared: dict[str, Any], departs: Sequence[str]) -> Iterator[tuple[str, str]]:
+    if text := training.stated(shared, training.STATED, departs):
+        yield "Training", f"{text}{'; where a row differs, its config says so' if departs else ''}"
+    yield "Choice", training.CHOICE
+
+
 def _facts(dataset: str, backbone: str, runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
     origin = runs["provenance"]
     split = _differing([p.get("split") for p in origin])
@@ -189,7 +128,6 @@ def _facts(dataset: str, backbone: str, runs: pd.DataFrame) -> Iterator[tuple[st
     yield "Dataset", f"{dataset}, split {split}: {images} test images, {captions} captions"
     weights = _differing([p.get("weights") for p in origin])
     yield "Backbone", backbone if backbone.endswith(f"/{weights}") else f"{backbone}, weights {weights}"
-    yield "Choice", "epoch chosen on the validation split, test set scored once"
     ties = "expected recall under random tie order; "
     if runs[["i2t_ties", "t2i_ties"]].isna().all(axis=None):
         yield "Ties", ties + "number of tied queries unknown"
@@ -280,6 +218,7 @@ def markdown(runs: Runs, parts: Sequence[Block]) -> str:
         "I2T finds a caption of an image, T2I the image of a caption; mR is the mean of the six.",
         "Bold: the best of a column.",
         f"Code: commit {_md(code(runs))}.",
+        *([f"Command: {_md_code(runs.command)}"] if runs.command else []),
     ]
     for block in parts:
         out += ["", f"## {_md(block.title)}", "", *(f"- {name}: {_md(text)}" for name, text in block.facts), ""]
@@ -323,6 +262,11 @@ def _md(text: str) -> str:
     """Text as itself in Markdown: nothing in it marks up, breaks the table or becomes HTML."""
     text = re.sub(r"([\\`*\[\]|#~])|(?<![^\W_])(_)|(_)(?![^\W_])", r"\\\g<0>", " ".join(text.split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _md_code(text: str) -> str:
+    """Text as code, to copy as it is; escaped as other text where it has characters that could end the code."""
+    return _md(text) if re.search(r"[`<>&\n]", text) else f"`{text}`"
 
 
 def tex(runs: Runs, parts: Sequence[Block]) -> str:
@@ -372,7 +316,7 @@ def _tex_row(line: Line, named: bool) -> str:
 
 
 _TEX = {
-    **{SHORT: "$^\\dagger$", OUTSIDE: "$^\\ddagger$"},
+    **{SHORT: "$^\\dagger$", OUTSIDE: "$^\\ddagger$", CHOSEN: "$^\\diamond$"},
     **{char: f"\\{char}" for char in "&%$#_{}"},
     **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"},
     **{"<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", DASH: "--", "…": "\\ldots{}"},
@@ -407,6 +351,8 @@ def terminal(runs: Runs, parts: Sequence[Block]) -> str:
                 cells = [*names, params(line.params, exact=False), line.seeds + line.marks]
                 table.add_row(*map(Text, [*cells, *recalls, mean.text + (f" ± {mean.std}" if mean.std else "")]))
             console.print(table)
+            if block.recipe:
+                console.print(Text(f"  trained with {block.recipe}; {training.CHOICE}"), soft_wrap=True)
             if len(block.lines) > 60:
                 console.print(f"  ... and {len(block.lines) - 60} more rows")
             for mark in block.marks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ COLUMNS = {
     "note": "str",  # one line: why there is no result
     "group": "str",  # canonical JSON of the settings without the seed; "" where the settings are unknown
     "settings": "object",  # the same as a dict with dotted keys
+    "own": "object",  # keys of the method's and the loss's settings that are not defaults, where the plan says so
     "seed": "Int64",
     "dataset": "str",
     "backbone": "str",
@@ -59,7 +60,8 @@ class Runs:
     """The runs of a plan in its order, then other finished runs of the results folder by name; without a plan, all.
 
     command: it started the sweep, or would start it again; None where the plan does not say. frame: one row a run,
-    columns as in COLUMNS. ignored: run folders that are left out.
+    columns as in COLUMNS. ignored: run folders that are left out. content: the sweep file with all overrides, empty
+    where the plan has none. plugins: the files of the plan's plug-ins.
     """
 
     folder: Path
@@ -67,6 +69,8 @@ class Runs:
     command: str | None
     frame: pd.DataFrame
     ignored: tuple[str, ...]
+    content: dict[str, Any] = field(default_factory=dict)
+    plugins: tuple[str, ...] = ()
 
     @property
     def finished(self) -> pd.DataFrame:
@@ -94,6 +98,7 @@ def collect(folder: Path, plan: planned.Plan | None = None, *, only: bool = Fals
     if not only and not (plan and plan.start and plan.start.only):
         more = [_read_run(folder / run_id, None) | {"planned": False} for run_id in others]
         rows += [row for row in more if row["status"] == "finished"]
+    rows = [row | {"own": tuple(plan.own.get(row["run_id"], ()) if plan else ())} for row in rows]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     _name_blocks(frame)
     _part_duplicates(frame)
@@ -103,6 +108,8 @@ def collect(folder: Path, plan: planned.Plan | None = None, *, only: bool = Fals
         command=_command(plan),
         frame=frame.astype({name: kind for name, kind in COLUMNS.items() if kind not in ("object", "str")}),
         ignored=tuple(sorted(set(others) - set(frame["run_id"]))),
+        content=plan.content if plan else {},
+        plugins=tuple(plan.start.plugins) if plan and plan.start else (),
     )
 
 

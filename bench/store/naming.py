@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 Flat = Mapping[str, Any]
@@ -27,19 +27,20 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def distinguish(settings: Sequence[Flat]) -> list[str]:
+def distinguish(settings: Sequence[Flat], also: Sequence[Collection[str]] = ()) -> list[str]:
     """A text for each of the settings that names the keys whose values vary; different settings get different texts.
 
     A key that only some settings have (the margin of one loss) appears only where no other key makes the difference.
-    Equal settings get equal texts; if all are equal, the texts are empty.
+    `also`: for each of the settings, keys that its text names in any case. Otherwise equal settings get equal texts; if
+    all are equal, the texts are empty.
     """
     keys = list(dict.fromkeys(key for flat in settings for key in flat))
     varying = [key for key in keys if len({canonical(flat[key]) for flat in settings if key in flat}) > 1]
     whole = [canonical(flat) for flat in settings]
-    texts = _render(settings, varying)
-    if len(set(texts)) < len(set(whole)):
-        partial = [key for key in keys if any(key not in flat for flat in settings)]
-        texts = _render(settings, [key for key in keys if key in varying or key in partial])
+    if len(set(_render(settings, [varying] * len(settings)))) < len(set(whole)):
+        varying += [key for key in keys if key not in varying and any(key not in flat for flat in settings)]
+    wanted = [{*varying, *more} for more in also or [()] * len(settings)]
+    texts = _render(settings, [[key for key in keys if key in each] for each in wanted])
     meanings: dict[str, set[str]] = {}
     for text, key in zip(texts, whole, strict=True):
         meanings.setdefault(text, set()).add(key)
@@ -49,14 +50,19 @@ def distinguish(settings: Sequence[Flat]) -> list[str]:
     ]
 
 
-def _render(settings: Sequence[Flat], keys: Sequence[str]) -> list[str]:
-    short = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
+def _render(settings: Sequence[Flat], keys: Sequence[Sequence[str]]) -> list[str]:
+    """A text for each of the settings, with its own keys."""
+    short = {key: key.removesuffix(".name").rpartition(".")[2] for each in keys for key in each}
     uses = Counter(short.values())
     names = {key: name if uses[name] == 1 else key for key, name in short.items()}
-    return [", ".join(f"{names[key]}={_value(flat[key])}" for key in keys if key in flat) for flat in settings]
+    return [
+        ", ".join(f"{names[key]}={shown(flat[key])}" for key in each if key in flat)
+        for flat, each in zip(settings, keys, strict=True)
+    ]
 
 
-def _value(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting's value as text: 0.001, cosine, none, [0.9,0.98]."""
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return value if isinstance(value, str) else "none" if value is None else canonical(value)

@@ -50,7 +50,8 @@ class Plan:
     """The runs of a command's grid in order: run id -> settings as in run.yaml.
 
     file: the sweep file, None without one. start: how it was started. content: the sweep file with all overrides, as
-    plain data. Plans of earlier versions have neither of the latter two.
+    plain data. own: run id -> the settings of its method and loss that are not the defaults, with dotted keys. Plans of
+    earlier versions have none of the latter three.
     """
 
     sweep: str
@@ -58,6 +59,7 @@ class Plan:
     file: str | None = None
     start: Start | None = None
     content: dict[str, Any] = field(default_factory=dict)
+    own: dict[str, list[str]] = field(default_factory=dict)
 
     @cached_property
     def id(self) -> str:
@@ -67,7 +69,10 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of its file."""
-        runs = [{"run_id": run_id, "spec": spec} for run_id, spec in self.runs.items()]
+        runs = [
+            {"run_id": run_id, "spec": spec} | ({"own": self.own[run_id]} if run_id in self.own else {})
+            for run_id, spec in self.runs.items()
+        ]
         start = None if self.start is None else asdict(self.start)
         return {"sweep": self.sweep, "file": self.file, "start": start, "content": self.content, "runs": runs}
 
@@ -91,7 +96,8 @@ def read(folder: Path, plan_id: str | None = None) -> Plan | None:
         if all(Path(run_id).name == run_id and run_id.isprintable() for run_id in runs):
             start = Start(**content["start"]) if content.get("start") else None
             sweep, resolved = content.get("sweep") or folder.resolve().name, content.get("content") or {}
-            return Plan(sweep, runs, content.get("file"), start, resolved)
+            own = {run["run_id"]: run["own"] for run in content["runs"] if "own" in run}
+            return Plan(sweep, runs, content.get("file"), start, resolved, own)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

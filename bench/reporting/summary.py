@@ -1,0 +1,151 @@
+"""Runs to rows: one a group of runs that differ in nothing but the seed, with statistics over seeds. No torch."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from bench.reporting import training
+from bench.store.frame import RECALLS, Runs
+from bench.store.naming import distinguish
+
+TABLE_COLUMNS = (
+    *("dataset", "backbone", "method", "config", "trainable_params", "seeds"),
+    *(name for recall in RECALLS for name in (recall, f"{recall}_std")),
+    *("val_mean_recall", "chosen", "train_seconds", "peak_bytes", "outside_grid"),
+    *training.COLUMNS,
+)
+SHORT, OUTSIDE, CHOSEN = "†", "‡", "◆"  # marks of a row
+MEANINGS = {
+    SHORT: "fewer finished runs than planned",
+    OUTSIDE: "runs of other commands: not, or not with all these seeds, in the grid of this command",
+    CHOSEN: "the row that validation chooses among those of the method: highest mean recall on the validation split",
+}
+
+
+def summarise(runs: Runs) -> pd.DataFrame:
+    """One row a group of runs that differ in nothing but the seed: TABLE_COLUMNS, then what the report needs besides.
+
+    `seeds` counts the finished runs, `outside_grid` those of them that are not in the plan's grid. Recalls (of
+    validation in val_mean_recall) and train_seconds are their means, `_std` the sample standard deviation (n - 1;
+    missing for one seed), peak_bytes their maximum. `chosen`: as in `_chosen`.
+    Besides: `group`, `known` (seeds, finished or not), `whole` (the method trains the backbone itself), `curve` (the
+    method and its settings that are not numbers, such as LoRA's targets: rows of one curve differ in numbers alone),
+    `point` (those numbers), `settings`, `trains` (whether the method does), and `departs` (the keys in which the row
+    differs from its block's recipe).
+    """
+    known = runs.frame[(runs.frame["group"] != "") & (runs.frame["status"] != "superseded")]
+    rows = known.groupby("group", sort=False).agg(
+        {
+            "dataset": "first",
+            "backbone": "first",
+            "method": "first",
+            "settings": "first",
+            "own": "first",
+            "seed": "nunique",
+        }
+    )
+    rows = rows.rename(columns={"seed": "known"})
+    rows["curve"], rows["point"] = _curves(rows)
+    done = runs.finished.groupby("group")
+    rows["seeds"] = done.size().reindex(rows.index, fill_value=0)
+    for name in RECALLS:
+        rows[name] = done[name].mean()
+        rows[f"{name}_std"] = done[name].std()
+    # One configuration has one count; were there two, no number would be right.
+    rows["trainable_params"] = done["trainable_params"].first().where(done["trainable_params"].nunique() == 1)
+    _add_recipes(rows)
+    rows["config"] = _configs(rows)
+    rows["whole"] = (
+        (rows["trainable_params"] > 0.99 * done["total_params"].max().reindex(rows.index)).fillna(False).astype(bool)
+    )
+    rows["val_mean_recall"] = done["val_mean_recall"].mean()
+    rows["chosen"] = _chosen(rows)
+    rows["train_seconds"] = done["train_seconds"].mean()
+    rows["peak_bytes"] = done["peak_bytes"].max()
+    others = runs.finished.loc[~runs.finished["planned"], "group"].value_counts()
+    rows["outside_grid"] = others.reindex(rows.index, fill_value=0)
+    whole = dict.fromkeys(("seeds", "known", "outside_grid"), int)
+    rows = rows.reset_index().astype({"trainable_params": "Int64", "peak_bytes": "Int64", **whole})
+    return rows[[*TABLE_COLUMNS, "group", "known", "whole", "curve", "point", "settings", "departs", "trains"]]
+
+
+def _chosen(rows: pd.DataFrame) -> pd.Series:
+    """True for the row that validation would choose among those of its method and block, False for the others.
+
+    It has the highest mean recall on the validation split; of equal ones, the first. No test score counts. None where
+    there is nothing to choose: rows without a validation recall, and the only one of a method.
+    """
+    chosen = pd.Series([None] * len(rows), index=rows.index, dtype=object)
+    scored = rows[rows["val_mean_recall"].notna()]
+    for _, siblings in scored.groupby(["dataset", "backbone", "method"], sort=False):
+        if len(siblings) > 1:
+            chosen[siblings.index] = False
+            chosen[siblings["val_mean_recall"].idxmax()] = True
+    return chosen
+
+
+def _add_recipes(rows: pd.DataFrame) -> None:
+    """Add each row's recipe, and in `departs` the keys in which it differs from the common one of its block."""
+    trains = training.trained(rows)
+    recipes = [training.columns(flat, each) for flat, each in zip(rows["settings"], trains, strict=True)]
+    for name in training.COLUMNS:  # as objects: whole numbers stay whole beside missing ones
+        rows[name] = pd.Series([each[name] for each in recipes], index=rows.index, dtype=object)
+    departs = pd.Series([[] for _ in rows.index], index=rows.index, dtype=object)
+    for _, block in rows.groupby(["dataset", "backbone"], sort=False):
+        shared = training.common(block.loc[trains, "settings"])
+        for i in block.index:
+            departs[i] = training.departures(rows["settings"][i], shared, bool(trains[i]))
+    rows["departs"], rows["trains"] = departs, trains
+
+
+def _configs(rows: pd.DataFrame) -> pd.Series:
+    """The settings in which a row differs from the others of its method, from its defaults and its block's recipe.
+
+    Unique within a dataset and backbone.
+    """
+    config = pd.Series("", index=rows.index)
+    for _, siblings in rows.groupby("method", sort=False):
+        own = [
+            {k: v for k, v in s.items() if not k.startswith(("dataset.", "backbone."))} for s in siblings["settings"]
+        ]
+        config[siblings.index] = distinguish(own, _always(siblings))
+    keys = [rows["dataset"], rows["backbone"], rows["method"], config]
+    for _, same in rows.groupby(keys, sort=False):
+        if len(same) > 1:  # only the paths differ
+            texts = pd.Series(distinguish(list(same["settings"])), index=same.index)
+            config[same.index] = [
+                f"{a}, {b}".removeprefix(", ") for a, b in zip(config[same.index], texts, strict=True)
+            ]
+    return config
+
+
+def _always(siblings: pd.DataFrame) -> list[list[str]]:
+    """For each row of one method, the keys to name even where all rows agree.
+
+    They are what it departs in from the recipe, the settings that any row of the method has not left at their defaults,
+    and those of a loss that is not the recipe's.
+    """
+    method = {key for own in siblings["own"] for key in own if key.startswith("method.")}
+    found = []
+    for flat, own, departs in zip(siblings["settings"], siblings["own"], siblings["departs"], strict=True):
+        loss = [key for key in own if key.startswith("loss.") and "loss.name" in departs]
+        inside = tuple(f"{key}." for key in (*method, *loss))  # a mapping's settings have keys of their own
+        found.append([*departs, *(key for key in flat if f"{key}.".startswith(inside))])
+    return found
+
+
+def _curves(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """The name of each row's curve, and the settings in which the row differs from others on that curve."""
+    curve, point = pd.Series("", index=rows.index), pd.Series("", index=rows.index)
+    for method, siblings in rows.groupby("method", sort=False):
+        own = [
+            {k: v for k, v in s.items() if not k.startswith(("dataset.", "backbone."))} for s in siblings["settings"]
+        ]
+        words = [{k: v for k, v in s.items() if isinstance(v, bool) or not isinstance(v, int | float)} for s in own]
+        curve[siblings.index] = [f"{method} {text}".strip() for text in distinguish(words)]
+        numbers = pd.Series(
+            [{k: v for k, v in s.items() if k not in w} for s, w in zip(own, words, strict=True)], index=siblings.index
+        )
+        for _, same in siblings.groupby(curve[siblings.index], sort=False):
+            point[same.index] = distinguish(list(numbers[same.index]))
+    return curve, point
