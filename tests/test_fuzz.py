@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import re
 import time
 from pathlib import Path
 
@@ -41,8 +43,9 @@ def test_what_counts_as_a_finding(tmp_path, monkeypatch):
     def fail(error: Exception) -> None:
         raise error
 
-    def fill() -> None:
-        bytearray(2**28)[::4096] = bytes(2**16)
+    def fill() -> None:  # not from the heap, where a long process may hold as much that is free
+        with mmap.mmap(-1, 2**28) as area:
+            area[::4096] = bytes(2**16)
 
     faults = [
         lambda: None,
@@ -58,12 +61,12 @@ def test_what_counts_as_a_finding(tmp_path, monkeypatch):
     whats = " | ".join(finding.what for finding in outcome.findings)
     for what in (
         "MB",
-        "takes 0.1 s",
         f"KeyError in {Path(__file__).name}",
         "wrong: five",
         "10,000 characters",
     ):
         assert what in whats
+    assert re.search(r"takes 0\.[1-9] s", whats)
     faults = [lambda: time.sleep(9)]
     [finding] = fuzzing.run("planted", tmp_path, seed=0, inputs=range(1), alarm=True).findings[:1]
     assert finding.what.startswith("hangs")
