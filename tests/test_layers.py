@@ -27,6 +27,17 @@ class Add(nn.Module):
         return self.amount if self.alone else x + self.amount
 
 
+def uneven(kind: str) -> DualEncoder:
+    """A backbone whose biases and norms are random, too; open_clip starts them at zero and one."""
+    model = backbone(kind)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
 def embeddings(model: DualEncoder) -> torch.Tensor:
     data = batch()
     with torch.no_grad():
@@ -46,7 +57,7 @@ def reachable(model: DualEncoder) -> list[Layer]:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_reaching_a_layer_changes_neither_names_nor_output(kind):
-    model = backbone(kind)
+    model = uneven(kind)
     before, state = embeddings(model), model.state_dict()
     assert len(reachable(model)) == 8 * 5 + 4
     assert list(model.state_dict()) == list(state)
@@ -139,7 +150,7 @@ def test_what_is_written_into_the_weights_is_what_the_model_has(kind):
         def forward(self, x):
             return 2 * x
 
-    model = backbone(kind)
+    model = uneven(kind)
     layers = [layer for block in blocks(model) for layer in block.layers()]
     for layer in layers:
         layer.fill(after=Twice())
