@@ -178,6 +178,16 @@ def test_a_copy_has_modules_of_its_own():
     assert not torch.equal(embeddings(model), before)
 
 
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_wrapper_around_the_first_text_layer_does_not_stop_the_text(kind):
+    """open_clip asks `mlp.c_fc.weight` of the first block for the type of the embeddings."""
+    model = backbone(kind)
+    before = embeddings(model)
+    block = model.text_blocks.slotted()[0]
+    block.mlp.c_fc = nn.Sequential(block.mlp.c_fc)  # type: ignore[assignment]
+    assert torch.equal(embeddings(model), before)
+
+
 def test_a_layer_with_trained_weights_stays_trained():
     """Attention that is opened after its weights were set to be trained."""
     model = backbone()

@@ -97,6 +97,10 @@ class SlottedBlock(ResidualAttentionBlock):
             return Layer(name, attention.out_proj)
         return Layer(name, attention.get_submodule(name.removeprefix("attn.")), attention)
 
+    def get_weight_dtype(self) -> torch.dtype:
+        """The type that the text tower's embeddings are cast to: open_clip's own asks `mlp.c_fc`, wrapped or not."""
+        return next(self.mlp.parameters()).dtype
+
     def layers(self) -> list[Layer]:
         """All layers of the block, in the order of `LAYERS`."""
         return [self.layer(name) for name in self.LAYERS]
