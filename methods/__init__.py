@@ -22,6 +22,7 @@ METHODS: Registry[Method] = Registry(
         "last_block": "methods.last_block:LastBlock",
         "bitfit": "methods.bitfit:BitFit",
         "ln_tuning": "methods.ln_tuning:LNTuning",
+        "ssf": "methods.ssf:SSF",
         "linear_probe": "methods.linear_probe:LinearProbe",
         "clip_adapter": "methods.clip_adapter:CLIPAdapter",
         "coop": "methods.coop:CoOp",

@@ -44,10 +44,10 @@ else:
     DualEncoder = Features = Float = Int = Tensor = _Annotation
 
 if TYPE_CHECKING:
-    from methods.layers import bottlenecks, harma, prompts, tuners
+    from methods.layers import bottlenecks, harma, prompts, scale_shift, tuners
 else:
-    bottlenecks, harma, prompts, tuners = (
-        _Lazy(f"methods.layers.{name}") for name in ("bottlenecks", "harma", "prompts", "tuners")
+    bottlenecks, harma, prompts, scale_shift, tuners = (
+        _Lazy(f"methods.layers.{name}") for name in ("bottlenecks", "harma", "prompts", "scale_shift", "tuners")
     )
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "harma",
     "nn",
     "prompts",
+    "scale_shift",
     "torch",
     "tuners",
 ]

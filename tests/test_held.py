@@ -48,7 +48,7 @@ def frozen(model: DualEncoder) -> list[torch.Tensor]:
     return [each for each in model.parameters() if not each.requires_grad]
 
 
-@pytest.mark.parametrize("name", ["lora", "bitfit", "harma", "coop"])
+@pytest.mark.parametrize("name", ["lora", "bitfit", "harma", "coop", "ssf"])
 def test_a_step_casts_no_frozen_layer(name):
     counts = {}
     for held in (False, True):
@@ -67,6 +67,7 @@ def test_a_step_casts_no_frozen_layer(name):
         ("bitfit", {}),
         ("harma", {"bottleneck": 16, "heads": 4}),
         ("vpt", {}),
+        ("ssf", {}),
         ("peft", {"type": "LORA", "r": 4, "use_dora": True}),
         ("peft", {"type": "LOHA", "r": 4}),
     ],

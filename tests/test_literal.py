@@ -1,4 +1,4 @@
-"""HarMA and MRS-Adapter against a second, literal transcription of their definitions: whole models, losses, gradients.
+"""HarMA, MRS-Adapter and SSF against a second, literal transcription of their definitions: models, losses, gradients.
 
 Nothing here is shared with the project or with torch's own layers: tokens, heads, anchors and negatives are looped over
 one by one. `w` maps open_clip's and the adapters' parameter names to tensors.
@@ -115,7 +115,7 @@ def encode_text(ids: Tensor, w: dict, block, mask: Tensor | None = None) -> Tens
     return pooled / torch.sqrt((pooled**2).sum())
 
 
-# --- the two methods --------------------------------------------------------------------------------------------------
+# --- the methods ------------------------------------------------------------------------------------------------------
 
 
 def harma_block(shared: str):
@@ -153,6 +153,42 @@ def mrs_block(x: list[Tensor], w: dict, name: str, side: str) -> list[Tensor]:
         own = affine(z, w[f"{a}.up.{side}.weight"], w[f"{a}.up.{side}.bias"])
         both = affine(z, w[f"{a}.up_shared.weight"], w[f"{a}.up_shared.bias"])
         out.append(token + mlp(token, w, name) + torch.cat([own, both]))
+    return out
+
+
+def ssf_block(x: list[Tensor], w: dict, name: str, side: str) -> list[Tensor]:
+    """A block with its layers one after another, each followed by its own scale and shift."""
+
+    def tuned(values: Tensor, layer: str) -> Tensor:
+        scale, shift = w[f"{name}.{layer}.after.scale"], w[f"{name}.{layer}.after.shift"]
+        return torch.stack([scale[at] * value + shift[at] for at, value in enumerate(values)])
+
+    def linear(values: Tensor, layer: str) -> Tensor:
+        return tuned(affine(values, w[f"{name}.{layer}.weight"], w[f"{name}.{layer}.bias"]), layer)
+
+    width = len(x[0])
+    size = width // HEADS[side]
+    normed = [tuned(layer_norm(token, w, f"{name}.ln_1"), "ln_1") for token in x]
+    packed, bias = w[f"{name}.attn.in_proj_weight"], w[f"{name}.attn.in_proj_bias"]
+    q, k, v = (
+        [tuned(affine(token, packed[rows], bias[rows]), f"attn.{part}") for token in normed]
+        for part, rows in (
+            ("q", slice(0, width)),
+            ("k", slice(width, 2 * width)),
+            ("v", slice(2 * width, 3 * width)),
+        )
+    )
+    out = []
+    for i, token in enumerate(x):
+        mixed = []
+        for head in range(HEADS[side]):
+            part = slice(head * size, (head + 1) * size)
+            seen = range(i + 1) if side == "text" else range(len(x))
+            scores = [torch.exp((q[i][part] * k[j][part]).sum() / math.sqrt(size)) for j in seen]
+            mixed.append(sum(score * v[j][part] for score, j in zip(scores, seen, strict=True)) / sum(scores))
+        token = token + linear(torch.cat(mixed), "attn.out_proj")
+        hidden = gelu(linear(tuned(layer_norm(token, w, f"{name}.ln_2"), "ln_2"), "mlp.c_fc"))
+        out.append(token + linear(hidden, "mlp.c_proj"))
     return out
 
 
@@ -278,3 +314,25 @@ def test_mrs_adapter(monkeypatch):
     by_hand = triplet(image, text) + triplet(image, image_view) + triplet(text, text_view)
     ours = (features.image, features.text, features.image_view, features.text_view, value)
     agree(model, ours, (*map(torch.stack, (image, text, image_view, text_view)), by_hand))
+
+
+def test_ssf():
+    model = adapted("ssf")
+    with torch.no_grad():
+        for name, parameter in model.clip.named_parameters():
+            if name.endswith("bias"):  # which start at zero
+                parameter.copy_(torch.randn_like(parameter) * 0.4)
+    images, ids = data()
+    features = model(images, ids)
+    w = weights(model)
+    image, text = (
+        [encode_image(each, w, ssf_block) for each in images],
+        [encode_text(each, w, ssf_block) for each in ids],
+    )
+    ours, theirs = (features.image, features.text), (torch.stack(image), torch.stack(text))
+    agree(model, (*ours, _value(*ours)), (*theirs, _value(*theirs)))
+
+
+def _value(image: Tensor, text: Tensor) -> Tensor:
+    """A number that depends on every entry in another way."""
+    return sum((at + 1) * (image[at] * text[at]).sum() for at in range(3)) + (image[0] ** 3).sum() + text[2].sin().sum()

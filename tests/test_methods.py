@@ -53,6 +53,7 @@ def attached(name: str, seed: int = 0, **settings):
         ("harma", {"shared": "both"}, 5_934_397),
         ("bitfit", {}, 171_008),
         ("ln_tuning", {}, 65_536),
+        ("ssf", {}, 337_920),
         ("last_block", {}, 10_898_176),
         ("lit", {}, 63_428_097),
         ("lora", {"rank": 4, "targets": ("mlp.c_fc", "mlp.c_proj")}, 614_400),

@@ -59,7 +59,10 @@ def check_fits_or_is_refused_while_planning(subject: Subject) -> None:
 def check_backbone_unchanged_by_attach(subject: Subject) -> None:
     before, after = backbone(subject.kind).state_dict(), subject.attached().state_dict()
     lost = sorted(before.keys() - after.keys())
-    assert not lost, f"{len(lost)} keys of the backbone are gone, such as {lost[0]}"
+    assert not lost, (
+        f"{len(lost)} keys of the backbone are gone, such as {lost[0]}; a wrapper renames what it wraps, "
+        "`layer(name).fill(...)` of a block does not"
+    )
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert not changed, f"{len(changed)} tensors of the backbone changed, such as {changed[0]}"
 
@@ -145,6 +148,21 @@ def check_two_instances_share_no_storage(subject: Subject) -> None:
         for parameter in one.trainable().values():
             parameter.add_(0.1)
     assert torch.equal(cosines(other), before), "changing one model's weights changes another's output"
+
+
+@on_method
+def check_a_copy_is_whole(subject: Subject) -> None:
+    """A model made by `copy.deepcopy` computes the same, and with its own parameters: not with the original's."""
+    model = subject.attached(perturbed=True)
+    other = copy.deepcopy(model)
+    assert torch.equal(cosines(other), cosines(model)), "a copy's embeddings differ from the original's"
+    for changed, kept in ((other, model), (model, other)):
+        before = cosines(kept)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            for parameter in changed.trainable().values():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        same = torch.equal(cosines(kept), before)
+        assert same, "a copy and its original compute with the same weights: does a hook hold a module?"
 
 
 @on_method

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.core.layers import OpenAttention
+
 # Layers that do nothing with their weights but multiply by them, which autocast does in bfloat16. What looks at a
 # weight's values (DoRA's norms, OFT's rotations) does it outside of such a layer's forward, and sees float32.
-LAYERS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+LAYERS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention, OpenAttention)
 
 
 @contextmanager
@@ -57,7 +59,7 @@ class _Swap:
 
 def _frozen(layer: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
     """(module, name, weight) of the layer's frozen float32 weights; attention uses its output layer's as its own."""
-    owners = [layer, layer.out_proj] if isinstance(layer, nn.MultiheadAttention) else [layer]
+    owners = [layer, layer.out_proj] if isinstance(layer, nn.MultiheadAttention | OpenAttention) else [layer]
     return [
         (owner, name, weight)
         for owner in owners

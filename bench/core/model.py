@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bench.config.errors import UserError
 from bench.config.files import write_bytes
+from bench.core.layers import Layer, OpenAttention
 
 # nn.MultiheadAttention takes another kernel in eval mode, which rounds otherwise and hides from the FLOP counter.
 torch.backends.mha.set_fastpath_enabled(False)
@@ -58,6 +59,7 @@ class SlottedBlock(ResidualAttentionBlock):
     """
 
     SLOTS = ("enter", "after_attn", "beside_attn", "after_mlp", "beside_mlp", "exit")
+    LAYERS = ("ln_1", "attn.q", "attn.k", "attn.v", "attn.out", "ln_2", "mlp.c_fc", "mlp.c_proj")
 
     def __init__(self, block: ResidualAttentionBlock) -> None:
         nn.Module.__init__(self)
@@ -74,6 +76,34 @@ class SlottedBlock(ResidualAttentionBlock):
             if getattr(self, slot) is not None:
                 raise ValueError(f"the slot '{slot}' is taken")
             self.add_module(slot, module)
+
+    def layer(self, name: str) -> Layer:
+        """One of the block's `LAYERS`, which takes modules before, beside and after it.
+
+        The first one of attention opens it, which changes no name, and the output by rounding. Raises ValueError for an
+        unknown name, and TypeError where the attention is no longer open_clip's.
+        """
+        if name not in self.LAYERS:
+            raise ValueError(f"a block has no layer '{name}'; it has {', '.join(self.LAYERS)}")
+        if not name.startswith("attn."):
+            return Layer(name, self.get_submodule(name))
+        attention = self.get_submodule("attn")
+        if isinstance(attention, nn.MultiheadAttention):
+            attention = OpenAttention(attention)
+            self.add_module("attn", attention)
+        if not isinstance(attention, OpenAttention):
+            raise TypeError(f"{type(attention).__name__} is no attention of open_clip: its layers can't be reached")
+        if name == "attn.out":
+            return Layer(name, attention.out_proj)
+        return Layer(name, attention.get_submodule(name.removeprefix("attn.")), attention)
+
+    def get_weight_dtype(self) -> torch.dtype:
+        """The type that the text tower's embeddings are cast to: open_clip's own asks `mlp.c_fc`, wrapped or not."""
+        return next(self.mlp.parameters()).dtype
+
+    def layers(self) -> list[Layer]:
+        """All layers of the block, in the order of `LAYERS`."""
+        return [self.layer(name) for name in self.LAYERS]
 
     def forward(
         self,
@@ -194,6 +224,19 @@ class DualEncoder(nn.Module):
             for name, parameter in self.clip.named_parameters()
             if not name.startswith("logit_") and name.startswith("visual.") == (side == "image")
         }
+
+    def layer(self, side: str, name: str) -> Layer:
+        """A layer in front of a tower's blocks or behind them, which takes modules before, beside and after it.
+
+        "conv1" (the patch embedding, whose output has the shape `batch width rows columns`), "ln_pre" and "ln_post" of
+        the "image" tower, "ln_final" of the "text" tower. Raises ValueError for another name, UserError as `Blocks`.
+        """
+        known = {"image": ("conv1", "ln_pre", "ln_post"), "text": ("ln_final",)}[side]
+        if name not in known:
+            raise ValueError(f"the {side} tower has no layer '{name}' outside of its blocks; it has {', '.join(known)}")
+        owner = self.clip.visual if side == "image" else self._text_owner
+        getattr(self, f"{side}_blocks")  # refuses towers whose layers have the same names but other shapes
+        return Layer(name, owner.get_submodule(name))  # type: ignore[operator,union-attr]
 
     def replace_token_embedding(self, make: Callable[[nn.Embedding], nn.Embedding]) -> None:
         """Put `make(embedding)` in place of the text tower's token embedding."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from bench.core.layers import attend
 
 
 def _linear(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"]) -> nn.Linear:
@@ -38,14 +39,9 @@ class SplitAttention(nn.Module):
         attn_mask: Float[Tensor, "attending attended"] | None = None,
     ) -> tuple[Float[Tensor, "batch attending width"], None]:
         """What `nn.MultiheadAttention(batch_first=True)` gives without weights; `attn_mask` is added to the scores."""
-        mixed = F.scaled_dot_product_attention(
-            self._by_head(self.q(query)), self._by_head(self.k(key)), self._by_head(self.v(value)), attn_mask=attn_mask
-        )
-        projected: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        mixed = attend(self.q(query), self.k(key), self.v(value), self.heads, attn_mask)
+        projected: Tensor = self.out(mixed)
         return projected, None
-
-    def _by_head(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch {self.heads} tokens head_width"]:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def split_attention(block: nn.Module) -> None:
