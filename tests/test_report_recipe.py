@@ -205,3 +205,11 @@ def test_settings_that_are_not_defaults_are_shown_even_where_all_rows_agree(tmp_
         run["own"] = keys
     (folder / "plan.json").write_text(json.dumps(plan))
     assert rows_of(folder)["config"].tolist() == ["rank=8", "a=1, b=2", "loss=hmmc, margin=0.2"]
+
+
+def test_a_training_setting_that_is_not_the_default_is_stated_even_where_all_rows_share_it(tmp_path: Path) -> None:
+    entries = [done(spec(name, train={"captions_per_epoch": "one", "eps": 1e-8})) for name in ("lora", "vpt")]
+    table = texts(tmp_path, entries)[".md"]
+    assert "captions_per_epoch one" in table
+    assert ", eps " not in table
+    assert "betas" not in table

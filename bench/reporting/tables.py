@@ -116,7 +116,7 @@ def _line(row: dict[str, Any], best: dict[str, str]) -> Line:
 
 
 def _training(shared: dict[str, Any], departs: Sequence[str]) -> Iterator[tuple[str, str]]:
-    if text := training.stated(shared, training.STATED, departs):
+    if text := training.stated(shared, training.STATED, [*training.unusual(shared), *departs]):
         yield "Training", f"{text}{'; where a row differs, its config says so' if departs else ''}"
     yield "Choice", training.CHOICE
 

@@ -10,7 +10,8 @@ import pandas as pd
 from bench.config.settings import TrainSettings
 from bench.store.naming import Flat, canonical, shown
 
-# What the report says of a block's training, in this order. A setting that any row departs in is stated, too.
+# What the report says of a block's training, in this order; then settings that are not the default, or that a row
+# departs in.
 STATED = (
     "epochs",
     "batch_size",
@@ -70,6 +71,12 @@ def stated(shared: Mapping[str, Any], keys: Sequence[str], also: Iterable[str] =
     more = [key.removeprefix("train.") for key in dict.fromkeys(also) if not key.startswith("loss.")]
     wanted = dict.fromkeys((*keys, *(key for key in more if key != "accumulate")))
     return ", ".join(text for key in wanted if (text := _text(key, shared)))
+
+
+def unusual(shared: Mapping[str, Any]) -> list[str]:
+    """The keys of a recipe's settings that are not the defaults of training."""
+    defaults = {f"train.{key}": field.default for key, field in TrainSettings.model_fields.items()}
+    return [key for key in shared if key in defaults and canonical(shared[key]) != canonical(defaults[key])]
 
 
 def columns(flat: Flat, trains: bool) -> dict[str, Any]:
