@@ -68,6 +68,16 @@ def test_the_page_leads_to_a_row(plugin, capsys):
     assert bench.load(run).model.trainable_params() == found.cost.trainable_params
 
 
+def test_the_pages_method_around_layers_passes_every_check(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("gains.py").write_text(block("python", 1))
+    assert check.main(["gains.py"]) == 0
+    shown = capsys.readouterr().out
+    assert " 0 excused, 0 failed" in shown
+    assert re.search(r"merged equals unmerged +passed", shown)
+    assert len(block("python", 1).splitlines()) < 60
+
+
 def test_a_plugin_is_listed(plugin, capsys):
     assert listing.main(["--plugin", "side_adapter.py", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
