@@ -65,13 +65,14 @@ COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 60, 200), 
 
 
 SHARE_NOTHING = ("test_conformance.py", "test_fake_cuda.py")
+CLUSTER = ("test_slurm_cluster.py", "test_slurm_faults.py", "test_status_cluster.py")  # one real cluster at a time
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests stay on one worker, since they share fixtures, unless they share nothing."""
     for item in items:
         if item.path.name not in SHARE_NOTHING:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+            item.add_marker(pytest.mark.xdist_group("cluster" if item.path.name in CLUSTER else item.path.name))
 
 
 @pytest.fixture(autouse=True, scope="session")

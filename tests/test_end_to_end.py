@@ -46,8 +46,8 @@ def test_from_a_grid_to_a_report_and_nothing_twice(file, capsys):
         ("zero_shot", "", "1"),
         ("lora", "rank=1", "2"),
         ("lora", "rank=2", "2"),
-        ("mrs_adapter", "loss=hmmc", "2"),
-        ("mrs_adapter", "loss=info_nce", "2"),
+        ("mrs_adapter", "bottleneck=8, shared_dim=8, loss=hmmc", "2"),
+        ("mrs_adapter", "bottleneck=8, shared_dim=8, loss=info_nce", "2"),
     ]
     for row in rows:
         six = [float(row[f"{side}_r{k}"]) for side in ("i2t", "t2i") for k in (1, 5, 10)]

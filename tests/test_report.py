@@ -217,6 +217,13 @@ def test_a_result_with_other_settings_than_its_run_makes_no_row(tmp_path: Path) 
     assert "train.lr 0.1 (plan: 0.0001)" in runs.frame["note"][0]
 
 
+def test_a_result_whose_settings_lack_a_part_makes_no_row(tmp_path: Path) -> None:
+    broken = done(spec("lora"))[1]
+    broken["spec"] = {"method": {"name": "lora"}}
+    folder = write(tmp_path / "r", [(spec("lora"), broken), done(spec("vpt"))])
+    assert collect(folder).frame["status"].tolist() == ["unreadable", "finished"]
+
+
 def test_a_result_in_another_runs_folder_makes_no_row(tmp_path: Path) -> None:
     folder = write(tmp_path / "r", [done(spec("lora"), 40), done(spec("vpt"), 50)])
     one, other = sorted(folder.glob("*/result.json"))

@@ -171,8 +171,8 @@ def test_sixty_runs_in_arrays_of_twenty_and_nothing_twice(cluster, user, capsys)
     done = [(run / "computed").read_text().split("\n") for run in user.runs]
     assert all(len(lines) == 2 for lines in done)
     assert {line.split()[1] for [line, _] in done} <= {"0", "1", "2", "3"}
-    jobs = cluster.run("sacct", "-X", "-n", "-P", "-o", "JobID", "-j", ",".join(queue.jobs_of(first))).split()
-    assert len(jobs) == 61
+    asked = ("sacct", "-X", "-n", "-P", "-o", "JobID", "-j", ",".join(queue.jobs_of(first)))
+    until(lambda: len(cluster.run(*asked).split()) == 61, "61 jobs in the accounting, which lags behind", 60)
     nodes = cluster.run("sacct", "-X", "-n", "-P", "-o", "NodeList", "-j", ",".join(queue.jobs_of(first))).split()
     assert set(nodes) == {"n1", "n2"}
     assert (user.folder / "reports" / "s" / "index.html").is_file()

@@ -180,9 +180,9 @@ def _identity(spec: dict[str, Any]) -> dict[str, Any]:
     flat = flatten(spec)
     json.dumps(flat, ensure_ascii=False, allow_nan=False).encode()  # ValueError for what no page can show
     settings = {key: value for key, value in flat.items() if key not in _APART}
-    weights, seed = str(flat["backbone.weights"]), int(flat["seed"])
-    if not -(2**62) < seed < 2**62:
-        raise ValueError(f"seed {seed}")
+    model, weights, seed = flat["backbone.model"], str(flat["backbone.weights"]), int(flat["seed"])
+    if not -(2**62) < seed < 2**62 or not isinstance(model, str):
+        raise ValueError(f"seed {seed}, model {model}")
     return {
         "seed": seed,
         "settings": settings,
@@ -195,7 +195,7 @@ def _identity(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _model(flat: dict[str, Any]) -> str:
     """The model's name; of one in a folder, the folder's."""
-    model = str(flat["backbone.model"])
+    model = str(flat.get("backbone.model", ""))
     return Path(model).name if hub.scheme(model) == hub.LOCAL else model
 
 

@@ -20,7 +20,7 @@ from bench.launch.display import plain
 from bench.launch.overview import Status
 from bench.launch.slurm import queue
 from bench.plan.spec import RunSpec
-from bench.reporting import tables
+from bench.reporting import summary, tables
 from bench.store import attempts, planned, record
 from bench.store.folder import HISTORY, LOG, PROGRESS, RUN
 from bench.store.frame import RECALLS, collect
@@ -98,7 +98,7 @@ def _states(sweep: Path) -> dict[str, Any]:
 
 def _rows(sweep: Path) -> dict[str, Any]:
     runs = collect(sweep)
-    rows = tables.summarise(runs)
+    rows = summary.summarise(runs)
     blocks = tables.blocks(runs, rows)
     for text in (
         tables.csv(rows),
