@@ -106,7 +106,7 @@ def test_a_job_that_will_never_start_and_a_report_that_does(cluster, user, short
     """The report's job keeps to the partition's two minutes; and the limit falls while jobs wait."""
     user.write(job="LIGHT_STEPS=1", slurm="partition: short, timeout_min: 2, signal_seconds: 10")
     assert user.sweep() == 0
-    until((user.folder / "reports" / "s" / "index.html").is_file, "a report", 60)
+    until((user.folder / "reports" / "s" / "index.html").is_file, "a report", 110)  # less than its limit
     cluster.run("scontrol", "update", "partition=short", "state=down")
     user.write(seeds=2, job="LIGHT_STEPS=1", slurm="partition: short, timeout_min: 2, signal_seconds: 10")
     assert user.sweep() == 0

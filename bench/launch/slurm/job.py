@@ -104,6 +104,8 @@ def compute(orders: Orders) -> dict[str, str]:
 
 def report(sweep_dir: str, out_dir: str, plan: str | None = None) -> None:
     """Write the report of the sweep in `sweep_dir` for its plan to `out_dir`; CalledProcessError if that fails."""
+    # Slurm's warning comes 90 s before the limit. Within a short one it would end the report, which saves nothing.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     command = [sys.executable, "-m", "bench.report", sweep_dir, "--out", out_dir]
     subprocess.run([*command, *(["--plan", plan] if plan else [])], check=True)
 
