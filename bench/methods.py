@@ -17,7 +17,7 @@ import methods
 from bench.config.terminal import command, given_path
 from bench.plan.catalogue import listing
 from bench.plan.recipes import RECIPES
-from bench.plan.reference import page, plain_list, settings_of
+from bench.plan.reference import page, plain, settings_of
 from methods import losses
 from methods.base import Method
 from methods.losses import Loss
@@ -80,7 +80,7 @@ def explain(name: str, backbone: str) -> None:
     counts |= {f"preset: {preset}": found["trainable_params"] for preset, found in row["presets"].items()}
     for preset, count in counts.items():
         given = cls.presets.get(preset.removeprefix("preset: "), {})
-        shown = ", ".join(f"{key}={plain_list(value)}" for key, value in given.items())
+        shown = ", ".join(f"{key}={plain(value)}" for key, value in given.items())
         console.print(f"  {preset:18}{_number(count):>13}  {shown}".rstrip(), highlight=False, markup=False)
     if row["note"]:
         console.print(row["note"], highlight=False, markup=False)

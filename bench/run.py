@@ -186,21 +186,28 @@ def _again(old_dir: Path) -> int:
     if new is None or not new.finished:
         write_bytes(new_dir / folder.RUN, RunSpec.from_dict(old.spec).dump().encode())
         new = _execute(new_dir)
-    if not new.finished:
-        return _say_failure(new)
-    differing = list(differences(old, new))
-    same = (old_dir / folder.ADAPTER).read_bytes() == (new_dir / folder.ADAPTER).read_bytes()
+        if not new.finished:
+            return _say_failure(new)
+    else:
+        print(f"{new_dir} was computed before; delete it to compute it once more", file=sys.stderr)
+    try:
+        same = (old_dir / folder.ADAPTER).read_bytes() == (new_dir / folder.ADAPTER).read_bytes()
+    except OSError as error:
+        raise UserError(f"the adapters can't be compared: {error.filename}: {error.strerror}") from error
+    differing = differences(old, new)
     print(f"\n{old_dir}\n{new_dir}")
     if not differing and same:
         print("the same scores to the last digit, and the same adapter")
         return 0
     for line in differing or ["the scores are the same to the last digit; the adapters differ"]:
         print(line)
+    for line in origins(old, new):
+        print(f"  {line}")
     return 1
 
 
 def differences(old: Record, new: Record) -> list[str]:
-    """What differs between two results of one run: scores, and then what of their origin may explain it."""
+    """The scores that differ between two results of one run."""
     assert old.metrics is not None
     assert new.metrics is not None
     found = []
@@ -209,11 +216,14 @@ def differences(old: Record, new: Record) -> list[str]:
         for key, value in (a.model_dump() if a and b else {}).items():
             if value != (now := getattr(b, key)):
                 found.append(f"{split} {key}: {value} then, {now} now")
-    if found:
-        a, b = old.provenance or {}, new.provenance or {}
-        apart = ("started", "finished", "attempts")
-        found += [f"  {key}: {a[key]} then, {b.get(key)} now" for key in a if key not in apart and a[key] != b.get(key)]
     return found
+
+
+def origins(old: Record, new: Record) -> list[str]:
+    """What differs in the origin of two results of one run, and may explain other numbers."""
+    a, b = old.provenance or {}, new.provenance or {}
+    keys = [key for key in a if key not in ("started", "finished") and a[key] != b.get(key)]
+    return [f"{key}: {a[key]} then, {b.get(key)} now" for key in keys]
 
 
 if __name__ == "__main__":

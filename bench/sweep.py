@@ -169,7 +169,7 @@ def print_plan(sweep: Sweep, folder: Path, arguments: argparse.Namespace) -> Non
         rows.append(
             (
                 run.run_id,
-                run.dataset.name,
+                run.dataset.called,
                 f"{run.backbone.model}/{Path(run.backbone.weights).name}",
                 run.loss.name if run.method.trains else "-",
                 f"{run.train.lr:g}" if run.method.trains else "-",
@@ -190,7 +190,7 @@ def print_plan(sweep: Sweep, folder: Path, arguments: argparse.Namespace) -> Non
             f"{per}; {cost.basis}"
         )
     if cost.unknown:
-        print(f"no estimate for {cost.unknown} runs: their backbone's towers are not open_clip's own")
+        print(f"no estimate for {cost.unknown} runs: their towers are not open_clip's own, or their data can't be read")
 
 
 def _print_rows(rows: Sequence[Sequence[str]]) -> None:
@@ -219,11 +219,12 @@ def _print_faults(sweep: Sweep, folder: Path) -> int:
 def print_scripts(sweep: Sweep, folder: Path, reports: Path, *, executor: str) -> None:
     """Print what would be submitted for the runs that are not finished; nothing if `executor` is a local one."""
     from bench import launch
-    from bench.launch.start import unfinished
+    from bench.launch.start import plan_of, unfinished
 
     todo, name = unfinished(sweep, folder), launch.scheduler_for(executor)
     if todo and name:
-        for script in launch.scheduler(name).scripts(folder, sweep.schedulers[name], reports, runs=list(todo)):
+        settings, plan = sweep.schedulers[name], plan_of(sweep)
+        for script in launch.scheduler(name).scripts(folder, settings, reports, runs=list(todo), plan=plan):
             print(f"\n{script}")
 
 

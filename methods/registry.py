@@ -10,7 +10,8 @@ import difflib
 import hashlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -126,6 +127,18 @@ def plugins() -> list[Path]:
     return [Path(path) for path in os.environ.get(PLUGINS, "").split(os.pathsep) if path]
 
 
+@contextmanager
+def _without_current_folder() -> Iterator[None]:
+    """Leave out the folder that `python -m` puts on the path; workers and jobs, which import plug-ins too, lack it."""
+    before = list(sys.path)
+    if sys.path and sys.path[0] in ("", os.getcwd()) and not sys.flags.safe_path:  # noqa: PTH109
+        del sys.path[0]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
 @cache
 def _module(path: Path) -> ModuleType:
     name = f"petl_bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
@@ -136,7 +149,8 @@ def _module(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         _HASHES[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        spec.loader.exec_module(module)
+        with _without_current_folder():
+            spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         hint = " (a plug-in is one file; what it shares with others has to be installed)"

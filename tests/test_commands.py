@@ -16,7 +16,7 @@ import pytest
 import bench
 import methods
 from bench import __main__ as petl_bench
-from bench import run
+from bench import run, sweep
 from bench.config.settings import SCHEDULERS, BackboneSettings, CaptionSettings, DatasetSettings, TrainSettings
 from bench.config.version import VERSION
 from bench.plan import reference
@@ -151,6 +151,16 @@ def test_short_and_long_forms_of_keys_get_a_hint(given, meant, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert run.main(["--method", "lora", "--set", given]) == 2
     assert f"did you mean '{meant}'?" in capsys.readouterr().err
+
+
+def test_an_empty_key_gets_no_hint(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text(
+        'name: x\ndataset: {name: demo}\nbackbone: {model: tiny-clip, weights: demo}\ntrain: {"": 3}\n'
+        "grid: {method: lora}\n"
+    )
+    assert sweep.main(["x.yaml", "--dry-run"]) == 2
+    assert "did you mean" not in capsys.readouterr().err
 
 
 # --- one run ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import pytest
 
 from bench import data, sweep
 from bench.config.backbones import model_shape
-from bench.launch import forecast
+from bench.config.settings import SlurmSettings
+from bench.launch import forecast, slurm
 from bench.launch.faults import faults
 from bench.launch.forecast import flops
 from bench.plan.grid import expand
@@ -114,6 +115,56 @@ def test_what_would_fail_is_named_before_anything_runs(capsys, monkeypatch):
     ):
         assert sum(part in line for line in lines) >= 1, part
     assert not Path("results").exists()
+
+
+def test_the_hint_at_missing_images_is_a_command(capsys):
+    root = Path("my data")
+    root.mkdir()
+    (root / "captions.csv").write_text("filepath,title,split\na.png,x,train\nb.png,y,val\nc.png,z,test\n")
+    Path("x.yaml").write_text(
+        "name: x\ndataset: {name: captions, root: my data, title: Mine}\n"
+        "backbone: {model: tiny-clip, weights: random}\ntrain: {batch_size: 1}\ngrid: {method: zero_shot}\n"
+    )
+    assert sweep.main(["x.yaml", "--dry-run", "--executor", "local"]) == 2
+    said = capsys.readouterr().err
+    assert "Mine: 2 of 2 images are missing" in said
+    assert f"`petl-bench data check captions --root '{root.absolute()}'` lists them" in said
+
+
+def test_unreadable_data_does_not_hide_the_plan(capsys):
+    root = Path("data")
+    root.mkdir()
+    listed = [{"filename": "a.png", "split": "test", "sentences": [{"raw": "a"}]}]
+    (root / "dataset.json").write_text(json.dumps({"images": listed}))
+    Path("x.yaml").write_text(
+        "name: x\ndataset: {name: ucm, root: data, split: karpathy}\n"
+        "backbone: {model: tiny-clip, weights: random}\ngrid: {method: lora}\n"
+    )
+    assert sweep.main(["x.yaml", "--dry-run", "--executor", "local"]) == 2
+    said = capsys.readouterr()
+    assert "lora-s0-" in said.out
+    assert "no estimate for 1 runs" in said.out
+    assert said.err.startswith("would fail: ucm, split karpathy: no train images")
+
+
+def test_packed_jobs_are_computed_one_after_another():
+    for runs, settings, together in ((20, {"runs_per_job": 20}, 1), (20, {"runs_per_job": 20, "parallel_runs": 4}, 4)):
+        assert slurm.at_once(SlurmSettings(**settings), runs) == together
+    assert slurm.at_once(SlurmSettings(array_parallelism=8), 20) == 8
+
+
+def test_the_plan_calls_datasets_by_their_titles(capsys):
+    for name in ("A", "B"):
+        Path(name).mkdir()
+        text = f"filepath,title,split\na.png,{name},train\nb.png,y,val\nc.png,z,test\n"
+        (Path(name) / "captions.csv").write_text(text)
+    Path("x.yaml").write_text(
+        "name: x\ndataset: {name: captions, root: [A, B]}\n"
+        "backbone: {model: tiny-clip, weights: random}\ntrain: {batch_size: 1}\ngrid: {method: zero_shot}\n"
+    )
+    sweep.main(["x.yaml", "--dry-run", "--executor", "local"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("zero_shot")]
+    assert [row[1] for row in rows] == ["A", "B"]
 
 
 def test_a_sound_sweep_has_no_fault(capsys):

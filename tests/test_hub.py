@@ -91,7 +91,7 @@ def test_a_config_from_the_hub_with_other_weights(tmp_path, monkeypatch):
         found[1] == load_backbone(BackboneSettings(model=f"local-dir:{tmp_path / 'trained'}", weights="folder")).sha256
     )
     with pytest.raises(
-        UserError, match=r"open_clip_pytorch_model\.bin of 'hf-hub:org/name' is not in .*can't be downloaded"
+        UserError, match=r"open_clip_model\.safetensors of 'hf-hub:org/name' is not in .*can't be downloaded"
     ):
         load_backbone(BackboneSettings(model="hf-hub:org/name", weights="hub"))
 

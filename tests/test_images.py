@@ -215,3 +215,12 @@ def test_rsitmd_as_jpg_in_class_folders_behind_a_link(tmp_path, capsys):
     code, out = check(capsys, *arguments)
     assert "missing images: 2372\n" in out
     assert code == 1
+
+
+def test_a_link_in_a_circle_costs_itself_alone(tmp_path):
+    for number in range(20):
+        (tmp_path / f"{number}.png").touch()
+        (tmp_path / f"{number}-circle.png").symlink_to(f"{number}-circle.png")
+    found = images.images(tmp_path)
+    assert [number for number in range(20) if found.find(f"{number}.png", None) is None] == []
+    assert found.unreadable == []

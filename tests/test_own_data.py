@@ -58,10 +58,14 @@ def coco() -> str:
     return json.dumps({"info": {}, "images": images, "annotations": annotations})
 
 
-def karpathy() -> str:
+def karpathy(folders: bool = False) -> str:
+    """With folders as in dataset_coco.json: `filepath` is the folder of `filename`."""
     images = [
         {"filename": n, "split": s, "class": c, "sentences": [{"raw": t} for t in texts]} for n, s, c, texts in ROWS
     ]
+    for image in images if folders else ():
+        path = Path(str(image["filename"]))
+        image |= {"filepath": str(path.parent), "filename": path.name}
     return json.dumps({"images": images, "dataset": "mine"})
 
 
@@ -86,6 +90,7 @@ FORMATS = {
     "JSON lines": ("captions.jsonl", lines(entries("image_path", "text")) + "\n"),
     "COCO": ("captions.json", coco()),
     "Karpathy": ("captions.json", karpathy()),
+    "Karpathy's COCO": ("captions.json", karpathy(folders=True)),
     "imagefolder, JSON lines": ("metadata.jsonl", lines(entries("file_name", "text"))),
     "imagefolder, csv": ("metadata.csv", table(",", "file_name", "text", "split", "label")),
 }

@@ -142,6 +142,19 @@ def test_a_broken_package_leaves_the_others_alone(monkeypatch, capsys):
         assert words in shown.err
 
 
+def test_a_plugin_that_needs_the_current_folder_is_refused_before_any_run(tmp_path):
+    """`python -m` puts that folder on the path, workers and jobs do not: each run would fail."""
+    (tmp_path / "helpers.py").write_text("X = 1\n")
+    (tmp_path / "plug.py").write_text(
+        "import helpers\nfrom methods.bitfit import BitFit\n\n\nclass Plug(BitFit):\n    name = 'plug'\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(listing.__file__).parents[1])}
+    command = [sys.executable, "-m", "bench.methods", "plug", "--plugin", "plug.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "No module named 'helpers' (a plug-in is one file" in done.stderr
+
+
 def test_the_readmes_peft_entries_can_be_planned(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

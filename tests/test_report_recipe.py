@@ -213,3 +213,15 @@ def test_a_training_setting_that_is_not_the_default_is_stated_even_where_all_row
     assert "captions_per_epoch one" in table
     assert ", eps " not in table
     assert "betas" not in table
+
+
+def test_settings_of_another_commands_runs_are_shown_too(tmp_path: Path) -> None:
+    """A second command, whose plan is smaller, takes nothing from the first one's rows."""
+    folder = write(tmp_path / "r", [done(spec("lora", rank=8)), done(spec("vpt", n_ctx=8))])
+    lora, vpt = json.loads((folder / "plan.json").read_text())["runs"]
+    own = {lora["run_id"]: ["method.rank"], vpt["run_id"]: ["method.n_ctx"]}
+    both = {run["run_id"]: run["spec"] for run in (lora, vpt)}
+    planned.write(folder, planned.Plan("r", both, own=own))
+    planned.write(folder, planned.Plan("r", {vpt["run_id"]: vpt["spec"]}, own={vpt["run_id"]: ["method.n_ctx"]}))
+    rows = rows_of(folder)
+    assert dict(zip(rows["method"], rows["config"], strict=True)) == {"vpt": "n_ctx=8", "lora": "rank=8"}

@@ -17,6 +17,7 @@ import pytest
 from bench import launch, status, sweep
 from bench.config.settings import SCHEDULERS, Settings
 from bench.launch import overview, schedulers
+from bench.store import planned
 from bench.store.cluster import Job, Queue, Submission
 
 FILE = """name: x
@@ -70,12 +71,15 @@ class Fake:
         self.jobs = [job for job in self.jobs if job not in jobs]
 
     def make_launcher(
-        self, folder: Path, settings: FakeSettings, reports: Path, *, detached: bool, plan: str | None
+        self, folder: Path, settings: FakeSettings, reports: Path, *, detached: bool, plan: planned.Plan | None
     ) -> Fake:
         self.folder, self.settings, self.reports = folder, settings, reports
         return self
 
-    def scripts(self, folder: Path, settings: FakeSettings, reports: Path, *, runs: Sequence[Path]) -> list[str]:
+    def at_once(self, settings: FakeSettings, runs: int) -> int:
+        return runs
+
+    def scripts(self, folder: Path, settings: FakeSettings, reports: Path, *, runs: Sequence[Path], plan) -> list[str]:
         return [f"fake-submit --queue={settings.queue} {run.name}" for run in runs]
 
     # --- bench.launch.schedulers.Launcher ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -91,24 +92,28 @@ def test_arrays_keep_together_to_the_parallelism(tmp_path, runs, at_once, alive,
 
 
 def test_a_jobs_name_says_what_differs(tmp_path):
+    """In a name without "/": it is part of the log's path, and Slurm could not start the job."""
     runs = {
-        f"lora-{model}": {"dataset": {"name": "rsicd"}, "backbone": {"model": model, "weights": "openai"}}
-        for model in ("ViT-B-32", "ViT-L-14")
+        f"lora-{index}": {"dataset": {"name": dataset}, "backbone": {"model": model, "weights": "openai"}}
+        for index, (dataset, model) in enumerate(itertools.product(("rsicd", "ucm"), ("ViT-B-32", "hf-hub:a/b")))
     }
-    planned.write(tmp_path, planned.Plan("s", runs))
-    names = [array(tmp_path).scripts([tmp_path / name])[0] for name in runs]
-    for name, script in zip(runs, names, strict=True):
-        assert f"#SBATCH --job-name={tmp_path.name}-lora@{name.partition('-')[2]}\n" in script
+    launcher = SlurmLauncher(tmp_path, SlurmSettings(), tmp_path, plan=planned.Plan("s", runs))
+    names = []
+    for name in runs:
+        [line] = [line for line in launcher.scripts([tmp_path / name])[0].splitlines() if "--job-name=" in line]
+        names.append(line.partition("=")[2].removeprefix(f"{tmp_path.name}-lora@"))
+    assert names == ["rsicd-ViT-B-32", "rsicd-hf-hub_a_b", "ucm-ViT-B-32", "ucm-hf-hub_a_b"]
 
 
 def test_a_report_replaces_none_of_another_command(tmp_path):
     """A second command with the sweep's name, and another grid or another folder, leaves the first one's report job."""
-    first = {"plan": "0" * 8, "reports": str(tmp_path / "reports")}
+    plans = [planned.Plan("x", {"a": {}}), planned.Plan("x", {"b": {}})]
+    first = {"plan": plans[0].id, "reports": str(tmp_path / "reports")}
     (tmp_path / "slurm").mkdir()
     sent = {"submitted": "2026-01-01T00:00:00+00:00", "token": "t", "tasks": {"a": "5_0"}, "report_job": "6"}
     (tmp_path / "slurm" / "1.json").write_text(json.dumps(sent | first))
     jobs = (Job("5_0", "t", "running", None, None), Job("6", "t", "pending", None, None))
-    for plan, reports, cancelled in (("0" * 8, "reports", ["6"]), ("1" * 8, "reports", []), ("0" * 8, "other", [])):
+    for plan, reports, cancelled in ((plans[0], "reports", ["6"]), (plans[1], "reports", []), (plans[0], "other", [])):
         new = NewSubmission(tmp_path, SlurmSettings(), tmp_path / reports, alive=Queue("Slurm", jobs=jobs), plan=plan)
         assert [job.id for job in new.old_reports] == cancelled
         assert [job.id for job in new.before] == ["5_0"]  # a report is no run: it takes no place, and none waits for it

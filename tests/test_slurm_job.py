@@ -141,6 +141,42 @@ def test_a_claim_that_no_living_job_holds_is_waited_for(
     assert requeues(tmp_path) == again
 
 
+def test_a_run_that_was_held_is_computed_after_a_long_one(job, folders, monkeypatch):
+    """Patience counts from the last run that was settled, not from the job's start."""
+    clock = [0.0]
+    monkeypatch.setattr(slurm_job.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(slurm_job, "WAIT_SECONDS", 0.0)
+    orders = job()
+    orders = replace(orders, run_dirs=(*orders.run_dirs, *map(str, folders("b"))))
+    passes: list[list[str]] = []
+
+    def run_many(runs, *_):
+        passes.append([run.name for run in runs])
+        for run in runs:
+            if run.name == "b" or len(passes) > 1:
+                records.finish(run)
+        clock[0] += 3600  # b takes an hour, while another process holds a
+        return {run.name: "finished" if run.name == "b" or len(passes) > 1 else "locked" for run in runs}
+
+    monkeypatch.setattr(slurm_job, "run_many", run_many)
+    assert slurm_job.compute(orders) == {"a": "finished", "b": "finished"}
+    assert passes == [["a", "b"], ["a"]]
+
+
+def test_a_job_does_not_wait_for_ever(job, command, tmp_path, held, monkeypatch):
+    monkeypatch.setattr(slurm_job, "HELD_SECONDS", -1.0)
+    monkeypatch.setattr(slurm_job, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(slurm_job, "run_many", lambda runs, *_: {path.name: "locked" for path in runs})
+    orders = replace(job(), max_timeouts=2)
+    command("scontrol", "echo JobState=RUNNING")
+    [run] = map(Path, orders.run_dirs)
+    attempts.start_attempt(run, gpus=1.0, job="5_1", at=Position())
+    held(run)
+    for _ in range(4):
+        slurm_job.compute(orders)
+    assert requeues(tmp_path) == 2
+
+
 # --- a folder that can't be written -----------------------------------------------------------------------------------
 
 

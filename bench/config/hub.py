@@ -104,10 +104,15 @@ def weights_of(model: str) -> Path:
     here = next((folder / name for name in names if is_regular(folder / name)), None)
     if here is not None:
         return here
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
     repository = model.removeprefix(HUB)
     try:
         return _fetch(repository, names[0], folder.name)
-    except UserError:
+    except UserError as error:
+        cause = error.__cause__  # the network or the disk are no reason to take another file
+        if not isinstance(cause, EntryNotFoundError) or isinstance(cause, LocalEntryNotFoundError):
+            raise
         return _fetch(repository, names[1], folder.name)
 
 

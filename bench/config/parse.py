@@ -115,6 +115,8 @@ def _suggest(word: str, options: Sequence[str]) -> str:
 
 def _short_for(word: str, options: Sequence[str]) -> list[str]:
     """The options that the word abbreviates or spells out: `r` rank, `bs` batch_size, `learning_rate` lr."""
+    if not word:
+        return []
     initials = "".join(part[:1] for part in word.split("_"))
     return [
         each

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -42,6 +42,11 @@ class DatasetSettings(Settings):
     """Share of the training images held out for validation where the files name none."""
     split_seed: int = 0
     """Which images are held out."""
+
+    @property
+    def called(self) -> str:
+        """What reports call the dataset."""
+        return self.name
 
 
 class SplitFiles(Settings):
@@ -86,6 +91,18 @@ class CaptionSettings(Settings):
     """Which images are held out."""
     title: str | None = Field(None, min_length=1, max_length=60)
     """The dataset's name in reports; default: the root's folder."""
+
+    @field_validator("title")
+    @classmethod
+    def _is_printable(cls, title: str | None) -> str | None:
+        if title is not None and not title.isprintable():
+            raise ValueError(f"title: {title!r} has characters that can't be printed, such as a line break")
+        return title
+
+    @property
+    def called(self) -> str:
+        """What reports call the dataset."""
+        return self.title or self.name
 
 
 class _AnyDataset(Settings):

@@ -318,7 +318,7 @@ class DualEncoder(nn.Module):
     def save_adapter(self, path: Path) -> None:
         """Write the trained part alone as safetensors, atomically. Raises UserError if the disk is full."""
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.trainable().items()}
-        write_bytes(path, save(tensors, metadata={"format": "pt"}))  # safetensors' own file could be read by none other
+        write_bytes(path, save(tensors, metadata={"format": "pt"}))  # save_file's files are their owner's alone
 
     def load_adapter(self, path: Path) -> None:
         """Copy what `save_adapter` wrote into the attached parts. UserError for a damaged or a foreign file."""

@@ -106,7 +106,7 @@ def _tokenizer(model: str) -> Callable[[list[str]], Int[Tensor, "texts context"]
     try:
         found: Callable[[list[str]], Int[Tensor, "texts context"]] = open_clip.get_tokenizer(name)
     except (RuntimeError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(f"backbone: the tokenizer of '{model}' can't be loaded here ({reason})") from error
     return found
 

@@ -126,8 +126,7 @@ def load(settings: AnyDataset) -> Dataset:
             raise UserError(f"{what}: image {item.image!r} has no caption, in {folder}")
     listed = [split, *([[item.image, item.captions] for item in splits[title]] for title in SPLITS)]
     digest = hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode())
-    name = getattr(settings, "title", None) or settings.name
-    return Dataset(name, split, root, splits["train"], splits["val"], splits["test"], digest.hexdigest())
+    return Dataset(settings.called, split, root, splits["train"], splits["val"], splits["test"], digest.hexdigest())
 
 
 def _is_own(settings: AnyDataset) -> TypeIs[CaptionSettings]:

@@ -7,6 +7,7 @@ import difflib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -189,12 +190,13 @@ def _walk(root: Path) -> Images:
             index.stamps[folder] = status.st_mtime_ns if settled else None
             with os.scandir(root / folder) as entries:
                 for entry in entries:
-                    if entry.is_dir():
-                        if not entry.name.startswith("."):
-                            todo.append((_join(folder, entry.name), (*above, own)))
-                    elif entry.is_file():
-                        index.files.setdefault(_stem(entry.name), []).append((folder, entry.name))
-                        index.count += 1
+                    with suppress(OSError):  # a link in a circle costs itself, not the rest of its folder
+                        if entry.is_dir():
+                            if not entry.name.startswith("."):
+                                todo.append((_join(folder, entry.name), (*above, own)))
+                        elif entry.is_file():
+                            index.files.setdefault(_stem(entry.name), []).append((folder, entry.name))
+                            index.count += 1
         except OSError:
             index.unreadable.append(folder or ".")
         if index.count > _MOST_FILES:

@@ -140,6 +140,8 @@ def _json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             for number, entry in enumerate(images, 1):
                 where = f"{path}, image {number}"
                 image = _mapping(where, entry)
+                if isinstance(image.get("filename"), str) and isinstance(image.get("filepath"), str):
+                    image = {**image, "filepath": f"{image['filepath']}/{image['filename']}"}  # a folder, as in COCO
                 match image.get("sentences"):
                     case [*sentences] if all(isinstance(sentence, dict) for sentence in sentences):
                         yield where, {**image, "caption": [sentence.get("raw") for sentence in sentences]}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.config.settings import SCHEDULERS, Settings
 from bench.launch.schedulers import Launcher, current_job, executors, scheduler, scheduler_for
+from bench.store.planned import Plan
 
 __all__ = ["Launcher", "current_job", "executors", "make", "scheduler", "scheduler_for"]
 
@@ -24,12 +25,12 @@ def make(
     blocks: Mapping[str, Settings],
     workers: int | None = None,
     follow: bool = False,
-    plan: str | None = None,
+    plan: Plan | None = None,
 ) -> Launcher:
     """The launcher that `executor` names, for the sweep in `folder`.
 
     blocks: the sweep's settings for each scheduler; a scheduler without a block uses its defaults. reports: where a
-    scheduler's last job writes the report, of the plan with that id. follow: whether a scheduler's launcher waits for
+    scheduler's last job writes the plan's report. follow: whether a scheduler's launcher waits for
     the runs. workers: how many local workers; by default one a GPU, else one a core. UserError for settings that
     contradict each other.
     """

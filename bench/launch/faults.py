@@ -5,6 +5,7 @@ torch is imported only for weights from a file or a tag.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 
 from bench import data
@@ -21,7 +22,7 @@ def faults(runs: Sequence[RunSpec]) -> list[str]:
     for dataset in dict.fromkeys(run.dataset for run in runs):
         own = [run for run in runs if run.dataset == dataset]
         try:
-            found += _of_data(data.load(dataset), own)
+            found += _of_data(dataset.name, data.load(dataset), own)
         except UserError as error:
             found.append(str(error))
     for backbone in dict.fromkeys(run.backbone for run in runs):
@@ -32,18 +33,16 @@ def faults(runs: Sequence[RunSpec]) -> list[str]:
     return found
 
 
-def _of_data(dataset: data.Dataset, runs: Sequence[RunSpec]) -> Iterator[str]:
+def _of_data(name: str, dataset: data.Dataset, runs: Sequence[RunSpec]) -> Iterator[str]:
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     if not any(run.method.trains for run in runs):
         del splits["train"]
     wanted = [(item.image, split) for split, items in splits.items() for item in items]
     _, missing = locate_all(dataset.root, wanted)
     if missing:
-        name = next(iter(missing))
-        where = "" if dataset.name == "captions" else f" {dataset.name}"
         yield (
-            f"{dataset.name}: {len(missing)} of {len(wanted)} images are missing in {dataset.root}, such as {name}; "
-            f"`petl-bench data check{where} --root {dataset.root}` lists them"
+            f"{dataset.name}: {len(missing)} of {len(wanted)} images are missing in {dataset.root}, such as "
+            f"{next(iter(missing))}; `petl-bench data check {name} --root {shlex.quote(str(dataset.root))}` lists them"
         )
     pairs = {"one": len(dataset.train), "all": sum(len(item.captions) for item in dataset.train)}
     for run in runs:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench import data
 from bench.config.backbones import model_shape
+from bench.config.errors import UserError
 from bench.config.settings import AnyDataset
 from bench.config.shapes import TowerShape
 from bench.data import Dataset
@@ -61,7 +62,10 @@ def forecast(runs: Sequence[RunSpec], folder: Path, *, finished: Sequence[RunSpe
     start = START_SECONDS["gpu" if gpu else "cpu"]
 
     def plain(run: RunSpec) -> float | None:
-        count = flops(run)
+        try:
+            count = flops(run)
+        except UserError:  # its data can't be read, which `faults` says
+            count = None
         return None if count is None else start + count / rates[run.train.precision]
 
     ratios: dict[tuple[str, ...], list[float]] = {}
@@ -87,7 +91,7 @@ def _basis(ratios: Mapping[tuple[str, ...], Sequence[float]], rate: float, gpu: 
 
 
 def _kind(run: RunSpec) -> tuple[str, ...]:
-    return run.method.name, run.backbone.model, run.dataset.name
+    return run.method.name, run.backbone.model, run.dataset.called
 
 
 def _measured(run_dir: Path) -> float | None:
@@ -99,7 +103,7 @@ def _measured(run_dir: Path) -> float | None:
 
 
 def flops(run: RunSpec) -> float | None:
-    """Floating-point operations of a whole run; None if a tower is not open_clip's own.
+    """Floating-point operations of a whole run; None if a tower is not open_clip's own. UserError for unreadable data.
 
     A tower through which gradients flow costs as much again as its forward pass, and twice as much if its own weights
     are trained; a second view costs as much as the first.

@@ -207,7 +207,7 @@ def retry(status: Status, picture: Picture, states: Iterable[str], *, reports: P
         reports=out_dir,
         blocks=blocks,
         workers=start.workers,
-        plan=plan.id if plan else None,
+        plan=plan,
     )
     new = launcher.missing(runs)
     if launcher.detached:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 from bench.config.settings import SCHEDULERS
 from bench.store.cluster import Job, Queue, Submission
+from bench.store.planned import Plan
 
 
 class Launcher(Protocol):
@@ -53,14 +54,19 @@ class Scheduler(Protocol):
         """Cancel these jobs and no others; UserError if that fails."""
 
     def make_launcher(
-        self, folder: Path, settings: Any, reports: Path, *, detached: bool, plan: str | None
+        self, folder: Path, settings: Any, reports: Path, *, detached: bool, plan: Plan | None
     ) -> Launcher:
         """A launcher that submits the sweep's runs; the last job writes the report of that plan into `reports`.
 
-        `settings` is the scheduler's own block, `plan` the plan's id. Unless `detached`, it waits for the runs.
+        `settings` is the scheduler's own block. Unless `detached`, it waits for the runs.
         """
 
-    def scripts(self, folder: Path, settings: Any, reports: Path, *, runs: Sequence[Path]) -> list[str]:
+    def at_once(self, settings: Any, runs: int) -> int:
+        """How many of so many runs are computed at the same time, if the cluster has room."""
+
+    def scripts(
+        self, folder: Path, settings: Any, reports: Path, *, runs: Sequence[Path], plan: Plan | None
+    ) -> list[str]:
         """The job scripts for these runs, as text; works without the scheduler."""
 
 

@@ -17,7 +17,7 @@ from bench.config.machine import cpu_cores
 from bench.launch import make, resolved
 from bench.launch.follow import follow
 from bench.launch.local import MAX_CPU_WORKERS, visible_gpus
-from bench.launch.schedulers import scheduler_for
+from bench.launch.schedulers import scheduler, scheduler_for
 from bench.plan.grid import Sweep
 from bench.plan.spec import RunSpec
 from bench.store import planned, record
@@ -29,14 +29,22 @@ if TYPE_CHECKING:
     from bench.launch.forecast import Forecast
 
 
+def plan_of(sweep: Sweep, how: Start | None = None) -> Plan:
+    """The plan of a sweep that is started in this way."""
+    runs = {run.run_id: run.to_dict() for run in sweep.runs}
+    file = None if sweep.file is None else str(sweep.file)
+    own = {run.run_id: run.own() for run in sweep.runs}
+    return Plan(sweep.name, runs, file, how, dict(sweep.content), own)
+
+
 def estimate(sweep: Sweep, folder: Path, *, executor: str, workers: int | None) -> Forecast:
     """What the unfinished runs would cost with this executor: on a cluster a GPU each, here as local workers do."""
     from bench.launch.forecast import forecast
 
-    todo = list(unfinished(sweep, folder).values())
-    done = [run for run in sweep.runs if run not in todo]
+    left = unfinished(sweep, folder)
+    todo, done = list(left.values()), [run for run in sweep.runs if folder / run.run_id not in left]
     if name := scheduler_for(executor):
-        gpu, slots = True, getattr(sweep.schedulers[name], "array_parallelism", 1)
+        gpu, slots = True, scheduler(name).at_once(sweep.schedulers[name], len(todo))
     else:
         gpus = visible_gpus()
         gpu = bool(gpus)
@@ -93,7 +101,6 @@ def start(
     starts, and for a launcher that refuses the runs.
     """
     todo = unfinished(sweep, folder)
-    runs = {run.run_id: run.to_dict() for run in sweep.runs}
     how = Start(
         executor=resolved(executor),
         reports=str(reports.absolute()),
@@ -103,9 +110,7 @@ def start(
         command=command,
         only=only,
     )
-    file = None if sweep.file is None else str(sweep.file)
-    own = {run.run_id: run.own() for run in sweep.runs}
-    plan = Plan(sweep.name, runs, file, how, dict(sweep.content), own)
+    plan = plan_of(sweep, how)
     planned.write(folder, plan)
     _tidy(folder, sweep)
     if not todo:
@@ -117,7 +122,7 @@ def start(
         blocks=sweep.schedulers,
         workers=workers,
         follow=stay,
-        plan=plan.id,
+        plan=plan,
     )
     new = launcher.missing(list(todo))
     for run_dir in new:
@@ -131,7 +136,7 @@ def start(
         if new:
             launcher.launch(new)
         return Started(plan, over=False)
-    with follow(list(todo), labels=planned.labels(runs)):
+    with follow(list(todo), labels=planned.labels(plan.runs)):
         launcher.launch(list(todo))
     return Started(plan, over=True)
 

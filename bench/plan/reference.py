@@ -77,7 +77,7 @@ def settings_of(cls: type[Settings]) -> list[Setting]:
 
 def plain(value: Any) -> str:
     """A value as a sweep file has it."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return f"[{', '.join(map(plain, value))}]"
     if isinstance(value, float):
         return f"{value:g}"
@@ -135,12 +135,7 @@ def _section(name: str, cls: type[Settings]) -> Iterator[str]:
     if cls.model_fields:
         yield _table(cls)
     if issubclass(cls, Method) and (example := next((each for each in cls.examples.values() if each), None)):
-        yield f"Example: `{name}: {{{', '.join(f'{key}: {plain_list(value)}' for key, value in example.items())}}}`"
-
-
-def plain_list(value: Any) -> str:
-    """As `plain`, for a value in Python, where lists are tuples."""
-    return plain(list(value) if isinstance(value, tuple) else value)
+        yield f"Example: `{name}: {{{', '.join(f'{key}: {plain(value)}' for key, value in example.items())}}}`"
 
 
 def _table(cls: type[Settings]) -> str:

@@ -103,5 +103,5 @@ def _commands(runs: Runs) -> Iterator[tuple[str, str]]:
     if runs.command:
         yield "The whole sweep (finished runs are skipped)", runs.command
     example = runs.folder / str(runs.frame["run_id"].iloc[0])
-    yield "One run, from its own run.yaml", f"python -m bench.run {shlex.quote(example.as_posix())}"
+    yield "One run anew, and what differs", f"python -m bench.run --again {shlex.quote(example.as_posix())}"
     yield "This report", f"python -m bench.report {shlex.quote(runs.folder.as_posix())}"

@@ -23,7 +23,7 @@ from bench.store.record import RECALLS, Record
 COLUMNS = {
     "run_id": "str",
     "planned": "bool",  # whether it is in the grid of the plan, false for finished runs of other commands
-    "status": "str",  # finished, failed, missing, unreadable, superseded
+    "status": "str",  # finished, failed, missing, superseded; unreadable: also a result of other settings than planned
     "note": "str",  # one line: why there is no result
     "group": "str",  # canonical JSON of the settings without the seed; "" where the settings are unknown
     "settings": "object",  # the same as a dict with dotted keys
@@ -98,7 +98,10 @@ def collect(folder: Path, plan: planned.Plan | None = None, *, only: bool = Fals
     if not only and not (plan and plan.start and plan.start.only):
         more = [_read_run(folder / run_id, None) | {"planned": False} for run_id in others]
         rows += [row for row in more if row["status"] == "finished"]
-    rows = [row | {"own": tuple(plan.own.get(row["run_id"], ()) if plan else ())} for row in rows]
+    own = plan.own if plan else {}
+    if not all(row["planned"] for row in rows):
+        own = planned.own_settings(folder) | own
+    rows = [row | {"own": tuple(own.get(row["run_id"], ()))} for row in rows]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     _name_blocks(frame)
     _part_duplicates(frame)
@@ -153,7 +156,8 @@ def _outcome(result: Record, spec: dict[str, Any] | None) -> dict[str, Any]:
         return {"status": "failed", "note": note, "provenance": provenance}
     assert result.metrics is not None
     if differing := _differing(result.spec, spec or result.spec):
-        return {"status": "unreadable", "note": f"{RESULT}: made with other settings than the plan's: {differing}"}
+        note = f"{RESULT}: made with other settings than the plan's: {differing}; delete the folder to run it again"
+        return {"status": "unreadable", "note": note}
     val, cost = result.metrics.val, result.cost or record.Cost()
     found = result.metrics.test.model_dump() | cost.model_dump()
     return {

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, field
 from functools import cached_property
 from pathlib import Path
@@ -99,10 +100,21 @@ def read(folder: Path, plan_id: str | None = None) -> Plan | None:
             own = {run["run_id"]: run["own"] for run in content["runs"] if "own" in run}
             return Plan(sweep, runs, content.get("file"), start, resolved, own)
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        newest = read(folder) if plan_id is not None else None  # earlier versions kept no others
+        return newest if newest and newest.id == plan_id else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise UserError(f"'{path}' is not a sweep's plan; run the sweep again, or delete it to report every run folder")
+
+
+def own_settings(folder: Path) -> dict[str, list[str]]:
+    """`Plan.own` of all plans of the sweep in this folder."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((folder / PLANS).glob("*.json")):
+        with suppress(UserError):
+            plan = read(folder, path.stem)
+            found |= plan.own if plan else {}
+    return found
 
 
 def labels(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

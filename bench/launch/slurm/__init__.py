@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 
 from bench.config.settings import SlurmSettings
 from bench.launch.schedulers import Launcher
 from bench.launch.slurm.queue import cancel, current_job, ends, look, submissions
+from bench.store.planned import Plan
 
-__all__ = ["available", "cancel", "current_job", "ends", "look", "make_launcher", "scripts", "submissions"]
+__all__ = ["at_once", "available", "cancel", "current_job", "ends", "look", "make_launcher", "scripts", "submissions"]
 
 
 def available() -> bool:
@@ -23,7 +25,7 @@ def available() -> bool:
 
 
 def make_launcher(
-    folder: Path, settings: SlurmSettings, reports: Path, *, detached: bool, plan: str | None
+    folder: Path, settings: SlurmSettings, reports: Path, *, detached: bool, plan: Plan | None
 ) -> Launcher:
     """A launcher that submits the sweep's runs; the last job writes the plan's report into `reports`.
 
@@ -34,8 +36,15 @@ def make_launcher(
     return SlurmLauncher(folder, settings, reports, detached=detached, plan=plan)
 
 
-def scripts(folder: Path, settings: SlurmSettings, reports: Path, *, runs: Sequence[Path]) -> list[str]:
+def at_once(settings: SlurmSettings, runs: int) -> int:
+    """How many of so many runs are computed at the same time, if the cluster has room."""
+    return min(settings.array_parallelism, ceil(runs / settings.runs_per_job)) * settings.parallel_runs
+
+
+def scripts(
+    folder: Path, settings: SlurmSettings, reports: Path, *, runs: Sequence[Path], plan: Plan | None
+) -> list[str]:
     """The sbatch scripts for these runs, as text; works without Slurm."""
     from bench.launch.slurm.launcher import SlurmLauncher
 
-    return SlurmLauncher(folder, settings, reports).scripts(runs)
+    return SlurmLauncher(folder, settings, reports, plan=plan).scripts(runs)

@@ -71,7 +71,7 @@ def compute(orders: Orders) -> dict[str, str]:
     """Compute the job's runs; return the outcome of each run that was tried, by run id."""
     for leftover in Path(os.environ.get("SUBMITIT_FOLDER", os.devnull)).glob(f"{own_id()}_*.save_tmp"):
         leftover.unlink(missing_ok=True)  # left by a kill; submitit fails if it exists
-    patience = time.monotonic() + HELD_SECONDS
+    progress = time.monotonic()  # when a run was last settled
     outcomes: dict[str, str] = {}
     fault: str | None = None
     with Warnings(orders.signal_seconds, lambda: _too_late(orders)) as warnings:
@@ -84,9 +84,12 @@ def compute(orders: Orders) -> dict[str, str]:
                 break  # this process can compute no other run
             if fault := _wait_until_writable(orders.unsettled(), warnings.asked):
                 break
-            if time.monotonic() > patience:
+            left = orders.unsettled()
+            if len(left) < len(runs):
+                progress = time.monotonic()
+            elif time.monotonic() > progress + HELD_SECONDS:
                 break  # other processes hold the rest
-            warnings.asked.wait(WAIT_SECONDS if orders.unsettled() else 0)
+            warnings.asked.wait(WAIT_SECONDS if left else 0)
     if not (left := orders.unsettled()):
         return outcomes
     if warnings.asked.is_set():
@@ -97,8 +100,12 @@ def compute(orders: Orders) -> dict[str, str]:
         if int(os.environ.get("SLURM_RESTART_COUNT") or 0) >= orders.max_timeouts:
             sys.exit(fault)
         _requeue_if_running(fault)
-    elif held := [run.name for run in left if is_claimed(run) and not _is_computed(run)]:
-        _requeue_if_running(f"a process without a living job holds {', '.join(held)}")
+    elif held := [run.name for run in left if not (is_claimed(run) and _is_computed(run))]:
+        why = f"a process without a living job holds, or has just left, {', '.join(held)}"
+        if (count := _count("waits")) <= orders.max_timeouts:
+            _requeue_if_running(why)
+        else:
+            print(f"{why}: {count} times, which is more than slurm.max_timeouts; the same command goes on", flush=True)
     return outcomes
 
 
@@ -215,6 +222,14 @@ def _requeue_if_running(why: str) -> None:
         _requeue(why)
 
 
+def _count(what: str) -> int:
+    """Count one more of these for this job; how many there have been."""
+    file = Path(os.environ["SUBMITIT_FOLDER"]) / f"{own_id()}_{what}.json"
+    count = 1 + (read_json(file) or 0)
+    write_json(file, count)
+    return count
+
+
 def _time_out(orders: Orders) -> None:
     """Requeue this job at its time limit."""
     what, hint = f"timed out after {orders.timeout_min} min", "; raise slurm.timeout_min"
@@ -295,7 +310,7 @@ def _requeue(why: str) -> None:
 
 
 def _is_computed(run_dir: Path) -> bool:
-    """Whether the process that holds the run has a living job, other than this one, or none at all.
+    """Whether the process that holds the run belongs to another running job, or to no job.
 
     The process of a job that has ended may live on where a node's slurmd is dead. It may finish the run, or be killed.
     """

@@ -17,6 +17,7 @@ from bench.launch.slurm.submission import NewSubmission
 from bench.store.attempts import read_attempts
 from bench.store.cluster import Queue
 from bench.store.folder import is_claimed
+from bench.store.planned import Plan
 from bench.store.record import is_finished
 
 POLL_SECONDS, RETRY_SECONDS = 10.0, 60.0
@@ -27,14 +28,14 @@ class SlurmLauncher:
     """Submits runs that are neither finished, nor queued, nor running; UserError for contradictory settings.
 
     With `detached=False`, `launch` waits until no run is queued or running; Ctrl-C ends the waiting, not the jobs.
-    The last job writes the report of the plan with that id into `reports`.
+    The last job writes the plan's report into `reports`.
     """
 
     sweep_dir: Path
     settings: SlurmSettings
     reports: Path
     detached: bool = field(default=True, kw_only=True)
-    plan: str | None = field(default=None, kw_only=True)
+    plan: Plan | None = field(default=None, kw_only=True)
     held_back: list[Path] = field(default_factory=list, init=False)  # runs that a submit limit kept out
 
     def __post_init__(self) -> None:

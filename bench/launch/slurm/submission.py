@@ -25,6 +25,7 @@ from bench.launch.slurm.limits import MAX_ARRAY_SIZE, Limits
 from bench.launch.slurm.queue import array_of, job_names
 from bench.store import planned, provenance
 from bench.store.cluster import Queue
+from bench.store.planned import Plan
 from methods.registry import PLUGINS, plugins
 
 REPORT_MINUTES, REPORT_GB = 30, 4
@@ -63,11 +64,11 @@ class NewSubmission:
     """A submission in the making: its arrays, its file, and the job that writes the report when all arrays have ended.
 
     alive: the sweep's jobs in the queue. They count towards the limit of jobs at once, and the report waits for them.
-    plan: the id of the plan that the report is of. A job for an older report of the same kind is cancelled.
+    plan: that of the runs and of the report. A job for an older report of the same kind is cancelled.
     """
 
     def __init__(
-        self, sweep_dir: Path, settings: SlurmSettings, reports: Path, *, alive: Queue, plan: str | None = None
+        self, sweep_dir: Path, settings: SlurmSettings, reports: Path, *, alive: Queue, plan: Plan | None = None
     ) -> None:
         now = datetime.now(UTC)
         stamp = f"{now:%Y%m%dT%H%M%S%f}"
@@ -79,9 +80,8 @@ class NewSubmission:
         self.code_folder = folder / "code"
         self.file = folder / f"{stamp}.json"
         self.code = self.code_folder / provenance.digest(plugins())
-        planned_runs = planned.read(sweep_dir, plan)
-        self.labels = planned.labels(planned_runs.runs) if planned_runs else {}
-        self.of = {"plan": plan, "reports": str(reports)}
+        self.labels = planned.labels(plan.runs) if plan else {}
+        self.of = {"plan": plan.id if plan else None, "reports": str(reports)}
         old = {(each.token, each.report_job): each.content for each in queue.submissions(sweep_dir)}
         report_jobs = {each: old[each.token, each.id] for each in alive.jobs if (each.token, each.id) in old}
         self.old_reports = [each for each, content in report_jobs.items() if self.of.items() <= content.items()]
@@ -121,8 +121,9 @@ class NewSubmission:
         """The keyword arguments of submitit for an array."""
         methods = list(dict.fromkeys(run.name.partition("-")[0] for packet in array.packets for run in packet))
         labels = dict.fromkeys(self.labels.get(run.name, "") for packet in array.packets for run in packet)
-        words = "+".join("/".join(part.partition("=")[2] for part in each.split(", ")) for each in labels if each)
-        name = f"{self.sweep}-{'+'.join(methods)}" + (f"@{re.sub(r'[^A-Za-z0-9._+/-]+', '_', words)}" if words else "")
+        words = "+".join("-".join(part.partition("=")[2] for part in each.split(", ")) for each in labels if each)
+        # A "/" in the name, which is part of the log's path, would keep the job from starting.
+        name = f"{self.sweep}-{'+'.join(methods)}" + (f"@{re.sub(r'[^A-Za-z0-9._+-]+', '_', words)}" if words else "")
         given = self.settings.model_dump(exclude_none=True)
         parameters = {key: given[key] for key in (*WHERE, "gres", "gpus_per_node", "cpus_per_task") if key in given}
         if self.settings.mem_gb is not None:
