@@ -27,7 +27,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "annotations"
 def dataset(root: Path, name: str = "rsitmd", split: str | None = None, **other):
     """Dataset settings as load() reads them."""
     given = {"annotations": None, "val_fraction": 0.2, "split_seed": 0} | other
-    return SimpleNamespace(name=name, root=str(root), split=split, **given)
+    return SimpleNamespace(name=name, called=name, root=str(root), split=split, **given)
 
 
 def write_pir(root: Path) -> None:
@@ -255,7 +255,11 @@ def test_an_odd_cache_folder_is_one_message_for_the_demo(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"can't write the cache .*file.* set PETL_BENCH_CACHE"):
-        load(SimpleNamespace(name="demo", root=None, split=None, annotations=None, val_fraction=0.2, split_seed=0))
+        load(
+            SimpleNamespace(
+                name="demo", called="demo", root=None, split=None, annotations=None, val_fraction=0.2, split_seed=0
+            )
+        )
 
 
 def test_a_remembered_hash_is_believed_only_if_it_is_one(tmp_path, monkeypatch):
@@ -282,7 +286,7 @@ def test_missing_folders(tmp_path):
     with pytest.raises(UserError, match=r"dataset\.annotations of rsitmd: no folder"):
         load(dataset(tmp_path, annotations=str(tmp_path / "nowhere")))
     with pytest.raises(UserError, match=r"dataset\.root is not set"):
-        load(SimpleNamespace(name="rsitmd", root=None, split=None, annotations=None))
+        load(SimpleNamespace(name="rsitmd", called="rsitmd", root=None, split=None, annotations=None))
     with pytest.raises(UserError, match="no dataset 'coco'"):
         load(dataset(tmp_path, "coco"))
 
@@ -333,7 +337,7 @@ def test_demo_is_built_once(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bench.demo.world", SimpleNamespace(build=build))
     monkeypatch.setattr(bench.demo, "world", SimpleNamespace(build=build), raising=False)
     monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "cache"))
-    given = SimpleNamespace(name="demo", root=None, split=None, annotations=None)
+    given = SimpleNamespace(name="demo", called="demo", root=None, split=None, annotations=None)
     first, second = load(given), load(given)
     assert first == second
     assert first.split == "demo"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def test_from_submission_to_cancellation(cluster, root, tmp_path, monkeypatch, c
     until(lambda: looked()["lost"][0]["words"].startswith(words), "the accounting's word")
     assert looked()["lost"][0]["run_id"] == first["run_id"]
 
+    time.sleep(6)  # slurmctld saves its jobs every five seconds; those that it has not saved die with it
     cluster.kill("slurmctld")
     monkeypatch.setattr(queue, "SECONDS", 1.0)
     assert counts() == {"running": 2, "unknown": 2}
