@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from bench.config.errors import UserError
 from bench.config.files import write_bytes
 from bench.core.layers import Layer, OpenAttention
+from bench.core.teacher import Teacher
 
 # nn.MultiheadAttention takes another kernel in eval mode, which rounds otherwise and hides from the FLOP counter.
 torch.backends.mha.set_fastpath_enabled(False)
@@ -30,12 +31,16 @@ torch.backends.mha.set_fastpath_enabled(False)
 
 @dataclass(frozen=True)
 class Features:
-    """A batch's L2-normalised embeddings, and those of the second view if there was one (`DualEncoder.forward`)."""
+    """A batch's L2-normalised embeddings, and those of the second view if there was one (`DualEncoder.forward`).
+
+    `teacher` holds the teacher's embeddings of the batch, without gradients, where the model has a teacher by now.
+    """
 
     image: Float[Tensor, "batch dim"]
     text: Float[Tensor, "batch dim"]
     image_view: Float[Tensor, "batch dim"] | None = None
     text_view: Float[Tensor, "batch dim"] | None = None
+    teacher: Features | None = None
 
 
 @runtime_checkable
@@ -171,6 +176,7 @@ class DualEncoder(nn.Module):
         self.token_rewrites: list[Callable[[Int[Tensor, "batch context"]], Int[Tensor, "batch context"]]] = []
         self.penalties: list[Callable[[], Float[Tensor, ""]]] = []  # a method's own terms of the loss
         self.after_step: list[AfterStep] = []
+        self.teacher: Teacher | None = None
 
     # --- what methods use ---
 
@@ -242,6 +248,10 @@ class DualEncoder(nn.Module):
         """Put `make(embedding)` in place of the text tower's token embedding."""
         self._text_owner.token_embedding = make(self._text_owner.token_embedding)  # type: ignore[arg-type]
 
+    def add_teacher(self) -> None:
+        """Give training a teacher: from the second epoch on, `Features.teacher` holds its embeddings of each batch."""
+        self.teacher = Teacher()
+
     def check_pools_at_end_token(self, owner: str) -> None:
         """Raise UserError, in the name of `owner`, if the embedding is not taken at the end token.
 
@@ -280,13 +290,18 @@ class DualEncoder(nn.Module):
         `second_view` is the rate of element-wise dropout on what enters the first block of each tower: after ln_pre in
         the image tower, after the position embedding in the text tower, as in HMMC (arXiv 2308.12509). Both passes run
         as one batch of twice the size. 2 images and 2 captions give four tensors of shape (2, dim), else two.
+
+        In training mode, a teacher that has been through an epoch embeds the batch as well, without a second view.
         """
+        taught = None
+        if self.training and self.teacher is not None and self.teacher.share:
+            taught = self.teacher(self, images, tokens)
         if second_view is None:
-            return Features(self.encode_image(images, True), self.encode_text(tokens, True))
+            return Features(self.encode_image(images, True), self.encode_text(tokens, True), teacher=taught)
         with self._dropout_on_second_half(second_view):
             image, image_view = self.encode_image(torch.cat([images, images]), True).chunk(2)
             text, text_view = self.encode_text(torch.cat([tokens, tokens]), True).chunk(2)
-        return Features(image, text, image_view, text_view)
+        return Features(image, text, image_view, text_view, taught)
 
     @contextmanager
     def _dropout_on_second_half(self, rate: float) -> Iterator[None]:
