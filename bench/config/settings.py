@@ -42,6 +42,10 @@ class DatasetSettings(Settings):
     """Share of the training images held out for validation where the files name none."""
     split_seed: int = 0
     """Which images are held out."""
+    shuffle_captions: float = Field(0.0, ge=0, le=1)
+    """Share of the training captions that are paired with wrong images on purpose; 0: none."""
+    shuffle_seed: int = 0
+    """Which captions these are, and with which images."""
 
     @property
     def called(self) -> str:
@@ -89,6 +93,10 @@ class CaptionSettings(Settings):
     """Share of the images held out for the test, where no file and no column says."""
     split_seed: int = 0
     """Which images are held out."""
+    shuffle_captions: float = Field(0.0, ge=0, le=1)
+    """Share of the training captions that are paired with wrong images on purpose; 0: none."""
+    shuffle_seed: int = 0
+    """Which captions these are, and with which images."""
     title: str | None = Field(None, min_length=1, max_length=60)
     """The dataset's name in reports; default: the root's folder."""
 
@@ -114,6 +122,12 @@ class _AnyDataset(Settings):
 
 
 AnyDataset = DatasetSettings | CaptionSettings
+
+
+def describe_dataset(settings: AnyDataset) -> dict[str, Any]:
+    """The settings as plain data; without those of shuffling where nothing is shuffled, so that run ids stay."""
+    none = {"shuffle_captions", "shuffle_seed"} if not settings.shuffle_captions else set()
+    return settings.model_dump(mode="json", exclude=none)
 
 
 def dataset_class(data: Any) -> type[DatasetSettings] | type[CaptionSettings]:

@@ -18,7 +18,14 @@ from bench import data
 from bench.config import backbones, hub
 from bench.config.document import Document, Dumper, read_document
 from bench.config.parse import parse
-from bench.config.settings import AnyDataset, BackboneSettings, Settings, TrainSettings, dataset_class
+from bench.config.settings import (
+    AnyDataset,
+    BackboneSettings,
+    Settings,
+    TrainSettings,
+    dataset_class,
+    describe_dataset,
+)
 from methods import losses
 from methods.base import Method, describe
 from methods.losses import Loss
@@ -42,7 +49,7 @@ class RunSpec:
         """Plain data, as in run.yaml and result.json."""
         return {
             "sweep": self.sweep,
-            "dataset": self.dataset.model_dump(mode="json"),
+            "dataset": describe_dataset(self.dataset),
             "backbone": self.backbone.model_dump(mode="json"),
             "method": describe(self.method),
             "loss": describe(self.loss),
