@@ -199,6 +199,21 @@ class TrainSettings(Settings):
     """Processes that load data; no number depends on it, and no run id."""
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class EvaluationSettings(Settings):
+    """What is done with a trained model before its test. The epoch is always chosen on the validation split."""
+
+    interpolate: Annotated[tuple[Share, ...], Field(min_length=1)] | None = None
+    """WiSE-FT: shares of the trained weights, the rest the backbone's, of which validation chooses; null: no mixing."""
+
+    @field_validator("interpolate")
+    @classmethod
+    def _in_order(cls, shares: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return None if shares is None else tuple(sorted(set(shares)))
+
+
 class SlurmSettings(Settings):
     """What a job array asks the cluster for; `extra` goes to sbatch as it is, `setup` runs before each task."""
 

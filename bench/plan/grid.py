@@ -26,12 +26,13 @@ from bench.config.settings import (
     BackboneSettings,
     CaptionSettings,
     DatasetSettings,
+    EvaluationSettings,
     Settings,
     TrainSettings,
     dataset_class,
 )
 from bench.config.shapes import ModelShape
-from bench.plan import budget
+from bench.plan import budget, interpolation
 from bench.plan.axes import Choice, Choices, expanded, section, values
 from bench.plan.overrides import method_entries, override_key
 from bench.plan.recipes import RECIPES
@@ -55,11 +56,12 @@ class _File(Settings):
     backbone: Any
     train: Any = Field(default_factory=dict)
     loss: Any = None
+    evaluation: Any = Field(default_factory=dict)
     grid: _Grid
 
 
 # What a sweep file may write beside a method's own settings.
-BESIDE = ("preset", "recipe", "train", "loss")
+BESIDE = ("preset", "recipe", "train", "loss", "evaluation")
 
 # Combinations of a sweep file: so many are planned in seconds.
 MOST_RUNS = 10_000
@@ -97,10 +99,10 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep file, apply `key=value` overrides, and give back every run of its grid.
 
     A list is an axis if the setting takes one value; a list of lists is one if the setting is a list. An override
-    applies everywhere, also to a method with its own `train` or `loss`. Order: dataset, backbone, method as listed,
-    its settings, loss, budget, train, seed. A method that does not train gets one run: its seed is 0 and the train
-    settings that can't matter are the defaults. With `budget`, every other method gets a run at each number of
-    trainable parameters that its knob can reach; the notes say what it reached and what was left out.
+    applies everywhere, also to a method with its own `train`, `loss` or `evaluation`. Order: dataset, backbone, method
+    as listed, its settings, loss, budget, train, evaluation, seed. A method that does not train gets one run: its seed
+    is 0 and the train settings that can't matter are the defaults. With `budget`, every other method gets a run at each
+    number of trainable parameters that its knob can reach; the notes say what it reached and what was left out.
     Relative paths start at the current folder. UserError for any mistake.
     """
     document = read_document(path)
@@ -125,6 +127,7 @@ def expand_document(document: Document, overrides: Sequence[str] = (), *, file: 
         "dataset": section((DatasetSettings, CaptionSettings), document, ("dataset",), parts.dataset),
         "backbone": section(BackboneSettings, document, ("backbone",), parts.backbone),
         "train": section(TrainSettings, document, ("train",), parts.train),
+        "evaluation": section(EvaluationSettings, document, ("evaluation",), parts.evaluation),
     }
     _limit(document, sections, entries, len(budgets or [0]), len(seeds))
     datasets = [_dataset(document, choice) for choice in sections["dataset"]]
@@ -134,16 +137,17 @@ def expand_document(document: Document, overrides: Sequence[str] = (), *, file: 
     total, fitted = 0, []
     for dataset, backbone, entry in itertools.product(datasets, backbones, entries):
         shape = model_shape(backbone.model)
-        for each in _method_runs(document, entry, trains=sections["train"], shape=shape, budgets=budgets):
+        for each in _method_runs(document, entry, sections, shape=shape, budgets=budgets):
             if each.note:
                 fitted.append(f"{backbone.model}: {each.note}" if len(backbones) > 1 else each.note)
             if each.method is None:
                 continue
-            spec = RunSpec(parts.name, dataset, backbone, each.method, each.loss, each.train, 0)
+            spec = RunSpec(parts.name, dataset, backbone, each.method, each.loss, each.train, 0, each.evaluation)
             found = [replace(spec, seed=seed) for seed in seeds] if each.method.trains else [_untrained(spec)]
             total += len(found)
             for run in found:
                 runs.setdefault(run.run_id, run)
+    interpolation.check_used(document, sections["evaluation"], runs.values())
     notes = list(dict.fromkeys(fitted))
     if total > len(runs):
         notes.append(f"{total - len(runs)} of {total} combinations are the same run as another")
@@ -241,12 +245,14 @@ class _Entry:
     recipes: list[Mapping[str, Any]]
     train: Choices
     losses: list[_LossEntry]  # none: the method's default
+    evaluation: interpolation.Asked | None  # None: the sweep's
 
     @property
     def count(self) -> int:
         """How many combinations there are, without budgets and seeds."""
         losses = sum(loss.choices.count for loss in self.losses) or 1
-        return self.settings.count * len(self.presets) * len(self.recipes) * self.train.count * losses
+        evaluations = self.evaluation.choices.count if self.evaluation else 1
+        return self.settings.count * len(self.presets) * len(self.recipes) * self.train.count * losses * evaluations
 
 
 def _entry(document: Document, entry: dict[str, Any], at: Key, common_loss: Any) -> _Entry:
@@ -266,12 +272,13 @@ def _entry(document: Document, entry: dict[str, Any], at: Key, common_loss: Any)
         _recipes(document, path, special["recipe"]),
         section(TrainSettings, document, (*path, "train"), special["train"] or {}),
         [] if loss is None else _losses(document, loss_path, loss),
+        interpolation.of_entry(document, path, special["evaluation"]),
     )
 
 
 @dataclass(frozen=True)
 class _Planned:
-    """What one entry of the grid gives: a method with its loss and training, and a note on its budget.
+    """What one entry of the grid gives: a method with its loss, training and evaluation, and a note.
 
     The method is None where a budget is out of its reach; the note says so.
     """
@@ -279,14 +286,21 @@ class _Planned:
     method: Method | None
     loss: Loss
     train: TrainSettings
+    evaluation: EvaluationSettings
     note: str
 
 
 def _method_runs(
-    document: Document, entry: _Entry, *, trains: Choices, shape: ModelShape, budgets: Sequence[int] | None
+    document: Document,
+    entry: _Entry,
+    sections: Mapping[str, Choices],
+    *,
+    shape: ModelShape,
+    budgets: Sequence[int] | None,
 ) -> Iterator[_Planned]:
     """All that one entry of the grid's methods gives."""
     cls, path = entry.cls, entry.path
+    evaluations = entry.evaluation or interpolation.Asked(sections["evaluation"])
     own_trains = [
         Choice(dict(recipe) | choice.values, choice.places) for recipe in entry.recipes for choice in entry.train
     ]
@@ -308,10 +322,12 @@ def _method_runs(
                 one_loss.check(shape)
             given = ({"preset": preset} if preset else {}) | {key: choice.values[key] for key in choice.places}
             sized = list(_sized(plain, given, make, loss=one_loss, shape=shape, budgets=budgets))
-        for fitted, common, special_train in itertools.product(sized, trains, own_trains):
+        for fitted, common, special_train in itertools.product(sized, sections["train"], own_trains):
             both = Choice(common.values | special_train.values, common.places | special_train.places)
             train = parse(TrainSettings, both.values, "train", document, ("train",), both.places)
-            yield _Planned(fitted.method, one_loss, train, fitted.note)
+            for evaluation, note in interpolation.evaluated(document, evaluations, plain):
+                notes = "; ".join(filter(None, (fitted.note, note)))
+                yield _Planned(fitted.method, one_loss, train, evaluation, notes)
 
 
 def _sized(
@@ -388,4 +404,4 @@ def _untrained(spec: RunSpec) -> RunSpec:
     """The one run of a method that does not train: seed 0, default loss, evaluation settings only."""
     kept = {key: getattr(spec.train, key) for key in EVALUATION}
     loss = losses.get(spec.method.default_loss)()
-    return replace(spec, seed=0, loss=loss, train=TrainSettings(**kept))
+    return replace(spec, seed=0, loss=loss, train=TrainSettings(**kept), evaluation=EvaluationSettings())

@@ -11,7 +11,7 @@ from bench.plan.axes import values
 
 
 def override_key(document: Document, override: str) -> None:
-    """Put the value of `key=value` into the document; it wins over a method's own train and loss."""
+    """Put the value of `key=value` into the document; it wins over a method's own train, loss and evaluation."""
     key, equals, text = override.partition("=")
     place = shorten(f"{OVERRIDE} {override}", 200)
     if not equals or not all(key.split(".")):
@@ -20,7 +20,7 @@ def override_key(document: Document, override: str) -> None:
     path = tuple(key.split("."))
     document.put(path, parse_yaml(text, place)[0], place)
     grid = document.data.get("grid")
-    if path[0] in ("train", "loss") and isinstance(grid, dict) and grid.get("method") is not None:
+    if path[0] in ("train", "loss", "evaluation") and isinstance(grid, dict) and grid.get("method") is not None:
         for entry, _ in method_entries(document, grid["method"]):
             for settings in entry.values():
                 if isinstance(settings, dict):

@@ -14,6 +14,7 @@ from bench.config.settings import (
     BackboneSettings,
     CaptionSettings,
     DatasetSettings,
+    EvaluationSettings,
     Settings,
     TrainSettings,
 )
@@ -44,7 +45,8 @@ grid:
 slurm: {partition: gpu}
 ```
 
-Beside its own settings, a method in the grid takes `preset`, `recipe`, `loss` and `train`, which hold for it alone.
+Beside its own settings, a method in the grid takes `preset`, `recipe`, `loss`, `train` and `evaluation`, which hold
+for it alone.
 """
 
 
@@ -114,6 +116,7 @@ def page() -> str:
         "dataset: {name: captions}": CaptionSettings,
         "backbone": BackboneSettings,
         "train": TrainSettings,
+        "evaluation": EvaluationSettings,
         **SCHEDULERS,
     }
     for name, cls in blocks.items():

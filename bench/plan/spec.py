@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from bench.config.parse import parse
 from bench.config.settings import (
     AnyDataset,
     BackboneSettings,
+    EvaluationSettings,
     Settings,
     TrainSettings,
     dataset_class,
@@ -44,9 +45,11 @@ class RunSpec:
     loss: Loss
     train: TrainSettings
     seed: int
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as in run.yaml and result.json."""
+        """Plain data, as in run.yaml and result.json. What came later is there only where it is set: ids stay."""
+        evaluation = self.evaluation.model_dump(mode="json", exclude_defaults=True)
         return {
             "sweep": self.sweep,
             "dataset": describe_dataset(self.dataset),
@@ -55,6 +58,7 @@ class RunSpec:
             "loss": describe(self.loss),
             "train": self.train.model_dump(mode="json"),
             "seed": self.seed,
+            **({"evaluation": evaluation} if evaluation else {}),
         }
 
     @classmethod
@@ -70,7 +74,7 @@ class RunSpec:
 
         method, loss = named("method", methods), named("loss", losses)
         dataset: AnyDataset = parse(dataset_class(flat.dataset), flat.dataset, "dataset", document, ("dataset",))
-        return cls(flat.sweep, dataset, flat.backbone, method, loss, flat.train, flat.seed)
+        return cls(flat.sweep, dataset, flat.backbone, method, loss, flat.train, flat.seed, flat.evaluation)
 
     @classmethod
     def load(cls, path: Path) -> RunSpec:
@@ -120,6 +124,8 @@ class RunSpec:
         parts += _differing(self.loss)
         if self.train.lr != TrainSettings().lr:
             parts.append(f"lr{self.train.lr:g}")
+        if self.evaluation.interpolate:
+            parts.append("interpolated")
         if parts:
             yield _safe("-".join(parts))[:60].rstrip("-")
 
@@ -132,6 +138,7 @@ class _Run(Settings):
     loss: dict[str, Any]
     train: TrainSettings
     seed: int
+    evaluation: EvaluationSettings = EvaluationSettings()
 
 
 @cache
