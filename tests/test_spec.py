@@ -13,9 +13,11 @@ from bench.config.document import parse_yaml
 from bench.config.errors import UserError
 from bench.config.settings import BackboneSettings, DatasetSettings, TrainSettings
 from bench.data import DATASETS
+from bench.plan import spec
 from bench.plan.grid import Sweep, expand
 from bench.plan.recipes import RECIPES
 from bench.plan.spec import RunSpec
+from methods.base import Method
 
 SWEEPS = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
 BASE = """name: x
@@ -439,6 +441,7 @@ def test_the_id_changes_with_every_setting(plan):
     other = {
         "optimizer": "adam", "schedule": "step", "precision": "bf16", "augment": "clip", "captions": "clip",
         "captions_per_epoch": "one", "grad_checkpointing": "true", "betas": "[0.5, 0.5]", "warmup": 0.5,
+        "decay": "all",
     }  # fmt: skip
     keys = [key for key in TrainSettings.model_fields if key != "workers"]
     overrides = [f"train.{key}={other.get(key, 3)}" for key in keys]
@@ -447,6 +450,33 @@ def test_the_id_changes_with_every_setting(plan):
     overrides += ["grid.method={lora: {rank: 3}}", "grid.method={lora: {rank: 2, alpha: 1}}"]
     ids = [plan(None, override).runs[0].run_id for override in [*overrides, "train.workers=0"]]
     assert len(set(ids)) == len(ids)
+
+
+def test_a_setting_that_came_later_leaves_ids_at_its_default(plan):
+    run = plan().runs[0]
+
+    class Before(Method):
+        name = "grown"
+        paper = "none, for tests"
+
+    class After(Before):
+        added = ("extra",)
+        extra: int = 3
+
+    def run_id(method: Method) -> str:
+        return dataclasses.replace(run, method=method).run_id
+
+    assert run_id(After()) == run_id(Before())
+    assert run_id(After(extra=4)) != run_id(Before())
+
+
+def test_the_id_follows_what_the_augmentation_means(plan, monkeypatch):
+    def ids() -> list[str]:
+        return [plan(None, f"train.augment={name}").runs[0].run_id for name in ("none", "clip", "harma")]
+
+    before = ids()
+    monkeypatch.setattr(spec, "AUGMENTATION", spec.AUGMENTATION + 1)
+    assert [one == other for one, other in zip(before, ids(), strict=True)] == [True, False, False]
 
 
 def test_round_trip(plan, tmp_path):
