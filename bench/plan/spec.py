@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from bench.config.settings import AnyDataset, BackboneSettings, Settings, TrainS
 from methods import losses
 from methods.base import Method, describe
 from methods.losses import Loss
+
+# The train settings that matter for a method that does not train.
+EVALUATION = ("augment", "captions", "eval_batch_size", "workers")
 
 RUN_ID = re.compile(r".+-s\d+-[0-9a-f]{8}")
 
@@ -115,6 +118,13 @@ class RunSpec:
             parts.append(f"lr{self.train.lr:g}")
         if parts:
             yield _safe("-".join(parts))[:60].rstrip("-")
+
+
+def untrained(spec: RunSpec) -> RunSpec:
+    """The one run of a method that does not train: seed 0, default loss, evaluation settings only."""
+    kept = {key: getattr(spec.train, key) for key in EVALUATION}
+    loss = losses.get(spec.method.default_loss)()
+    return replace(spec, seed=0, loss=loss, train=TrainSettings(**kept))
 
 
 class _Run(Settings):
