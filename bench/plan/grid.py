@@ -231,7 +231,9 @@ def _dataset(document: Document, choice: Choice) -> AnyDataset:
     places, own = choice.places, isinstance(found, CaptionSettings)
     with placed(places.get("file" if own else "split") or places.get("root" if own else "name") or places["name"]):
         found = data.resolved(found)
-    with placed(places.get("root") or places["name"]):
+    root = places.get("root") or places["name"]
+    split = root if own else places.get("split", root)  # a recipe or an override may have chosen it
+    with placed(root if split == root else f"{split}: {root}"):
         data_identity(found)
     return found
 
