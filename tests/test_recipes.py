@@ -304,7 +304,10 @@ def test_a_recipes_name_is_no_part_of_a_run(folder):
     found = planned_with([plain, {"mrs_adapter": {"recipe": "mrs-released"}}])
     assert list(found.recipes.values()) == [("mrs-released", ["dataset.split"])]
     assert [run.run_id for run in found.runs] == list(found.recipes)
-    assert found.notes == ("1 of 2 combinations are the same run as another",)
+    assert found.notes == (
+        "not as in recipe mrs-released: mrs_adapter: dataset.split",
+        "1 of 2 combinations are the same run as another",
+    )
     assert plan_of(found).id == plan_of(planned_with(plain)).id
 
 

@@ -137,10 +137,19 @@ def expand_document(document: Document, overrides: Sequence[str] = (), *, file: 
                 if stack.recipe:
                     recipes.setdefault(run.run_id, (stack.recipe.name, departs))
     _titles(document, list(stacks.datasets.values()))
-    notes = list(dict.fromkeys(fitted))
+    notes = [*dict.fromkeys(fitted), *_departing(runs, recipes)]
     if total > len(runs):
         notes.append(f"{total - len(runs)} of {total} combinations are the same run as another")
     return Sweep(parts.name, file, tuple(runs.values()), blocks, tuple(notes), document.data, recipes)
+
+
+def _departing(runs: Mapping[str, RunSpec], recipes: Mapping[str, tuple[str, list[str]]]) -> list[str]:
+    """A note for each recipe and set of keys in which runs depart from it."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for run_id, (name, keys) in recipes.items():
+        if keys:
+            found.setdefault((name, ", ".join(keys)), {})[runs[run_id].method.name] = None
+    return [f"not as in recipe {name}: {', '.join(methods)}: {keys}" for (name, keys), methods in found.items()]
 
 
 def _seeds(document: Document, listed: Any) -> list[int]:
