@@ -23,9 +23,6 @@ from methods import losses
 from methods.base import Method, describe
 from methods.losses import Loss
 
-# The train settings that matter for a method that does not train.
-EVALUATION = ("augment", "captions", "eval_batch_size", "workers")
-
 RUN_ID = re.compile(r".+-s\d+-[0-9a-f]{8}")
 
 
@@ -118,6 +115,10 @@ class RunSpec:
             parts.append(f"lr{self.train.lr:g}")
         if parts:
             yield _safe("-".join(parts))[:60].rstrip("-")
+
+
+# The train settings that matter for a method that does not train.
+EVALUATION = ("augment", "captions", "eval_batch_size", "workers")
 
 
 def untrained(spec: RunSpec) -> RunSpec:
