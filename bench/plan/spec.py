@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,17 @@ class RunSpec:
             parts.append(f"lr{self.train.lr:g}")
         if parts:
             yield _safe("-".join(parts))[:60].rstrip("-")
+
+
+# The train settings that matter for a method that does not train.
+EVALUATION = ("augment", "captions", "eval_batch_size", "workers")
+
+
+def untrained(spec: RunSpec) -> RunSpec:
+    """The one run of a method that does not train: seed 0, default loss, evaluation settings only."""
+    kept = {key: getattr(spec.train, key) for key in EVALUATION}
+    loss = losses.get(spec.method.default_loss)()
+    return replace(spec, seed=0, loss=loss, train=TrainSettings(**kept))
 
 
 class _Run(Settings):
