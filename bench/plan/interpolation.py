@@ -57,9 +57,9 @@ def evaluated(document: Document, asked: Asked, method: Method) -> Iterator[tupl
             )
 
 
-def check_used(document: Document, choices: Choices, runs: Collection[RunSpec]) -> None:
+def check_used(document: Document, common: Asked, runs: Collection[RunSpec]) -> None:
     """Raise UserError if the sweep asks for interpolation and none of its methods can."""
-    asked = any(each.interpolate for each in Asked(choices).settings(document))
+    asked = any(each.interpolate for each in common.settings(document))
     if asked and not any(run.evaluation.interpolate for run in runs):
         raise UserError(
             f"{document.at(('evaluation', 'interpolate'))}: evaluation.interpolate: no method of this sweep trains the "
