@@ -123,11 +123,11 @@ def insert_placeholders(
     token (the highest id, at which CLIP pools) takes the last position. Count 2, start 90, end 99: [90, 1, 2, 99, 0, 0]
     becomes [90, 0, 0, 1, 2, 99], and [90, 1, 2, 3, 4, 99] becomes [90, 0, 0, 1, 2, 99].
     """
-    inserted = [0] * count + list(words)
 
     def rewrite(ids: Int[Tensor, "batch context"]) -> Int[Tensor, "batch context"]:
-        middle = torch.tensor(inserted, dtype=ids.dtype, device=ids.device).expand(len(ids), -1)
-        rewritten = torch.cat([ids[:, :1], middle, ids[:, 1:]], dim=1)[:, : ids.shape[1]].contiguous()
+        # Filled on the device: a tensor made of a list would be copied there, with a wait, in every step.
+        middle = [ids.new_full((len(ids), 1), word) for word in (*[0] * count, *words)]
+        rewritten = torch.cat([ids[:, :1], *middle, ids[:, 1:]], dim=1)[:, : ids.shape[1]].contiguous()
         end = ids.amax(dim=1)
         lost = (rewritten != end[:, None]).all(dim=1)
         rewritten[:, -1] = torch.where(lost, end, rewritten[:, -1])
