@@ -222,5 +222,12 @@ class SlurmSettings(Settings):
     """Other options of sbatch, as they are."""
 
 
+class ReportSettings(Settings):
+    """What the report of a sweep holds."""
+
+    significance: bool = True
+    """Intervals, and marks of what can't be told apart from the best."""
+
+
 # The section of a sweep file that each cluster scheduler reads; `bench.launch` has a folder of the same name for it.
 SCHEDULERS: dict[str, type[Settings]] = {"slurm": SlurmSettings}

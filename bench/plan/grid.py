@@ -26,6 +26,7 @@ from bench.config.settings import (
     BackboneSettings,
     CaptionSettings,
     DatasetSettings,
+    ReportSettings,
     Settings,
     TrainSettings,
     dataset_class,
@@ -55,6 +56,7 @@ class _File(Settings):
     backbone: Any
     train: Any = Field(default_factory=dict)
     loss: Any = None
+    report: ReportSettings = ReportSettings()
     grid: _Grid
 
 

@@ -14,6 +14,7 @@ from bench.config.settings import (
     BackboneSettings,
     CaptionSettings,
     DatasetSettings,
+    ReportSettings,
     Settings,
     TrainSettings,
 )
@@ -114,6 +115,7 @@ def page() -> str:
         "dataset: {name: captions}": CaptionSettings,
         "backbone": BackboneSettings,
         "train": TrainSettings,
+        "report": ReportSettings,
         **SCHEDULERS,
     }
     for name, cls in blocks.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from bench.reporting import training
+from bench.reporting import contamination, significance, training
 from bench.store.frame import RECALLS, Runs
 from bench.store.naming import distinguish
 
@@ -13,11 +13,14 @@ TABLE_COLUMNS = (
     *(name for recall in RECALLS for name in (recall, f"{recall}_std")),
     *("val_mean_recall", "chosen", "train_seconds", "peak_bytes", "outside_grid"),
     *training.COLUMNS,
+    *significance.COLUMNS,
 )
 SHORT, OUTSIDE, CHOSEN = "†", "‡", "◆"  # marks of a row
 MEANINGS = {
     SHORT: "fewer finished runs than planned",
     OUTSIDE: "runs of other commands: not, or not with all these seeds, in the grid of this command",
+    contamination.SEEN: contamination.MEANING,
+    significance.TIED: significance.MEANING,
     CHOSEN: "the row that validation chooses among those of the method: highest mean recall on the validation split",
 }
 
@@ -27,7 +30,8 @@ def summarise(runs: Runs) -> pd.DataFrame:
 
     `seeds` counts the finished runs, `outside_grid` those of them that are not in the plan's grid. Recalls (of
     validation in val_mean_recall) and train_seconds are their means, `_std` the sample standard deviation (n - 1;
-    missing for one seed), peak_bytes their maximum. `chosen`: as in `_chosen`.
+    missing for one seed), peak_bytes their maximum. `chosen`: as in `_chosen`. The columns of
+    `significance` are missing until it fills them.
     Besides: `group`, `known` (seeds, finished or not), `whole` (the method trains the backbone itself), `curve` (the
     method and its settings that are not numbers, such as LoRA's targets: rows of one curve differ in numbers alone),
     `point` (those numbers), `settings`, `trains` (whether the method does), and `departs` (the keys in which the row
@@ -65,7 +69,7 @@ def summarise(runs: Runs) -> pd.DataFrame:
     others = runs.finished.loc[~runs.finished["planned"], "group"].value_counts()
     rows["outside_grid"] = others.reindex(rows.index, fill_value=0)
     whole = dict.fromkeys(("seeds", "known", "outside_grid"), int)
-    rows = rows.reset_index().astype({"trainable_params": "Int64", "peak_bytes": "Int64", **whole})
+    rows = significance.blank(rows).reset_index().astype({"trainable_params": "Int64", "peak_bytes": "Int64", **whole})
     return rows[[*TABLE_COLUMNS, "group", "known", "whole", "curve", "point", "settings", "departs", "trains"]]
 
 
