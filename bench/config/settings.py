@@ -42,6 +42,8 @@ class DatasetSettings(Settings):
     """Share of the training images held out for validation where the files name none."""
     split_seed: int = 0
     """Which images are held out."""
+    exclude: str | None = None
+    """A file with names of training images to leave out, one a line; `petl-bench data audit` writes one."""
 
     @property
     def called(self) -> str:
@@ -89,6 +91,8 @@ class CaptionSettings(Settings):
     """Share of the images held out for the test, where no file and no column says."""
     split_seed: int = 0
     """Which images are held out."""
+    exclude: str | None = None
+    """A file with names of training images to leave out, one a line; `petl-bench data audit` writes one."""
     title: str | None = Field(None, min_length=1, max_length=60)
     """The dataset's name in reports; default: the root's folder."""
 

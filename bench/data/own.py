@@ -29,7 +29,7 @@ USUAL = {
 }
 _FILES = ("captions", "metadata")  # names of caption files that are found by themselves
 METADATA = "metadata"  # names in such a file start at its folder, as in Hugging Face's imagefolder
-_OUTSIDE = {"root", "file", "title"}  # settings that change no content
+_OUTSIDE = {"root", "file", "title", "exclude"}  # settings that change no content of the files
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,10 @@ def _remembered(note: Path) -> dict[tuple[str, int, int], tuple[np.ndarray, np.n
     try:
         with np.load(note, allow_pickle=False) as held:
             captions, tables, alike = held["captions"], held["tables"], held["alike"]
-            keys = [(str(name), int(time), int(size)) for name, (time, size) in zip(held["run_ids"], held["stamps"], strict=True)]
+            keys = [
+                (str(name), int(time), int(size))
+                for name, (time, size) in zip(held["run_ids"], held["stamps"], strict=True)
+            ]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return {}
     return {key: (captions, tables[i], alike[i]) for i, key in enumerate(keys)}

@@ -89,7 +89,7 @@ class RunSpec:
         """
         content = self.to_dict()
         del content["sweep"], content["train"]["workers"]
-        for key in ("root", "annotations", "file", "title"):
+        for key in ("root", "annotations", "file", "title", "exclude"):
             content["dataset"].pop(key, None)
         if backbones.is_file(self.backbone.weights):
             del content["backbone"]["weights"]
