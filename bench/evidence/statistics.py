@@ -74,7 +74,7 @@ def _sizes(captions: Int[np.ndarray, " images"]) -> Float64[np.ndarray, " 6"]:
 # --- seeds ------------------------------------------------------------------------------------------------------------
 
 
-def seed_error(values: Sequence[Float64[np.ndarray, "seeds 7"]]) -> SeedError:
+def seed_error(values: Sequence[Float64[np.ndarray, "_ 7"]]) -> SeedError:
     """The error that seeds leave in each row's mean, from the recalls of its runs.
 
     Two or three seeds measure a variance badly: alone they would make intervals five times too wide, or far too narrow
