@@ -161,6 +161,6 @@ def test_tuned_weights_are_marked(tmp_path):
     built = build(write(tmp_path / "r", [done(spec("lora", backbone=backbone))]), tmp_path / "out")
     for name in ("table.md", "index.html"):
         text = (built.out_dir / name).read_text()
-        assert "1§" in text
+        assert "1¶" in text
         assert "RET-3" in text
         assert contamination.MEANING in text

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import PurePath
 from typing import Any
 
-SEEN = "§"  # mark of a row
+SEEN = "¶"  # mark of a row
 MEANING = "the weights were tuned on this dataset before the run: it is no test of adapting to it"
 
 
