@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.config.errors import UserError
 from bench.core.ranks import Ranks, Saved, to_npz
+from bench.plan.grid import expand
 from bench.reporting import contamination, significance
 from bench.reporting.build import build
 from bench.store.frame import RECALLS
 from bench.store.planned import read as read_plan
 from tests.test_report import done, read_csv, spec, write
 
+ROOT = Path(__file__).parents[1]
 QUALITY = {"lora": 2.2, "harma": 2.2, "vpt": 1.6, "zero_shot": 0.0}
 IMAGES, CAPTIONS = 200, 5
 
@@ -101,8 +104,15 @@ def test_it_can_be_switched_off(tmp_path):
     assert read_csv(plain.out_dir / "table.csv")[0]["mean_recall_low"] == ""
     plan = read_plan(folder)
     assert plan is not None
-    off = plan.__class__(**{**vars(plan), "content": {"report": {"significance": False}}})
+    off = plan.__class__(**{**vars(plan), "content": {"report": {"significance": "off"}}})
     assert (build(folder, tmp_path / "off", off).out_dir / "table.csv").read_bytes() == plain.paths[0].read_bytes()
+
+
+def test_the_sweep_file_says_whether_it_is_on():
+    sweep = expand(ROOT / "sweeps" / "demo.yaml", ["report.significance=off"])
+    assert sweep.content["report"] == {"significance": "off"}
+    with pytest.raises(UserError, match=r"report\.significance"):
+        expand(ROOT / "sweeps" / "demo.yaml", ["report.significance=maybe"])
 
 
 def test_runs_of_differing_data_are_not_compared(tmp_path):

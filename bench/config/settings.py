@@ -235,7 +235,7 @@ class SlurmSettings(Settings):
 class ReportSettings(Settings):
     """What the report of a sweep holds."""
 
-    significance: bool = True
+    significance: Literal["on", "off"] = "on"
     """Intervals, and marks of what can't be told apart from the best."""
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int
@@ -57,6 +57,14 @@ class Comparison:
         """better[i, j]: row i is told apart from row j, and above it."""
         found: np.ndarray = (self.p < 1 - LEVEL) & (self.difference > 0)
         return found
+
+    @cached_property
+    def median_pair(self) -> tuple[float, float]:
+        """The median standard error of the pairs, and their median degrees of freedom; NaN for fewer than two rows."""
+        pairs = np.triu_indices(len(self.p), 1)
+        if not len(pairs[0]):
+            return float("nan"), float("nan")
+        return float(np.median(self.error[pairs])), float(np.median(self.freedom[pairs]))
 
 
 def recalls(
@@ -213,7 +221,7 @@ def compare(
         df = np.where(variance > 0, df, np.inf)
         t = np.where(variance > 0, np.abs(difference) / np.sqrt(variance), 0)
     i, j = np.triu_indices(rows, 1)
-    p = 2 * stats.t.sf(t[i, j], df[i, j])
+    p = 2 * special.stdtr(df[i, j], -t[i, j])  # Student's t; a tenth of the time of stats.t.sf
     if rows <= _MOST_FLIPPED:
         rng = np.random.default_rng(0)
         signs = rng.choice(np.array([-1, 1], np.float32), size=(draws, images))
@@ -266,8 +274,5 @@ def detectable(comparison: Comparison, tests: int = 1) -> float:
 
     For the median pair of rows, with this test set and as many seeds. NaN for fewer than two rows.
     """
-    i, j = np.triu_indices(len(comparison.p), 1)
-    if not len(i):
-        return float("nan")
-    error, df = float(np.median(comparison.error[i, j])), float(np.median(comparison.freedom[i, j]))
+    error, df = comparison.median_pair
     return float((stats.t.isf((1 - LEVEL) / 2 / tests, df) + stats.t.isf(1 - POWER, df)) * error)

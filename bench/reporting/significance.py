@@ -47,7 +47,7 @@ class _Group:
 
 def wanted(runs: Runs) -> bool:
     """Whether the sweep file asks for it: it does unless it says `report: {significance: off}`."""
-    return ReportSettings.model_validate(runs.content.get("report") or {}).significance
+    return ReportSettings.model_validate(runs.content.get("report") or {}).significance == "on"
 
 
 def add(runs: Runs, rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[Block, Facts]]:
