@@ -109,6 +109,13 @@ def test_intervals_are_those_of_scipys_bootstrap():
     assert (found[:, 0] < evidence.recalls(tables[0], captions)).all()
 
 
+def test_text_to_image_recall_is_a_ratio_in_every_draw():
+    captions = np.array([2, 4, 8, 2, 6])  # half of each image's captions are answered: 50% whatever is drawn
+    tables = np.repeat(captions[:, None] / 2, 6, axis=1)[None]
+    ends = evidence.intervals(tables, captions, evidence.SeedError(np.zeros((1, 7)), np.ones((1, 7))))
+    assert ends[0, 3:6] == pytest.approx(np.full((3, 2), 50.0))
+
+
 def test_flips_are_scipys_permutation_test():
     tables, captions = two_rows(0.15)
     y = evidence.shares(tables, captions)
