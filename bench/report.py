@@ -29,6 +29,9 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
         help="the grid of an earlier command, a file in the folder's plans/; default: the last one",
     )
     parser.add_argument("--only", action="store_true", help="leave out finished runs that are not in that grid")
+    parser.add_argument(
+        "--no-significance", action="store_true", help="no intervals, and no marks of what can't be told apart"
+    )
     return parser
 
 
@@ -40,7 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
     plan = planned.read(arguments.results, arguments.plan)
     if plan is None and (arguments.plan or arguments.only):
         raise UserError(f"no plan {arguments.plan or ''} in {arguments.results}".replace("  ", " "))
-    report = build(arguments.results, arguments.out, plan, only=arguments.only)
+    report = build(arguments.results, arguments.out, plan, only=arguments.only, plain=arguments.no_significance)
     report.print_table()
     print(f"\nreport: {report.index}")
     return 0

@@ -31,12 +31,13 @@ ALLOWED: dict[str, set[str]] = {
     "compute": {"config", "data", "core", "methods", "plan", "store"},
     "conformance": {"config", "core", "methods"},
     "launch": {"config", "data", "core", "methods", "plan", "store", "compute"},
-    "reporting": {"config", "store"},
+    "evidence": {"config", "core", "store"},
+    "reporting": {"config", "evidence", "store"},
     "demo": {"config", "data", "core", "methods"},
     "commands": {"config", "methods", "plan", "store", "compute", "conformance", "launch", "reporting"},
     "api": {"compute", "config", "demo"},
 }
-TORCH_FREE = ("config", "plan", "store", "reporting", "launch", "commands", "api")
+TORCH_FREE = ("config", "plan", "store", "evidence", "reporting", "launch", "commands", "api")
 HEAVY = {"torch", "open_clip", "peft", "submitit"}
 
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bench.compute import interpolate
@@ -20,12 +21,13 @@ from bench.compute.progress import Progress
 from bench.config.errors import GpuLost, Stopped, UserError
 from bench.config.files import write_bytes, write_json
 from bench.core import cost, ranks
-from bench.core.evaluate import evaluate
+from bench.core.evaluate import evaluate, evaluate_alike
 from bench.core.held import held_weights
 from bench.core.inputs import Inputs
 from bench.core.position import Position
 from bench.core.state import Fit, StateFiles, saved_position
 from bench.core.train import fit
+from bench.data.duplicates import numbered
 from bench.plan.spec import RUN_ID, RunSpec
 from bench.store import folder, provenance, record
 from bench.store.attempts import GPUS_HELD, end_attempt, start_attempt
@@ -185,8 +187,10 @@ def _compute(
         )
     progress("test")
     test = inputs.eval_set("test")
-    i2t, t2i = evaluate(model, test)
-    write_bytes(run_dir / folder.RANKS, ranks.to_npz(i2t, t2i))
+    items = loaded.dataset.test
+    (i2t, t2i), alike = evaluate_alike(model, test, torch.tensor(numbered(items)))
+    captions = np.array([len(item.captions) for item in items])
+    write_bytes(run_dir / folder.RANKS, ranks.to_npz(ranks.Saved(i2t, t2i, captions, *alike)))
     images, tokens = next(iter(test.images())), next(iter(test.texts()))
     return {
         "metrics": Metrics(

@@ -48,6 +48,8 @@ class DatasetSettings(Settings):
     """Share of the training captions that are paired with wrong images on purpose; 0: none."""
     shuffle_seed: int = 0
     """Which captions these are, and with which images."""
+    exclude: str | None = None
+    """A file with names of training images to leave out, one a line; `petl-bench data audit` writes one."""
 
     @property
     def called(self) -> str:
@@ -99,6 +101,8 @@ class CaptionSettings(Settings):
     """Share of the training captions that are paired with wrong images on purpose; 0: none."""
     shuffle_seed: int = 0
     """Which captions these are, and with which images."""
+    exclude: str | None = None
+    """A file with names of training images to leave out, one a line; `petl-bench data audit` writes one."""
     title: str | None = Field(None, min_length=1, max_length=60)
     """The dataset's name in reports; default: the root's folder."""
 
@@ -255,6 +259,13 @@ class SlurmSettings(Settings):
     """Shell lines before each task."""
     extra: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Other options of sbatch, as they are."""
+
+
+class ReportSettings(Settings):
+    """What the report of a sweep holds."""
+
+    significance: Literal["on", "off"] = "on"
+    """Intervals, and marks of what can't be told apart from the best."""
 
 
 # The section of a sweep file that each cluster scheduler reads; `bench.launch` has a folder of the same name for it.

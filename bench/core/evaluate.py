@@ -51,20 +51,36 @@ def encode(model: DualEncoder, split: EvalSet) -> tuple[Float[Tensor, "images di
     return image_features, text_features
 
 
+@torch.inference_mode()
+def evaluate_alike(
+    model: DualEncoder, split: EvalSet, caption_words: Int[Tensor, " captions"]
+) -> tuple[tuple[Ranks, Ranks], tuple[Ranks, Ranks]]:
+    """What `evaluate` returns, and the same ranks where an identical caption of another image is right too.
+
+    caption_words: captions with the same number say the same; see `alike`.
+    """
+    features = encode(model, split)
+    device = features[0].device
+    owned = split.caption_text.to(device), split.caption_image.to(device)
+    return score(*features, *owned), score(*features, *owned, caption_words.to(device))
+
+
 def score(
     image_features: Float[Tensor, "images dim"],
     text_features: Float[Tensor, "texts dim"],
     caption_text: Int[Tensor, " captions"],
     caption_image: Int[Tensor, " captions"],
+    caption_words: Int[Tensor, " captions"] | None = None,
 ) -> tuple[Ranks, Ranks]:
     """Image-to-text ranks (of each image) and text-to-image ranks (of each caption), from L2-normalised embeddings.
 
     `caption_text` and `caption_image` are those of `EvalSet`: captions with the same words share an embedding and tie
-    exactly. Similarities are float32 whatever the type of the embeddings: in bfloat16 many would tie.
+    exactly. Similarities are float32 whatever the type of the embeddings: in bfloat16 many would tie. With
+    `caption_words`, an identical caption of another image is right too: see `alike`.
 
     Raises FloatingPointError if a similarity is NaN or infinite.
     """
-    i2t, t2i, finite = counts(image_features, text_features, caption_text, caption_image)
+    i2t, t2i, finite = counts(image_features, text_features, caption_text, caption_image, caption_words)
     if not finite:
         raise FloatingPointError("embeddings hold NaN or infinity: the training has diverged; lower the learning rate")
     return to_ranks(i2t), to_ranks(t2i)
@@ -75,13 +91,30 @@ def counts(
     text_features: Float[Tensor, "texts dim"],
     caption_text: Int[Tensor, " captions"],
     caption_image: Int[Tensor, " captions"],
+    caption_words: Int[Tensor, " captions"] | None = None,
 ) -> tuple[Int[Tensor, "3 images"], Int[Tensor, "3 captions"], Bool[Tensor, ""]]:
     """What `score` copies to the host: `count_ranks` in both directions, and whether all similarities are finite."""
     similarity = (image_features.float() @ text_features.float().T)[:, caption_text]
     images = torch.arange(len(image_features), device=similarity.device)
     correct = images[:, None] == caption_image[None, :]
+    if caption_words is not None:
+        correct = alike(correct, caption_words)
     finite = torch.isfinite(similarity).all()
     return count_ranks(similarity, correct), count_ranks(similarity.T, correct.T), finite
+
+
+def alike(
+    correct: Bool[Tensor, "images captions"], caption_words: Int[Tensor, " captions"]
+) -> Bool[Tensor, "images captions"]:
+    """Which captions are right for an image where identical words are: those that equal one of its own.
+
+    Two images with one caption each, both "a river" (words [0, 0]): each caption is right for both images, and by the
+    same rule both images are right for either caption.
+    """
+    holds = correct.new_zeros(len(correct), int(caption_words.max()) + 1)
+    image, caption = correct.nonzero(as_tuple=True)
+    holds[image, caption_words[caption]] = True
+    return holds[:, caption_words]
 
 
 def count_ranks(

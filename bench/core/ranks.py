@@ -82,26 +82,45 @@ def metrics(i2t: Ranks, t2i: Ranks) -> dict[str, float | int]:
     }
 
 
-def to_npz(i2t: Ranks, t2i: Ranks) -> bytes:
-    """The bytes of ranks.npz: above, tied and own of every query, in the dataset's order, both directions."""
-    arrays = {
-        f"{side}_{field}": getattr(ranks, field)
-        for side, ranks in (("i2t", i2t), ("t2i", t2i))
-        for field in ("above", "tied", "own")
-    }
+@dataclass(frozen=True)
+class Saved:
+    """The content of ranks.npz: the ranks of every query in the dataset's order, in both directions.
+
+    captions: how many each image has; an image's captions are neighbours. `alike_*`: the ranks where an identical
+    caption of another image is right too (`bench.core.evaluate.alike`). None in files that older versions wrote.
+    """
+
+    i2t: Ranks
+    t2i: Ranks
+    captions: Int64[np.ndarray, " images"] | None = None
+    alike_i2t: Ranks | None = None
+    alike_t2i: Ranks | None = None
+
+
+_SIDES, _FIELDS = ("i2t", "t2i", "alike_i2t", "alike_t2i"), ("above", "tied", "own")
+
+
+def to_npz(saved: Saved) -> bytes:
+    """The bytes of ranks.npz: above, tied and own of every query for each of `Saved`'s ranks, and captions."""
+    sides = {side: ranks for side in _SIDES if (ranks := getattr(saved, side)) is not None}
+    arrays = {f"{side}_{name}": getattr(ranks, name) for side, ranks in sides.items() for name in _FIELDS}
+    if saved.captions is not None:
+        arrays["captions"] = saved.captions
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
-def from_npz(path: Path) -> tuple[Ranks, Ranks]:
-    """Image-to-text and text-to-image ranks from a file of `to_npz`'s bytes. Raises UserError for any other file."""
+def from_npz(path: Path) -> Saved:
+    """The ranks from a file of `to_npz`'s bytes. Raises UserError for any other file."""
     try:
         with np.load(path, allow_pickle=False) as held:
-            i2t, t2i = (
-                Ranks(*(held[f"{side}_{field}"].astype(np.int64) for field in ("above", "tied", "own")))
-                for side in ("i2t", "t2i")
-            )
+            found = {
+                side: Ranks(*(held[f"{side}_{name}"].astype(np.int64) for name in _FIELDS))
+                for side in _SIDES
+                if side in ("i2t", "t2i") or f"{side}_above" in held
+            }
+            captions = held["captions"].astype(np.int64) if "captions" in held else None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} does not hold ranks ({type(error).__name__}); run this run again") from error
-    return i2t, t2i
+    return Saved(**found, captions=captions)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from bench.config.errors import UserError
 from bench.config.files import is_folder
 from bench.data.annotations import SPLITS, Item, content, find, read
+from bench.data.exclude import names_in, without
 from bench.data.images import locate
 from bench.data.own import identity_own, read_own, root_of
 from bench.data.own import resolved as resolved_own
@@ -93,6 +94,15 @@ def identity(settings: AnyDataset) -> str:
     Costs a read of the annotations, no parsing. Images are not in it: the pixel cache hashes those. UserError if the
     root or an annotation file is missing.
     """
+    own = _identity(settings)
+    if settings.exclude is None:
+        return own
+    names = "\n".join(sorted(names_in(settings.exclude)))
+    return hashlib.sha256(f"{own} without {names}".encode()).hexdigest()
+
+
+def _identity(settings: AnyDataset) -> str:
+    """`identity` of the whole dataset."""
     if _is_own(settings):
         return identity_own(settings)
     split_of(settings)
@@ -113,12 +123,16 @@ def load(settings: AnyDataset) -> Dataset:
     Empty captions are dropped from training, and images left with none; validation and test keep theirs.
     Where the files name no validation images (always in precomp), `val_fraction` of the kept training images is held
     out, and of one's own captions without test images `test_fraction` before it: those whose sha256 of
-    "split_seed:name" is smallest, so neither file order nor Python's version matters. Then `shuffle_captions` of the
-    training captions are paired wrongly (`bench.data.shuffle`); validation and test stay as they are.
+    "split_seed:name" is smallest, so neither file order nor Python's version matters.
+    Training images named in the file `exclude` are left out after that, so validation stays as it is without it.
+    Last, `shuffle_captions` of the training captions are paired wrongly (`bench.data.shuffle`).
     UserError for whatever is missing or malformed, and for a split without images.
     """
     found = _read_own(settings) if _is_own(settings) else _read_known(settings)
     split, root, folder, splits = found
+    if settings.exclude is not None:
+        others = {title: splits[title] for title in SPLITS if title != "train"}
+        splits = splits | {"train": without(splits["train"], others, settings.exclude)}
     what = f"{settings.name}, split {split}"
     for title in SPLITS:
         if not splits[title]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from bench.config.files import cache_dir, cache_errors
 from bench.data import DATASETS, Item, is_empty, load, raw_splits
 from bench.data.annotations import FILES
+from bench.data.duplicates import KS, ceilings
 from bench.data.images import SHOWN, images, locate_all
 from bench.data.pixels import decode, fault, pool, strict
 
@@ -33,6 +34,10 @@ def check(settings: AnyDataset, echo: Callable[[str], None] = print, out: Path |
     echo(f"{'':6}{'images':>8}{'captions':>10}{'unique':>8}{'shared':>8}   (shared: captions that several images have)")
     for title, items in used.items():
         echo(f"{title:6}{len(items):8}{_caption_counts(items)}")
+    echo("the most a model can reach on test, since captions repeat (in percent):")
+    most = ceilings(dataset.test)
+    for side, title in (("i2t", "image-to-text"), ("t2i", "text-to-image")):
+        echo(f"  {title} " + ", ".join(f"R@{k} {most[f'{side}_r{k}']:.1f}" for k in KS))
     kept = {item.image: split for split, items in used.items() for item in items}
     lists = _Lists(echo)
     lists.add("empty captions (a note, no problem)", _empty_captions(raw), problem=False)

@@ -25,6 +25,7 @@ from bench.config.settings import (
     BackboneSettings,
     CaptionSettings,
     EvaluationSettings,
+    ReportSettings,
     Settings,
     TrainSettings,
     dataset_class,
@@ -59,6 +60,7 @@ class _File(Settings):
     train: Any = Field(default_factory=dict)
     loss: Any = None
     evaluation: Any = Field(default_factory=dict)
+    report: ReportSettings = ReportSettings()
     grid: _Grid
 
 

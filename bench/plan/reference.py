@@ -15,6 +15,7 @@ from bench.config.settings import (
     CaptionSettings,
     DatasetSettings,
     EvaluationSettings,
+    ReportSettings,
     Settings,
     TrainSettings,
 )
@@ -124,6 +125,7 @@ def page() -> str:
         "backbone": BackboneSettings,
         "train": TrainSettings,
         "evaluation": EvaluationSettings,
+        "report": ReportSettings,
         **SCHEDULERS,
     }
     for name, cls in blocks.items():

@@ -110,7 +110,7 @@ class RunSpec:
                 del content[part][key]
         if self.train.augment != "none":
             content["augmentation"] = AUGMENTATION
-        for key in ("root", "annotations", "file", "title"):
+        for key in ("root", "annotations", "file", "title", "exclude"):
             content["dataset"].pop(key, None)
         if backbones.is_file(self.backbone.weights):
             del content["backbone"]["weights"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.config.errors import UserError
 from bench.config.files import write_bytes
-from bench.reporting import curves, figures, summary, tables
+from bench.reporting import curves, figures, significance, summary, tables
 from bench.reporting.page import page
 from bench.store.frame import collect
 from bench.store.planned import Plan
@@ -35,10 +35,13 @@ class Report:
         print(self.text.encode(encoding, "replace").decode(encoding))
 
 
-def build(results_dir: Path, out_dir: Path | None = None, plan: Plan | None = None, *, only: bool = False) -> Report:
+def build(
+    results_dir: Path, out_dir: Path | None = None, plan: Plan | None = None, *, only: bool = False, plain: bool = False
+) -> Report:
     """Write the report of `results/<sweep>` for this plan (default: its newest), by default to `reports/<sweep>`.
 
     only: leave out finished runs that are not in the plan, even if the sweep was started to keep them.
+    plain: without intervals and marks of ties, even if the sweep file does not say so.
 
     Files: table.csv, table.md, table.tex, recall_vs_params.png and .pdf, those of each of `curves.charts`, index.html,
     each written atomically. The same results give the same bytes. UserError if there are no runs, or if the files can't
@@ -46,7 +49,10 @@ def build(results_dir: Path, out_dir: Path | None = None, plan: Plan | None = No
     """
     runs = collect(results_dir, plan, only=only)
     rows = summary.summarise(runs)
-    parts = tables.blocks(runs, rows)
+    said: dict[significance.Block, significance.Facts] = {}
+    if not plain and significance.wanted(runs):
+        rows, said = significance.add(runs, rows)
+    parts = tables.blocks(runs, rows, said)
     charts = curves.charts(runs, rows)
     drawn = {"recall_vs_params": figures.recall_vs_params(parts)}
     drawn |= {chart.name: curves.draw(chart) for chart in charts}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from bench.reporting import training
+from bench.reporting import contamination, significance, training
 from bench.store.frame import RECALLS, Runs
 from bench.store.naming import distinguish
 
@@ -13,12 +13,15 @@ TABLE_COLUMNS = (
     *(name for recall in RECALLS for name in (recall, f"{recall}_std")),
     *("val_mean_recall", "chosen", "interpolated", "train_seconds", "peak_bytes", "outside_grid"),
     *training.COLUMNS,
+    *significance.COLUMNS,
 )
 SHORT, OUTSIDE, CHOSEN, DEPARTS = "†", "‡", "◆", "§"  # marks of a row
 MEANINGS = {
     SHORT: "fewer finished runs than planned",
     OUTSIDE: "runs of other commands: not, or not with all these seeds, in the grid of this command",
     DEPARTS: "other settings than the recipe's",
+    contamination.SEEN: contamination.MEANING,
+    significance.TIED: significance.MEANING,
     CHOSEN: "the row that validation chooses among those of the method: highest mean recall on the validation split",
 }
 
@@ -31,6 +34,7 @@ def summarise(runs: Runs) -> pd.DataFrame:
     missing for one seed), peak_bytes their maximum. `chosen`: as in `_chosen`. `interpolated`: the shares of trained
     weights that the seeds chose, as text; they are in the config, too.
     `recipe`: the named one that the row was planned with, `recipe_departs` the keys in which it departs from it.
+    The columns of `significance` are missing until it fills them.
     Besides: `group`, `known` (seeds, finished or not), `whole` (the method trains the backbone itself), `curve` (the
     method and its settings that are not numbers, such as LoRA's targets: rows of one curve differ in numbers alone),
     `point` (those numbers), `settings`, `trains` (whether the method does), and `departs` (the keys in which the row
@@ -74,7 +78,7 @@ def summarise(runs: Runs) -> pd.DataFrame:
     others = runs.finished.loc[~runs.finished["planned"], "group"].value_counts()
     rows["outside_grid"] = others.reindex(rows.index, fill_value=0)
     whole = dict.fromkeys(("seeds", "known", "outside_grid"), int)
-    rows = rows.reset_index().astype({"trainable_params": "Int64", "peak_bytes": "Int64", **whole})
+    rows = significance.blank(rows).reset_index().astype({"trainable_params": "Int64", "peak_bytes": "Int64", **whole})
     return rows[[*TABLE_COLUMNS, "group", "known", "whole", "curve", "point", "settings", "departs", "trains"]]
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
 import pandas as pd
 
-from bench.reporting import training
+from bench.reporting import contamination, significance, training
+from bench.reporting.contamination import SEEN
 from bench.reporting.published import notes
+from bench.reporting.significance import TIED
 from bench.reporting.summary import CHOSEN, DEPARTS, MEANINGS, OUTSIDE, SHORT, TABLE_COLUMNS
 from bench.store.frame import RECALLS, Runs
 
@@ -21,8 +23,10 @@ PUBLISHED = "Published mean recall of these methods, as printed, from runs under
 
 def csv(rows: pd.DataFrame) -> str:
     """The numbers in full precision; missing ones are empty."""
+    words = {True: "true", False: "false"}
     rows = rows.assign(
-        chosen=rows["chosen"].map({True: "true", False: "false"}),
+        chosen=rows["chosen"].map(words),
+        tied_with_best=rows["tied_with_best"].map(words),
         recipe_departs=rows["recipe_departs"].map(" ".join),
     )
     return rows[list(TABLE_COLUMNS)].to_csv(index=False, lineterminator="\n")
@@ -48,7 +52,8 @@ class Line:
     chosen: bool
     params: int | None
     seeds: str  # "3", or "2 of 3" where runs are missing
-    marks: str  # of SHORT and OUTSIDE
+    marks: str  # of SHORT, OUTSIDE and SEEN
+    tied: bool  # whether its mean recall has the mark TIED
     recalls: tuple[Cell, ...]  # in the order of RECALLS
     time: Cell
     memory: Cell
@@ -82,12 +87,18 @@ class Block:
     @property
     def marks(self) -> list[str]:
         """The marks of its rows."""
-        used = {mark for line in self.lines for mark in line.marks + line.recipe[-1:] + CHOSEN * line.chosen}
+        used = {
+            mark
+            for line in self.lines
+            for mark in line.marks + line.recipe[-1:] + CHOSEN * line.chosen + TIED * line.tied
+        }
         return [mark for mark in MEANINGS if mark in used]
 
 
-def blocks(runs: Runs, rows: pd.DataFrame) -> list[Block]:
-    """The rows parted by dataset and backbone, formatted."""
+def blocks(
+    runs: Runs, rows: pd.DataFrame, said: Mapping[significance.Block, significance.Facts] | None = None
+) -> list[Block]:
+    """The rows parted by dataset and backbone, formatted. `said`: of `significance.add`."""
     finished, made = runs.finished, []
     for (dataset, backbone), part in rows.groupby(["dataset", "backbone"], sort=False):
         here = finished[(finished["dataset"] == dataset) & (finished["backbone"] == backbone)]
@@ -99,6 +110,8 @@ def blocks(runs: Runs, rows: pd.DataFrame) -> list[Block]:
             *_training(shared, departs),
             *_recipe(part),
             ("Seeds", _join(sorted(seeds.dropna().unique()))),
+            *contamination.facts(part["settings"]),
+            *(said or {}).get((dataset, backbone), ()),
         )
         best = {name: _shown(part[name].max()) for name in RECALLS}
         lines = tuple(_line(row, best) for row in part.to_dict("records"))
@@ -119,6 +132,10 @@ def _line(row: dict[str, Any], best: dict[str, str]) -> Line:
         for name in RECALLS
     )
     short = row["seeds"] < row["known"]
+    tied = row["tied_with_best"] is True and not recalls[-1].best
+    if tied:
+        recalls = (*recalls[:-1], replace(recalls[-1], text=recalls[-1].text + TIED))
+    seen = contamination.contaminated(row["settings"]) is not None
     return Line(
         method=row["method"],
         config=row["config"] + CHOSEN * bool(row["chosen"]),
@@ -126,7 +143,8 @@ def _line(row: dict[str, Any], best: dict[str, str]) -> Line:
         chosen=bool(row["chosen"]),
         params=None if pd.isna(row["trainable_params"]) else int(row["trainable_params"]),
         seeds=f"{row['seeds']} of {row['known']}" if short else str(row["seeds"]),
-        marks=SHORT * short + OUTSIDE * bool(row["outside_grid"]),
+        marks=SHORT * short + OUTSIDE * bool(row["outside_grid"]) + SEEN * seen,
+        tied=tied,
         recalls=recalls,
         time=Cell(_shown(row["train_seconds"], seconds), value=_number(row["train_seconds"])),
         memory=Cell(_shown(row["peak_bytes"], size), value=_number(row["peak_bytes"])),
@@ -362,6 +380,7 @@ def _tex_row(line: Line, columns: Iterable[str]) -> str:
 
 _TEX = {
     **{SHORT: "$^\\dagger$", OUTSIDE: "$^\\ddagger$", CHOSEN: "$^\\diamond$", DEPARTS: "$^\\S$"},
+    **{TIED: "$^\\approx$", SEEN: "$^\\P$"},
     **{char: f"\\{char}" for char in "&%$#_{}"},
     **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"},
     **{"<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", DASH: "--", "…": "\\ldots{}"},
@@ -395,6 +414,9 @@ def terminal(runs: Runs, parts: Sequence[Block]) -> str:
                 cells = [*names, params(line.params, exact=False), line.seeds + line.marks]
                 table.add_row(*map(Text, [*cells, *recalls, mean.text + (f" ± {mean.std}" if mean.std else "")]))
             console.print(table)
+            for name, text in block.facts:
+                if name == "Ranking":
+                    console.print(Text(f"  {text}"), soft_wrap=True)
             if block.training:
                 console.print(Text(f"  trained with {block.training}; {training.CHOICE}"), soft_wrap=True)
             if len(block.lines) > 60:

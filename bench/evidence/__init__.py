@@ -1,0 +1,1 @@
+"""What the saved ranks show: intervals, tests, ties. numpy and scipy, no torch."""
