@@ -1,0 +1,85 @@
+"""POSAPL: bottlenecks with self-attention in every block, and the outputs of four blocks fused behind a tower."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from bench.config.errors import UserError
+from methods.base import Method, ModelShape, TowerShape
+from methods.lazy import DualEncoder, posapl
+
+
+class POSAPL(Method):
+    """`x <- x + m + Up(z + MHA(z))` with m = MLP(LN x), z = Down m, in every block of both towers, and at the end of
+    each tower a correction from the outputs of blocks 6, 8, 10 and 12: see `methods.layers.posapl.SideFusion`.
+
+    As released: bottleneck 128 with 8 heads; `fusion: progressive` is the form for RSITMD, `parallel` that for RSICD;
+    8,948,736 parameters on ViT-B-32 either way. The adapters attend to all tokens, without a causal or padding mask, so
+    the embedding of a caption depends on its padding. On other depths the blocks are counted back from the last.
+    """
+
+    name = "posapl"
+    paper = "POSAPL 2025, the released code (github.com/LiShuo1001/POSAPL)"
+    default_loss = "posapl"
+    needs_slots = ("image", "text")
+    presets = {"rsitmd": {}, "rsicd": {"fusion": "parallel"}}
+    knob = "bottleneck"
+    trims_text = False
+    examples = {
+        "": {"bottleneck": 8, "heads": 2, "fused": 2, "stride": 1},
+        "parallel": {"bottleneck": 8, "heads": 2, "fused": 2, "stride": 1, "fusion": "parallel"},
+    }
+    bottleneck: int = Field(128, ge=1)
+    """Width of the bottleneck."""
+    heads: int = Field(8, ge=1)
+    """Heads of the attention inside the bottleneck."""
+    fusion: Literal["progressive", "parallel"] = "progressive"
+    """How the outputs of blocks are fused: one into the next, or as a sum, which leaves out the last block's."""
+    fused: int = Field(4, ge=2)
+    """The outputs of how many blocks are fused, the last block's included."""
+    stride: int = Field(2, ge=1)
+    """Blocks from one of these to the next."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> POSAPL:
+        if self.bottleneck % self.heads:
+            raise ValueError(f"bottleneck {self.bottleneck} must be a multiple of the heads ({self.heads})")
+        return self
+
+    @property
+    def knob_step(self) -> int:
+        return self.heads
+
+    def check(self, shape: ModelShape) -> None:
+        super().check(shape)
+        shallow, span = min(tower.layers for tower in shape.towers), (self.fused - 1) * self.stride + 1
+        if span > shallow:
+            raise UserError(
+                f"{self.name}: fused {self.fused} with stride {self.stride} spans {span} blocks; the shallower tower "
+                f"has {shallow}"
+            )
+
+    def attach(self, model: DualEncoder) -> None:
+        model.check_pools_at_class_token(self.name)
+        for side, tower, norm in (("image", model.image_blocks, "ln_post"), ("text", model.text_blocks, "ln_final")):
+            blocks = tower.slotted()
+            for block in blocks:
+                block.fill(after_mlp=posapl.AttentiveBottleneck(tower.width, self.bottleneck, self.heads))
+            fusion = posapl.SideFusion(
+                tower.width, self.fused, progressive=self.fusion == "progressive", image=side == "image"
+            )
+            last = len(blocks) - 1
+            sources = [last - k * self.stride for k in reversed(range(self.fused))]
+            for index, tap in zip(sources, fusion.taps, strict=False):  # parallel fusion does not read the last one
+                blocks[index].fill(exit=tap)
+            model.layer(side, norm).fill(after=fusion)
+
+    def trainable_params(self, shape: ModelShape) -> int | None:
+        def tower(side: TowerShape) -> int:
+            attention = 4 * self.bottleneck * (self.bottleneck + 1)
+            adapter = 2 * side.width * self.bottleneck + self.bottleneck + side.width + attention
+            return side.layers * adapter + self.fused * side.width * (side.width + 1)
+
+        return sum(map(tower, shape.towers))
