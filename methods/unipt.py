@@ -19,7 +19,7 @@ class UniPT(Method):
     `preset: d4` 2,396,930 and with `preset: d16` 600,002. Differs from the released code in two points: the up-
     projection starts at zero, so that the start is the backbone's (`start: random` is the released one); padding is
     what lies behind the end token, where the released code takes every token 0, and with it each "!" of a caption.
-    The bias b of the mixture adds the same to all states, so it changes nothing; it is counted as in the paper.
+    A bias of the mixture's weights is counted, as in the released code, but a softmax ignores it.
     """
 
     name = "unipt"

@@ -16,9 +16,9 @@ class SideNetwork(nn.Module):
 
     For the states h_k in front of the first block and behind each one, `t_k = W_k ReLU(h_k)`, `q = W ReLU(a)`;
     `c_k = sum_j n_kj t_kj + t_k[e]`, where n_k are the scores `relu(q . t_kj)` over the tokens j, divided by their sum,
-    and e is the class token of an image or the end token of a text; p is the softmax over k of `w . (q * mean_j t_kj)
-    + b`. Padding behind the end token counts nowhere. All it reads beside a goes through `states` and, for a text,
-    `ids`. `width` of the tower, `layers` blocks, `dim` inside.
+    and e is the class token of an image or the end token of a text; p is the softmax over k of `w . (q * mean_j t_kj)`.
+    Padding behind the end token counts nowhere. All it reads beside a goes through `states` and, for a text, `ids`.
+    The gate's bias, the same for all k, would change nothing behind the softmax: it is there for the count alone.
     """
 
     def __init__(self, width: int, layers: int, embed_dim: int, dim: int, *, text: bool, zero_start: bool) -> None:
@@ -47,7 +47,7 @@ class SideNetwork(nn.Module):
             t = down(F.relu(state)) * seen
             near = F.normalize(F.relu(t @ query[..., None]), p=1, dim=1, eps=1e-6)
             merged.append((near * t).sum(dim=1) + t[rows, end])
-            scores.append(self.gate(query * (t.sum(dim=1) / seen.sum(dim=1))))
+            scores.append((query * t.sum(dim=1) / seen.sum(dim=1)) @ self.gate.weight.T)
         weights = torch.stack(scores).softmax(dim=0)
         mixed = (weights * torch.stack(merged)).sum(dim=0)
         out: Tensor = embedding + self.up(F.relu(mixed))
