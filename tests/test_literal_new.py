@@ -75,8 +75,14 @@ def normalised(x: Tensor) -> Tensor:
 # --- the methods ------------------------------------------------------------------------------------------------------
 
 
+def tag_mlp(x: Tensor, w: dict, name: str) -> Tensor:
+    return linear(relu(linear(x, w, f"{name}.down")), w, f"{name}.up")
+
+
 def posapl_block(x: Tokens, w: dict, name: str, side: str) -> Tokens:
     x = after_attention(x, w, name, side)
+    if side == "text" and f"{name}.beside_attn.mlp.up.bias" in w:
+        x = [token + tag_mlp(tag, w, f"{name}.beside_attn.mlp") for token, tag in zip(x, w["stream"], strict=True)]
     m = [mlp(token, w, name) for token in x]
     z = [linear(token, w, f"{name}.after_mlp.down") for token in m]
     looked = attend(z, w, f"{name}.after_mlp.attention", 2, causal=False)
@@ -99,14 +105,16 @@ def fused(states: list[Tokens], w: dict, name: str, side: str, fusion: str) -> T
     return [linear(token, w, f"{name}.last") for token in a]
 
 
-def posapl_embeddings(images: Tensor, ids: Tensor, w: dict, fusion: str) -> tuple[Tokens, Tokens]:
+def posapl_embeddings(
+    images: Tensor, ids: Tensor, w: dict, fusion: str, tagged: Callable = lambda ids, w: w
+) -> tuple[Tokens, Tokens]:
     image, text = [], []
     for each in images:
         states = states_of(each, w, posapl_block, "image")
         added = fused(states, w, "visual.ln_post.after", "image", fusion)[0]
         image.append(normalised((layer_norm(states[-1][0], w, "visual.ln_post") + added) @ w["visual.proj"]))
     for each in ids:
-        states, end = states_of(each, w, posapl_block, "text"), int(each.argmax())
+        states, end = states_of(each, tagged(each, w), posapl_block, "text"), int(each.argmax())
         added = fused(states, w, "ln_final.after", "text", fusion)[end]
         text.append(normalised((layer_norm(states[-1][end], w, "ln_final") + added) @ w["text_projection"]))
     return image, text
