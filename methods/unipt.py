@@ -54,7 +54,7 @@ class UniPT(Method):
             for block, tap in zip(blocks, head.states[1:], strict=True):
                 block.fill(exit=tap)
             if head.ids is not None:
-                model.token_rewrites.append(head.ids)
+                model.layer("text", "token_embedding").fill(before=head.ids)
             setattr(model, f"{side}_head", head)
 
     def trainable_params(self, shape: ModelShape) -> int | None:

@@ -229,9 +229,10 @@ class DualEncoder(nn.Module):
         """A layer in front of a tower's blocks or behind them, which takes modules before, beside and after it.
 
         "conv1" (the patch embedding, whose output has the shape `batch width rows columns`), "ln_pre" and "ln_post" of
-        the "image" tower, "ln_final" of the "text" tower. Raises ValueError for another name, UserError as `Blocks`.
+        the "image" tower, "token_embedding" (whose input are token ids) and "ln_final" of the "text" tower. Raises
+        ValueError for another name, UserError as `Blocks`.
         """
-        known = {"image": ("conv1", "ln_pre", "ln_post"), "text": ("ln_final",)}[side]
+        known = {"image": ("conv1", "ln_pre", "ln_post"), "text": ("token_embedding", "ln_final")}[side]
         if name not in known:
             raise ValueError(f"the {side} tower has no layer '{name}' outside of its blocks; it has {', '.join(known)}")
         owner = self.clip.visual if side == "image" else self._text_owner

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 class Tap(nn.Module):
     """Passes its input on unchanged and keeps it until it is taken, once a forward pass.
 
-    It fits into any slot, and into `DualEncoder.token_rewrites`. What a method's head reads of its tower beside the
-    embedding goes through taps alone. If the tower is frozen, their contents can come from a cache: set `kept` of each
-    and call the head. A copy of a model starts with empty taps.
+    It fits into any slot of a block or a layer. What a method's head reads of its tower beside the embedding goes
+    through taps alone. If the tower is frozen, their contents can come from a cache: set `kept` of each and call the
+    head. A copy of a model starts with empty taps.
     """
 
     def __init__(self) -> None:
