@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from methods.layers.bottlenecks import zeroed
+from methods.layers.bottlenecks import DropPath, zeroed
 from methods.layers.harma import GATE_START, SelfAttention
 
 
@@ -22,17 +22,6 @@ def with_positions(x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch
     steps = torch.exp(torch.arange(0, dim, 2, device=x.device) * (-math.log(10_000) / dim))
     angles = torch.arange(tokens, device=x.device)[:, None] * steps
     return x + torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
-
-
-class DropPath(nn.Module):
-    """Drops a whole branch for some samples of the batch in training, and divides what it keeps by the rate of that."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.drop = nn.Dropout(rate)
-
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        return x * self.drop(x.new_ones(len(x), 1, 1))
 
 
 class GlobalAttention(nn.Module):
