@@ -15,5 +15,6 @@ EXCUSES: dict[tuple[str, str], str] = {
     "optimizer holds CLIP's all the same, and the published count has it",
     ("peft", "backbone_unchanged_by_attach"): _SPLIT,
     ("peft", "state_dict_holds_backbone_and_trainable_only"): _BESIDE,
+    ("unipt", "all_that_is_trainable_gets_gradients"): "the gate's bias is counted, but a softmax ignores it",
     ("peft pissa", "other_seed_other_start"): "it starts from the singular vectors of the weights, not at random",
 }

@@ -235,9 +235,10 @@ class DualEncoder(nn.Module):
         """A layer in front of a tower's blocks or behind them, which takes modules before, beside and after it.
 
         "conv1" (the patch embedding, whose output has the shape `batch width rows columns`), "ln_pre" and "ln_post" of
-        the "image" tower, "ln_final" of the "text" tower. Raises ValueError for another name, UserError as `Blocks`.
+        the "image" tower, "token_embedding" (whose input are token ids) and "ln_final" of the "text" tower. Raises
+        ValueError for another name, UserError as `Blocks`.
         """
-        known = {"image": ("conv1", "ln_pre", "ln_post"), "text": ("ln_final",)}[side]
+        known = {"image": ("conv1", "ln_pre", "ln_post"), "text": ("token_embedding", "ln_final")}[side]
         if name not in known:
             raise ValueError(f"the {side} tower has no layer '{name}' outside of its blocks; it has {', '.join(known)}")
         owner = self.clip.visual if side == "image" else self._text_owner
@@ -265,6 +266,14 @@ class DualEncoder(nn.Module):
         pool = getattr(self.clip, "text_pool_type", getattr(self._text_owner, "pool_type", None))
         if pool != "argmax":
             raise UserError(f"{owner}: the text tower pools by '{pool}'; prompts need one that pools at the end token")
+
+    def check_pools_at_class_token(self, owner: str) -> None:
+        """Raise UserError, in the name of `owner`, if the image's embedding is not the class token behind ln_post."""
+        visual = self.clip.visual
+        if getattr(visual, "attn_pool", None) is not None or getattr(visual, "pool_type", None) != "tok":
+            raise UserError(f"{owner}: the image tower does not pool at its class token; choose another backbone")
+        if getattr(visual, "final_ln_after_pool", False):
+            raise UserError(f"{owner}: the image tower pools before its last LayerNorm; choose another backbone")
 
     # --- encoding ---
 

@@ -19,6 +19,8 @@ LOSSES: Registry[Loss] = Registry(
         "harma": "methods.losses.harma:HarMALoss",
         "distil": "methods.losses.distil:Distil",
         "self_paced": "methods.losses.self_paced:SelfPaced",
+        "posapl": "methods.losses.posapl:POSAPLLoss",
+        "mps": "methods.losses.mps:MPSLoss",
     },
 )
 
