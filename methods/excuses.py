@@ -13,5 +13,6 @@ EXCUSES: dict[tuple[str, str], str] = {
     ("lora", "state_dict_holds_backbone_and_trainable_only"): _BESIDE,
     ("peft", "backbone_unchanged_by_attach"): _SPLIT,
     ("peft", "state_dict_holds_backbone_and_trainable_only"): _BESIDE,
+    ("unipt", "all_that_is_trainable_gets_gradients"): "the gate's bias is counted, but a softmax ignores it",
     ("peft pissa", "other_seed_other_start"): "it starts from the singular vectors of the weights, not at random",
 }

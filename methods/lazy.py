@@ -44,10 +44,13 @@ else:
     DualEncoder = Features = Float = Int = Tensor = _Annotation
 
 if TYPE_CHECKING:
-    from methods.layers import bottlenecks, harma, prompts, scale_shift, tuners
+    from methods.layers import bottlenecks, harma, mma, mps, posapl, prompts, reft, scale_shift, tags, tuners, unipt
 else:
     bottlenecks, harma, prompts, scale_shift, tuners = (
         _Lazy(f"methods.layers.{name}") for name in ("bottlenecks", "harma", "prompts", "scale_shift", "tuners")
+    )
+    mma, mps, posapl, reft, tags, unipt = (
+        _Lazy(f"methods.layers.{name}") for name in ("mma", "mps", "posapl", "reft", "tags", "unipt")
     )
 
 __all__ = [
@@ -59,9 +62,15 @@ __all__ = [
     "Tensor",
     "bottlenecks",
     "harma",
+    "mma",
+    "mps",
     "nn",
+    "posapl",
     "prompts",
+    "reft",
     "scale_shift",
+    "tags",
     "torch",
     "tuners",
+    "unipt",
 ]

@@ -11,13 +11,14 @@ from methods.lazy import DualEncoder, tuners
 
 
 class LoRA(Method):
-    """`W x + alpha/rank * B A x` on the targeted layers of every block; B starts at zero.
+    """`W x + s B A x` on the targeted layers of every block, with s = alpha / rank; B starts at zero.
 
     open_clip has q, k and v in one matrix. Where attention is targeted, it is split into three `nn.Linear`s (equal to
     1e-7), so that each has an A of its own: `rank * (in + out)` parameters a targeted layer. The peft library on the
     packed layer would share A among them, adapt the output as well, and merge weights in every forward pass.
     `preset: table` is the published tables' LoRA of attention: 491,520 parameters on ViT-B-32 with q, k and v split,
-    where the packed layer has 368,640. `preset: table_mlp` is that of the MLP: 614,400.
+    where the packed layer has 368,640. `preset: table_mlp` is that of the MLP: 614,400. `preset: clip_lora` is
+    CLIP-LoRA as released (arXiv 2405.18541): q, k and v, rank 2, s = alpha / sqrt(rank), 184,320 parameters.
     """
 
     name = "lora"
@@ -27,6 +28,13 @@ class LoRA(Method):
         "paper": {},
         "table": {"rank": 4, "targets": ("attn.q", "attn.k", "attn.v", "attn.out")},
         "table_mlp": {"rank": 4, "targets": ("mlp.c_fc", "mlp.c_proj")},
+        "clip_lora": {
+            "rank": 2,
+            "alpha": 1.0,
+            "scaling": "sqrt",
+            "dropout": 0.25,
+            "targets": ("attn.q", "attn.k", "attn.v"),
+        },
     }
     knob = "rank"
     examples = {
@@ -37,7 +45,9 @@ class LoRA(Method):
     rank: int = Field(4, ge=1)
     """Rank of each update."""
     alpha: float = Field(8.0, gt=0)
-    """The update is scaled by alpha / rank."""
+    """The update is scaled by alpha / rank, or by alpha / sqrt(rank)."""
+    scaling: Literal["rank", "sqrt"] = "rank"
+    """What alpha is divided by: the rank, or its square root."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the input of the update."""
     targets: tuple[Target, ...] = Field(("attn.q", "attn.v"), min_length=1)
@@ -54,7 +64,12 @@ class LoRA(Method):
     def attach(self, model: DualEncoder) -> None:
         from peft import LoraConfig
 
-        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout)  # type: ignore[arg-type]
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            use_rslora=self.scaling == "sqrt",
+        )
         tuners.inject(model, config, self.towers, self.targets)
 
     @property

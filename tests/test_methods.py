@@ -19,6 +19,7 @@ from bench.config.errors import UserError
 from bench.conformance import suite as checks
 from bench.core import model as core
 from methods import losses
+from methods.layers.mps import DropPath
 from methods.layers.prompts import insert_placeholders
 from tests.test_backbone import similarity, tiny
 
@@ -51,6 +52,16 @@ def attached(name: str, seed: int = 0, **settings):
         ("mrs_adapter", {}, 161_088),
         ("harma", {}, 5_934_397),
         ("harma", {"shared": "both"}, 5_934_397),
+        ("posapl", {}, 8_948_736),
+        ("posapl", {"fusion": "parallel"}, 8_948_736),
+        ("posapl", "rsitmd", 9_474_048),
+        ("posapl", "rsicd", 11_054_592),
+        ("mps_adapter", {}, 9_139_224),
+        ("mma", {}, 674_560),
+        ("unipt", {}, 9_584_642),
+        ("unipt", "d4", 2_396_930),
+        ("unipt", "d16", 600_002),
+        ("reft", {}, 122_976),
         ("bitfit", {}, 171_008),
         ("ln_tuning", {}, 65_536),
         ("ssf", {}, 337_920),
@@ -60,6 +71,7 @@ def attached(name: str, seed: int = 0, **settings):
         ("lora", {"rank": 4, "targets": ("attn.q", "attn.k", "attn.v", "attn.out")}, 491_520),
         ("lora", "table", 491_520),
         ("lora", "table_mlp", 614_400),
+        ("lora", "clip_lora", 184_320),
         ("peft", {"type": "LORA", "r": 4, "targets": ("mlp.c_fc", "mlp.c_proj")}, 614_400),
         # out for k, in for c_proj, whose input is scaled
         ("peft", {"type": "IA3", "targets": ("attn.k", "mlp.c_proj"), "feedforward_modules": ["mlp.c_proj"]}, 76_800),
@@ -131,6 +143,13 @@ def test_what_does_not_fit_is_refused_while_planning():
     with pytest.raises(UserError, match="loss hmmc needs open_clip's own transformer blocks"):
         losses.get("hmmc")().check(model_shape("RN50"))
     losses.get("info_nce")().check(model_shape("RN50"))
+    for name, settings, message in (
+        ("posapl", {"fused": 5, "stride": 3}, "fused 5 with stride 3 spans 13 blocks; the shallower tower has 12"),
+        ("mma", {"first_block": 13}, "first_block 13 exceeds the 12 blocks"),
+        ("reft", {"rank": 513}, "rank 513 exceeds the width 512 of the narrower tower"),
+    ):
+        with pytest.raises(UserError, match=message):
+            methods.get(name)(**settings).check(model_shape("ViT-B-32"))
 
 
 def test_registry_suggests():
@@ -145,7 +164,7 @@ def test_listing_needs_no_torch():
     assert rows["harma"]["trainable_params"] == 5_934_397
     assert rows["mrs_adapter"]["trainable_params"] == 161_088
     assert set(rows) == set(methods.names())
-    assert len(rows) >= 20
+    assert len(rows) >= 27
     assert all(row["paper"] for row in rows.values())
     assert rows["coop"]["presets"]["table"]["trainable_params"] == 98_304
     assert rows["peft"]["trainable_params"] is None
@@ -236,3 +255,40 @@ def test_the_published_constants():
     assert [float(siglip.extras[name].detach()) for name in ("siglip_scale", "siglip_bias")] == pytest.approx(
         [2.302585, -10]
     )
+
+
+def test_clip_lora_divides_alpha_by_the_root_of_the_rank():
+    preset = methods.get("lora").presets["clip_lora"]
+    layer = attached("lora", **preset)[0].image_blocks.list[0].attn.q
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.nn.init.normal_(b)
+    x = torch.randn(3, layer.in_features)
+    assert torch.allclose(layer(x) - layer.base_layer(x), x @ (b @ a).T / 2**0.5, atol=1e-5)
+    assert layer.lora_dropout["default"].p == 0.25
+
+
+def test_an_image_tower_that_does_not_pool_at_its_class_token_is_refused():
+    for attribute, wrong in (("pool_type", "avg"), ("final_ln_after_pool", True)):
+        model = tiny()
+        setattr(model.clip.visual, attribute, wrong)
+        with pytest.raises(UserError, match="posapl: the image tower"):
+            methods.get("posapl")(fused=2, stride=1).attach(model)
+
+
+def test_posapl_fuses_the_outputs_of_blocks_6_8_10_and_12():
+    with torch.device("meta"):
+        model = core.DualEncoder(open_clip.CLIP(**model_config("ViT-B-32")))
+        methods.get("posapl")().attach(model)
+    for blocks in (model.image_blocks, model.text_blocks):
+        assert [at for at, block in enumerate(blocks.list, 1) if block.exit is not None] == [6, 8, 10, 12]
+
+
+def test_a_dropped_path_is_dropped_for_whole_samples():
+    """What is kept is divided by the rate of keeping; in evaluation nothing is dropped."""
+    path, x = DropPath(0.25), torch.ones(400, 2, 3)
+    torch.manual_seed(0)
+    kept = path(x)
+    assert torch.equal(kept, kept[:, :1, :1].expand_as(kept))
+    assert sorted(set(kept.flatten().tolist())) == pytest.approx([0, 4 / 3])
+    assert 0.65 < float((kept > 0).float().mean()) < 0.85
+    assert torch.equal(path.eval()(x), x)

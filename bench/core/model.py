@@ -251,6 +251,14 @@ class DualEncoder(nn.Module):
         if pool != "argmax":
             raise UserError(f"{owner}: the text tower pools by '{pool}'; prompts need one that pools at the end token")
 
+    def check_pools_at_class_token(self, owner: str) -> None:
+        """Raise UserError, in the name of `owner`, if the image's embedding is not the class token behind ln_post."""
+        visual = self.clip.visual
+        if getattr(visual, "attn_pool", None) is not None or getattr(visual, "pool_type", None) != "tok":
+            raise UserError(f"{owner}: the image tower does not pool at its class token; choose another backbone")
+        if getattr(visual, "final_ln_after_pool", False):
+            raise UserError(f"{owner}: the image tower pools before its last LayerNorm; choose another backbone")
+
     # --- encoding ---
 
     def encode_image(

@@ -17,10 +17,10 @@ def _gate() -> nn.Parameter:
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """Multi-head self-attention over the tokens of one sample, without mask and dropout."""
+    """Multi-head self-attention over the tokens of one sample, without mask; dropout, if any, is on its weights."""
 
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__(dim, heads, batch_first=True)
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__(dim, heads, dropout, batch_first=True)
 
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "batch tokens dim"]

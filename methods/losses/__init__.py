@@ -17,6 +17,8 @@ LOSSES: Registry[Loss] = Registry(
         "triplet": "methods.losses.triplet:Triplet",
         "hmmc": "methods.losses.hmmc:HMMC",
         "harma": "methods.losses.harma:HarMALoss",
+        "posapl": "methods.losses.posapl:POSAPLLoss",
+        "mps": "methods.losses.mps:MPSLoss",
     },
 )
 
