@@ -112,7 +112,15 @@ def sides_by_depth(image_layers: int, text_layers: int) -> list[tuple[str, ...]]
 
 
 def check_context(owner: str, n_ctx: int, shape: ModelShape) -> None:
-    """Raise UserError if so many prompts leave no room for words in the text tower's context."""
+    """Raise UserError if the text tower's embedding is at no place that prompts can keep, or no room is left for words.
+
+    See `methods.layers.prompts.insert_placeholders`, which knows the places.
+    """
+    if shape.text.pool not in ("argmax", "last"):
+        raise UserError(
+            f"{owner}: the text tower of '{shape.model}' pools by '{shape.text.pool}'; prompts need one that pools at "
+            "the end token or at the last place. Choose another backbone, or a method without prompts in the text."
+        )
     if n_ctx > shape.text.tokens - 3:
         raise UserError(f"{owner}: {n_ctx} prompts leave no room for words in a context of {shape.text.tokens}")
 

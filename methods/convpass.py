@@ -14,7 +14,8 @@ Place = Literal["beside_attn", "beside_mlp"]
 
 class Convpass(Method):
     """`x <- x + Attn(LN x) + s C(LN x)`, `x <- x + MLP(LN x) + s C(LN x)`, with C a bottleneck around a 3x3 convolution
-    over the grid of patches: see `methods.layers.bottlenecks.ConvBottleneck`. The text tower does not change.
+    over the grid of patches: see `methods.layers.bottlenecks.ConvBottleneck`. The text tower does not change. In a
+    tower without a class token, such as SigLIP's, the patches are all there is.
 
     As published: bottleneck 8, a module of its own at every place; the paper tunes s for each task. `preset: table`
     gives the published table's 136,064 parameters on ViT-B-32: one module of 64 beside the MLP of all blocks.
@@ -42,7 +43,9 @@ class Convpass(Method):
         blocks = model.image_blocks
 
         def new() -> bottlenecks.ConvBottleneck:
-            return bottlenecks.ConvBottleneck(blocks.width, self.bottleneck, self.scale, self.dropout)
+            return bottlenecks.ConvBottleneck(
+                blocks.width, self.bottleneck, self.scale, self.dropout, class_token=blocks.class_token
+            )
 
         one = new() if self.shared else None
         for block in blocks.slotted():

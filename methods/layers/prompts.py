@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bench.config.errors import UserError
 from bench.core.model import DualEncoder
 
 
@@ -86,26 +87,35 @@ class DropLast(nn.Module):
 
 
 class PromptedEmbedding(nn.Embedding):
-    """A token embedding that gives learned vectors at positions 1 to n; it takes over the frozen table and its key."""
+    """A token embedding that gives n learned vectors from position `start` on; it takes over the frozen table's key."""
 
-    def __init__(self, embedding: nn.Embedding, tokens: Float[nn.Parameter, "n width"]) -> None:
+    def __init__(self, embedding: nn.Embedding, tokens: Float[nn.Parameter, "n width"], start: int) -> None:
         nn.Module.__init__(self)
         self.__dict__.update({key: value for key, value in vars(embedding).items() if not key.startswith("_")})
         self.weight = embedding.weight
-        self.tokens = tokens
+        self.tokens, self.start = tokens, start
 
     def forward(self, input: Int[Tensor, "batch context"]) -> Float[Tensor, "batch context width"]:
         x = super().forward(input)
-        return torch.cat([x[:, :1], _expand(self.tokens, x), x[:, 1 + len(self.tokens) :]], dim=1)
+        return torch.cat([x[:, : self.start], _expand(self.tokens, x), x[:, self.start + len(self.tokens) :]], dim=1)
 
 
-def insert_placeholders(count: int) -> Callable[[Int[Tensor, "batch context"]], Int[Tensor, "batch context"]]:
-    """A function of token ids that makes room for `count` prompts behind the start token.
+Rewrite = Callable[[Int[Tensor, "batch context"]], Int[Tensor, "batch context"]]
+
+
+def insert_placeholders(count: int, pool: str = "argmax") -> Rewrite:
+    """A function of token ids that makes room for `count` prompts: behind the start token, or in front of all.
 
     The length stays the same. What leaves it at the end is padding; a caption without enough of it is cut, and its end
     token (the highest id, at which CLIP pools) takes the last position. Count 2, start 90, end 99: [90, 1, 2, 99, 0, 0]
     becomes [90, 0, 0, 1, 2, 99], and [90, 1, 2, 3, 4, 99] becomes [90, 0, 0, 1, 2, 99].
+
+    A tower whose `pool` is "last" takes its embedding at the last position and may have no start token, as SigLIP's:
+    the prompts come first, and the last id stays (padding, or the end of a caption that fills the context). Count 2,
+    end and padding 1: [5, 6, 1, 1, 1] becomes [0, 0, 5, 6, 1], and so does [5, 6, 7, 8, 1].
     """
+    if pool == "last":
+        return lambda ids: torch.cat([torch.zeros_like(ids[:, :count]), ids[:, : -count - 1], ids[:, -1:]], dim=1)
 
     def rewrite(ids: Int[Tensor, "batch context"]) -> Int[Tensor, "batch context"]:
         longer = F.pad(ids[:, 1:], (count, 0))[:, : ids.shape[1] - 1]
@@ -119,16 +129,20 @@ def insert_placeholders(count: int) -> Callable[[Int[Tensor, "batch context"]], 
 
 
 def prompt_text(model: DualEncoder, owner: str, by_block: Sequence[Float[nn.Parameter, "n width"]]) -> None:
-    """Put n learned tokens behind the start token: the first set at the input, each other at the input of one block.
+    """Put n learned tokens in front of the words: the first set at the input, each other at the input of one block.
 
-    From the second block on a set replaces the tokens at the places of the one before; blocks without a set pass these
-    on. Raises UserError, in the name of `owner`, for towers that don't pool at the end token.
+    Their places are those of `insert_placeholders`. From the second block on a set replaces the tokens at the places of
+    the one before; blocks without a set pass these on. Raises UserError, in the name of `owner`, for towers that pool
+    neither at the end token nor at the last place.
     """
-    model.check_pools_at_end_token(owner)
-    model.replace_token_embedding(lambda embedding: PromptedEmbedding(embedding, by_block[0]))
-    model.token_rewrites.append(insert_placeholders(len(by_block[0])))
+    pool = model.text_pool
+    if pool not in ("argmax", "last"):
+        raise UserError(f"{owner}: the text tower pools by '{pool}'; prompts shift the place where it does")
+    start = 1 if pool == "argmax" else 0
+    model.replace_token_embedding(lambda embedding: PromptedEmbedding(embedding, by_block[0], start))
+    model.token_rewrites.append(insert_placeholders(len(by_block[0]), pool))
     for block, tokens in zip(model.text_blocks.slotted()[1:], by_block[1:], strict=False):
-        block.fill(enter=OverwriteTokens(tokens, start=1))
+        block.fill(enter=OverwriteTokens(tokens, start))
 
 
 def prompt_image(model: DualEncoder, by_block: Sequence[Tokens]) -> None:
