@@ -13,10 +13,18 @@ from bench.config.settings import Settings
 from bench.config.shapes import ModelShape, TowerShape
 from methods.lazy import DualEncoder
 
-__all__ = ["Method", "ModelShape", "Target", "TowerShape"]
+__all__ = ["DoesNotFit", "Method", "ModelShape", "Target", "TowerShape"]
 
 # The linear layers of a block, for methods that adapt layers by name.
 Target = Literal["attn.q", "attn.k", "attn.v", "attn.out", "mlp.c_fc", "mlp.c_proj"]
+
+
+class DoesNotFit(UserError):
+    """A method that a backbone can't take; `why` says why in a few words, without the names of both."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 class Method(Settings):
@@ -87,10 +95,11 @@ def check_slots(owner: str, shape: ModelShape, sides: Iterable[str]) -> None:
     for side in sides:
         tower: TowerShape = getattr(shape, side)
         if tower.slots is not None:
-            raise UserError(
-                f"{owner} needs open_clip's own transformer blocks, but the {side} tower of '{shape.model}' is "
-                f"{tower.kind}: {tower.slots}. Choose another backbone, or what works on embeddings alone, such as "
-                "linear_probe with info_nce."
+            raise DoesNotFit(
+                f"{owner} needs transformer blocks as CLIP and SigLIP have them, but the {side} tower of "
+                f"'{shape.model}' is {tower.kind}: {tower.slots}. Choose another backbone, or what works on embeddings "
+                "alone, such as linear_probe with info_nce.",
+                why=f"the {side} tower takes no adapters or prompts: {tower.slots}",
             )
 
 
@@ -117,9 +126,9 @@ def check_context(owner: str, n_ctx: int, shape: ModelShape) -> None:
     See `methods.layers.prompts.insert_placeholders`, which knows the places.
     """
     if shape.text.pool not in ("argmax", "last"):
-        raise UserError(
-            f"{owner}: the text tower of '{shape.model}' pools by '{shape.text.pool}'; prompts need one that pools at "
-            "the end token or at the last place. Choose another backbone, or a method without prompts in the text."
+        why = f"the text tower pools by '{shape.text.pool}'; prompts need the end token or the last place"
+        raise DoesNotFit(
+            f"{owner}: on '{shape.model}' {why}. Choose another backbone, or a method without prompts in the text.", why
         )
     if n_ctx > shape.text.tokens - 3:
         raise UserError(f"{owner}: {n_ctx} prompts leave no room for words in a context of {shape.text.tokens}")

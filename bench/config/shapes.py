@@ -108,7 +108,7 @@ def _slots(config: Mapping[str, Any], side: str) -> tuple[str, str | None]:
     if _siglip_size(config) is not None:
         return f"timm's {config['timm_model_name']}", None
     if config.get("timm_model_name"):
-        return f"timm's {config['timm_model_name']}", "its blocks belong to timm"
+        return f"timm's {config['timm_model_name']}", "its blocks are timm's, and not those of SigLIP"
     if config.get("hf_model_name"):
         return f"Hugging Face's {config['hf_model_name']}", "its blocks belong to transformers"
     if isinstance(config.get("layers"), list):

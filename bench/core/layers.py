@@ -60,7 +60,7 @@ class OpenAttention(nn.Module):
         self.out_proj = packed.out_proj
 
     @property
-    def packed(self) -> tuple[Float[nn.Parameter, "3*width width"], Float[nn.Parameter, " 3*width"]]:
+    def packed(self) -> tuple[Float[nn.Parameter, "packed width"], Float[nn.Parameter, " packed"]]:
         """The weight and the bias of q, k and v in one."""
         return self.in_proj_weight, self.in_proj_bias
 
@@ -108,7 +108,7 @@ class OpenTimmAttention(OpenAttention):
         self.proj = packed.proj
 
     @property
-    def packed(self) -> tuple[Float[nn.Parameter, "3*width width"], Float[nn.Parameter, " 3*width"]]:
+    def packed(self) -> tuple[Float[nn.Parameter, "packed width"], Float[nn.Parameter, " packed"]]:
         return self.qkv.weight, self.qkv.bias
 
     @property
