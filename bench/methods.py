@@ -76,7 +76,7 @@ def print_families(found: Sequence[Family]) -> None:
         for point in points:
             print(textwrap.fill(point, 80, initial_indent="  - ", subsequent_indent="    "))
         print()
-    print("With each method's defaults; some take one tower alone: `towers: image`, or `text`.")
+    print("With each method's defaults. Some methods can be set to leave one tower alone.")
 
 
 def explain(name: str, backbone: str) -> None:

@@ -131,7 +131,8 @@ def check_context(owner: str, n_ctx: int, shape: ModelShape) -> None:
             f"{owner}: on '{shape.model}' {why}. Choose another backbone, or a method without prompts in the text.", why
         )
     if n_ctx > shape.text.tokens - 3:
-        raise UserError(f"{owner}: {n_ctx} prompts leave no room for words in a context of {shape.text.tokens}")
+        why = f"{n_ctx} prompts leave no room for words in a context of {shape.text.tokens}"
+        raise DoesNotFit(f"{owner}: {why}", why)
 
 
 def describe(settings: Settings) -> dict[str, Any]:

@@ -98,7 +98,13 @@ def build(kind: str, config: dict[str, Any]) -> nn.Module:
 def _clip(kind: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return build(kind, RESNET if kind == "ResNet" else CONFIGS[kind][0]).eval()
+        clip = build(kind, RESNET if kind == "ResNet" else CONFIGS[kind][0]).eval()
+        if kind == "SigLIP":
+            # timm starts weights so small that attention is even and half the image tower hardly matters.
+            for module in clip.visual.modules():  # type: ignore[union-attr,operator]
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        return clip
 
 
 class _Dismantled(pickle.Pickler):

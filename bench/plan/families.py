@@ -13,7 +13,6 @@ from bench.config.errors import UserError
 from bench.config.shapes import ModelShape, TowerShape
 from methods.base import DoesNotFit, Method
 
-
 BUILDS = ("peft",)  # methods that build a model of the backbone's size to check it, which takes a second
 
 
