@@ -13,8 +13,7 @@ from bench.config.errors import UserError
 from bench.config.parse import parse
 from bench.config.shapes import shape_of
 from bench.conformance.subject import CLOSE, Skip, Subject, address, cosines, distance, on_method, tensors
-from bench.conformance.tiny import CONFIGS, RESNET, backbone, batch, build
-from bench.core.model import DualEncoder
+from bench.conformance.tiny import CONFIGS, RESNET, backbone, batch
 from methods.base import Method, describe
 from methods.losses import Loss
 
@@ -96,7 +95,7 @@ def check_counts_equal_the_closed_form(subject: Subject) -> None:
         closed = subject.method.trainable_params(shape)
         if closed is None:
             raise Skip("no closed form")
-        model = DualEncoder(build(subject.kind, config))
+        model = backbone(subject.kind, number)
         subject.method.attach(model)
         widths = "/".join(str(tower.width) for tower in shape.towers)
         found = model.trainable_params()
