@@ -112,7 +112,7 @@ def test_the_embeddings_size_behind_any_timm_tower(name):
 
 def test_prompts_come_first_where_the_last_place_pools():
     ids = torch.tensor([[5, 6, 1, 1, 1], [5, 6, 7, 8, 1]])
-    assert insert_placeholders(2, "last")(ids).tolist() == [[0, 0, 5, 6, 1], [0, 0, 5, 6, 1]]
+    assert insert_placeholders(2, pool="last")(ids).tolist() == [[0, 0, 5, 6, 1], [0, 0, 5, 6, 1]]
 
 
 def test_coop_by_hand():

@@ -282,9 +282,14 @@ class DualEncoder(nn.Module):
         owner = self.clip.visual if side == "image" else self._text_owner
         return Layer(name, owner.get_submodule(known[name]))  # type: ignore[operator,union-attr]
 
+    @property
+    def token_embedding(self) -> nn.Embedding:
+        """The text tower's token embedding."""
+        return self._text_owner.token_embedding  # type: ignore[return-value]
+
     def replace_token_embedding(self, make: Callable[[nn.Embedding], nn.Embedding]) -> None:
         """Put `make(embedding)` in place of the text tower's token embedding."""
-        self._text_owner.token_embedding = make(self._text_owner.token_embedding)  # type: ignore[arg-type]
+        self._text_owner.token_embedding = make(self.token_embedding)
 
     @property
     def text_pool(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -16,6 +15,22 @@ from bench.core.model import DualEncoder
 def normal_prompts(count: int, width: int, std: float) -> Float[nn.Parameter, "{count} {width}"]:
     """Learned tokens, drawn from a normal distribution with this standard deviation."""
     return nn.Parameter(torch.randn(count, width) * std)
+
+
+# "a photo of a" in CLIP's own tokenizer, whose vocabulary has this size; open_clip's other tokenizers have others.
+WORDS, VOCABULARY = (320, 1125, 539, 320), 49408
+
+
+def word_prompts(model: DualEncoder, count: int) -> tuple[Float[nn.Parameter, "{count} width"], tuple[int, ...]] | None:
+    """Learned tokens that start at the first `count` words of "a photo of a", and the ids of its other words.
+
+    None if the tokenizer is not CLIP's, or if there are more tokens than words: MaPLe's start (arXiv 2210.03117,
+    released code), where these other words stay in front of every text.
+    """
+    table = model.token_embedding.weight
+    if len(table) != VOCABULARY or count > len(WORDS):
+        return None
+    return nn.Parameter(table[torch.tensor(WORDS[:count])].detach().clone()), WORDS[count:]
 
 
 def uniform_prompts(count: int, width: int, patch: int) -> Float[nn.Parameter, "{count} {width}"]:
@@ -103,23 +118,24 @@ class PromptedEmbedding(nn.Embedding):
 Rewrite = Callable[[Int[Tensor, "batch context"]], Int[Tensor, "batch context"]]
 
 
-def insert_placeholders(count: int, pool: str = "argmax") -> Rewrite:
-    """A function of token ids that makes room for `count` prompts: behind the start token, or in front of all.
+def insert_placeholders(count: int, words: Sequence[int] = (), pool: str = "argmax") -> Rewrite:
+    """A function of token ids that makes room for `count` prompts, and puts `words` between them and the caption.
 
-    The length stays the same. What leaves it at the end is padding; a caption without enough of it is cut, and its end
-    token (the highest id, at which CLIP pools) takes the last position. Count 2, start 90, end 99: [90, 1, 2, 99, 0, 0]
-    becomes [90, 0, 0, 1, 2, 99], and [90, 1, 2, 3, 4, 99] becomes [90, 0, 0, 1, 2, 99].
+    They come behind the start token. The length stays the same. What leaves it at the end is padding; a caption without
+    enough of it is cut, and its end token (the highest id, at which CLIP pools) takes the last position. Count 2, start
+    90, end 99: [90, 1, 2, 99, 0, 0] becomes [90, 0, 0, 1, 2, 99], and so does [90, 1, 2, 3, 4, 99].
 
     A tower whose `pool` is "last" takes its embedding at the last position and may have no start token, as SigLIP's:
     the prompts come first, and the last id stays (padding, or the end of a caption that fills the context). Count 2,
     end and padding 1: [5, 6, 1, 1, 1] becomes [0, 0, 5, 6, 1], and so does [5, 6, 7, 8, 1].
     """
-    if pool == "last":
-        return lambda ids: torch.cat([torch.zeros_like(ids[:, :count]), ids[:, : -count - 1], ids[:, -1:]], dim=1)
+    inserted = [0] * count + list(words)
 
     def rewrite(ids: Int[Tensor, "batch context"]) -> Int[Tensor, "batch context"]:
-        longer = F.pad(ids[:, 1:], (count, 0))[:, : ids.shape[1] - 1]
-        rewritten = torch.cat([ids[:, :1], longer], dim=1)
+        middle = torch.tensor(inserted, dtype=ids.dtype, device=ids.device).expand(len(ids), -1)
+        if pool == "last":
+            return torch.cat([middle, ids[:, : -len(inserted) - 1], ids[:, -1:]], dim=1)
+        rewritten = torch.cat([ids[:, :1], middle, ids[:, 1:]], dim=1)[:, : ids.shape[1]].contiguous()
         end = ids.amax(dim=1)
         lost = (rewritten != end[:, None]).all(dim=1)
         rewritten[:, -1] = torch.where(lost, end, rewritten[:, -1])
@@ -128,30 +144,37 @@ def insert_placeholders(count: int, pool: str = "argmax") -> Rewrite:
     return rewrite
 
 
-def prompt_text(model: DualEncoder, owner: str, by_block: Sequence[Float[nn.Parameter, "n width"]]) -> None:
-    """Put n learned tokens in front of the words: the first set at the input, each other at the input of one block.
+def prompt_text(
+    model: DualEncoder, owner: str, by_block: Sequence[Float[nn.Parameter, "n width"]], words: Sequence[int] = ()
+) -> None:
+    """Put n learned tokens in front of the caption: the first set at the input, each other at the input of one block.
 
     Their places are those of `insert_placeholders`. From the second block on a set replaces the tokens at the places of
-    the one before; blocks without a set pass these on. Raises UserError, in the name of `owner`, for towers that pool
-    neither at the end token nor at the last place.
+    the one before; blocks without a set pass these on. `words` are ids of fixed words between the tokens and the
+    caption. Raises UserError, in the name of `owner`, for towers that pool neither at the end token nor at the last
+    place.
     """
     pool = model.text_pool
     if pool not in ("argmax", "last"):
         raise UserError(f"{owner}: the text tower pools by '{pool}'; prompts shift the place where it does")
     start = 1 if pool == "argmax" else 0
     model.replace_token_embedding(lambda embedding: PromptedEmbedding(embedding, by_block[0], start))
-    model.token_rewrites.append(insert_placeholders(len(by_block[0]), pool))
+    model.token_rewrites.append(insert_placeholders(len(by_block[0]), words, pool))
     for block, tokens in zip(model.text_blocks.slotted()[1:], by_block[1:], strict=False):
         block.fill(enter=OverwriteTokens(tokens, start))
 
 
-def prompt_image(model: DualEncoder, by_block: Sequence[Tokens]) -> None:
+def prompt_image(model: DualEncoder, by_block: Sequence[Tokens], before_norm: bool = False) -> None:
     """Put n learned tokens behind the patches: one set for each of the first blocks, in place of the one before.
 
-    Blocks without a set pass the tokens on; the last block removes them.
+    Blocks without a set pass the tokens on; the last block removes them. The first set joins at the first block, or
+    with `before_norm` in front of the LayerNorm in front of it, if the tower has one.
     """
     blocks, count = model.image_blocks.slotted(), len(by_block[0])
-    blocks[0].fill(enter=AppendTokens(by_block[0]))
+    if before_norm and "ln_pre" in model.image_blocks.outside:
+        model.layer("image", "ln_pre").fill(before=AppendTokens(by_block[0]))
+    else:
+        blocks[0].fill(enter=AppendTokens(by_block[0]))
     for block, tokens in zip(blocks[1:], by_block[1:], strict=False):
         block.fill(enter=OverwriteTokens(tokens, start=-count))
     blocks[-1].fill(exit=DropLast(count))
