@@ -60,7 +60,7 @@ class OpenAttention(nn.Module):
         self.out_proj = packed.out_proj
 
     @property
-    def packed(self) -> tuple[Float[nn.Parameter, "packed width"], Float[nn.Parameter, " packed"]]:
+    def packed(self) -> tuple[Float[Tensor, "packed width"], Float[Tensor, " packed"]]:
         """The weight and the bias of q, k and v in one."""
         return self.in_proj_weight, self.in_proj_bias
 
@@ -108,7 +108,7 @@ class OpenTimmAttention(OpenAttention):
         self.proj = packed.proj
 
     @property
-    def packed(self) -> tuple[Float[nn.Parameter, "packed width"], Float[nn.Parameter, " packed"]]:
+    def packed(self) -> tuple[Float[Tensor, "packed width"], Float[Tensor, " packed"]]:
         return self.qkv.weight, self.qkv.bias
 
     @property

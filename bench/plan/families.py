@@ -56,9 +56,9 @@ def _families(towers: str, shapes: list[ModelShape]) -> Iterator[Family]:
     for shape in shapes:
         reasons = (of_all[name] if name in BUILDS else why_not(methods.get(name), shape) for name in methods.names())
         alike[tuple(reasons)].append(shape.model)
-    for reasons, models in alike.items():
+    for answers, models in alike.items():
         refused = defaultdict(list)
-        for name, reason in zip(methods.names(), reasons, strict=True):
+        for name, reason in zip(methods.names(), answers, strict=True):
             refused[reason].append(name)
         takes = refused.pop(None, [])
         yield Family(
