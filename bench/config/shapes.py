@@ -34,13 +34,14 @@ SIGLIP_NAME = re.compile(r"vit_(?P<size>\w+)_patch(?P<patch>\d+)_siglip_\d+")
 class Ends:
     """Numbers of weights outside of a tower's blocks: all, biases, those of LayerNorms; and `head`, behind the blocks.
 
-    The head is the last LayerNorm, the projection, and SigLIP's attention pooling.
+    The head is the last LayerNorm, the projection to the embedding, and SigLIP's attention pooling, which has none.
     """
 
     params: int
     biases: int
     norms: int
     head: int
+    projection: int
 
 
 @dataclass(frozen=True)
@@ -177,12 +178,18 @@ def _image_tower(config: Mapping[str, Any], embed_dim: int | None) -> tuple[Towe
     ends = None
     if found is None and not set(config) - PLAIN_IMAGE:
         head = 2 * w + w * embed_dim
-        ends = Ends(params=pixels + (1 + tower.tokens) * w + 2 * w + head, biases=2 * w, norms=4 * w, head=head)
+        ends = Ends(
+            params=pixels + (1 + tower.tokens) * w + 2 * w + head,
+            biases=2 * w,
+            norms=4 * w,
+            head=head,
+            projection=w * embed_dim,
+        )
     elif found is not None and not set(config) - PLAIN_SIGLIP and config.get("timm_pool") == "map":
         # The pooling is a block with a learned token as query and one LayerNorm in place of two.
         head = 2 * w + tower.block_params - w
         biases = 2 * w + 6 * w + tower.mlp_width
-        ends = Ends(params=pixels + w + tower.tokens * w + head, biases=biases, norms=4 * w, head=head)
+        ends = Ends(params=pixels + w + tower.tokens * w + head, biases=biases, norms=4 * w, head=head, projection=0)
     return replace(tower, ends=ends), patch
 
 
@@ -209,5 +216,6 @@ def _text_tower(config: Mapping[str, Any], embed_dim: int | None) -> TowerShape:
         biases=w + (bias if projection else 0),
         norms=2 * w,
         head=2 * w + projection,
+        projection=projection,
     )
     return replace(tower, ends=ends)
