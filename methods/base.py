@@ -53,6 +53,8 @@ class Method(Settings):
     grad_towers: ClassVar[tuple[str, ...]] = ("image", "text")
     # Whether an embedding stays the same when the caption's padding is cut off, as CLIP's own does. May be a property.
     trims_text: ClassVar[bool] = True
+    # Whether what it trains are weights of the backbone itself, and nothing else. May be a property.
+    trains_backbone: ClassVar[bool] = False
     # Settings under which the conformance suite tries it, by a short label; small ones, on towers of 2 and 3 blocks.
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {}}
 
@@ -69,7 +71,7 @@ class Method(Settings):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        if taken := {"preset", "recipe", "train", "loss"} & set(cls.model_fields):
+        if taken := {"preset", "recipe", "train", "loss", "evaluation"} & set(cls.model_fields):
             raise TypeError(f"{cls.__name__}: settings can't be named {', '.join(taken)}: a sweep file uses these")
 
     def check(self, shape: ModelShape) -> None:
@@ -85,6 +87,11 @@ class Method(Settings):
     def mergeable(self) -> bool:
         """Whether `merge` is implemented for these settings."""
         return False
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether weights between the backbone's and the trained ones make a model (`evaluation.interpolate`)."""
+        return self.trains_backbone or self.mergeable
 
     def merge(self, model: DualEncoder) -> None:
         """Fold what was trained into the backbone's own weights. Raises UserError for methods that can't."""

@@ -11,6 +11,7 @@ class BitFit(Method):
 
     name = "bitfit"
     paper = "Ben Zaken et al. 2022, arXiv 2106.10199"
+    trains_backbone = True
 
     def attach(self, model: DualEncoder) -> None:
         for side in ("image", "text"):

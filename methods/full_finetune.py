@@ -14,6 +14,7 @@ class FullFinetune(Method):
 
     name = "full_finetune"
     paper = "Radford et al. 2021, arXiv 2103.00020"
+    trains_backbone = True
     presets = {"paper": {}, "table": {}}
 
     def attach(self, model: DualEncoder) -> None:

@@ -26,6 +26,7 @@ class LastBlock(Method):
 
     name = "last_block"
     paper = "baseline Partial-1 of Jia et al. 2022, arXiv 2203.12119"
+    trains_backbone = True
     grad_towers = ()  # all but the last blocks are in front of what is trained
     needs_slots = ("image", "text")
     knob = "blocks"

@@ -16,6 +16,7 @@ class LiT(Method):
 
     name = "lit"
     paper = "Zhai et al. 2022, arXiv 2111.07991"
+    trains_backbone = True
     examples = {"": {}, "image": {"tower": "image"}}
     tower: Literal["text", "image"] = "text"
     """The tower that is trained."""

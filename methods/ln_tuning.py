@@ -11,6 +11,7 @@ class LNTuning(Method):
 
     name = "ln_tuning"
     paper = "Zhao et al. 2024, arXiv 2312.11420"
+    trains_backbone = True
 
     def attach(self, model: DualEncoder) -> None:
         for module in model.clip.modules():

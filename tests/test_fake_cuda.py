@@ -93,6 +93,8 @@ def trace_losses(gpu: FakeCuda, subject: Subject, bf16: bool) -> int:
     model, data = on_gpu(gpu, subject, LOSSES), gpu.batch(batch())
     seen: dict[float | None, Features] = {}  # losses with the same second view share their features
     with gpu.on():
+        assert model.teacher is not None
+        model.teacher.after_epoch(1, 2, model.trainable())
         for loss in LOSSES:
             if loss.second_view not in seen:
                 with torch.autocast("cuda", torch.bfloat16, enabled=bf16):

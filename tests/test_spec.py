@@ -155,7 +155,7 @@ def test_what_is_no_text_file_is_refused(tmp_path):
         (
             {"bottleneck: 32": "bottlneck: 32"},
             "x.yaml:9: harma: unknown key 'bottlneck'; did you mean 'bottleneck'? "
-            "(allowed: bottleneck, heads, shared, recipe, loss, dataset, backbone, train)",
+            "(allowed: bottleneck, heads, shared, recipe, loss, evaluation, dataset, backbone, train)",
         ),
         ({"- harma:": "- hamra:"}, "x.yaml:9: unknown method 'hamra'; did you mean 'harma'?"),
         ({"bottleneck: 32": "bottleneck: wide"}, "x.yaml:9: harma: bottleneck: expected integer, got 'wide'"),
@@ -527,12 +527,12 @@ def test_shipped_sweeps(file, tmp_path, monkeypatch):
     karpathy(tmp_path / "data")
     for name in ("RSITMD", "RSICD", "UCM", "CAPTIONS"):
         monkeypatch.setenv(f"{name}_ROOT", str(tmp_path / "data"))
-    own = {"demo": [], "demo-budget": [], "captions": ["dataset.file=dataset.json"]}
+    own = {"demo": [], "demo-budget": [], "demo-robustness": [], "captions": ["dataset.file=dataset.json"]}
     overrides = ["backbone.weights=random", *own.get(file.stem, ["dataset.split=karpathy"])]
     sweep = expand(file, overrides)
     assert sweep.name == file.stem
     some = {"zero_shot", "lora"} if file.stem != "rsitmd-released" else set()
-    some |= {"mrs_adapter", "harma"} if file.stem != "captions" else set()
+    some |= {"mrs_adapter", "harma"} if file.stem not in ("captions", "demo-robustness") else set()
     assert {run.method.name for run in sweep.runs} >= some
     assert all(run.trainable_params() is not None for run in sweep.runs)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench import data
 from bench.compute.build import build, deterministic, pick_device
+from bench.compute.interpolate import Line
 from bench.config.errors import UserError
 from bench.core import ranks
 from bench.core.evaluate import evaluate
@@ -41,6 +42,7 @@ class Adapted:
         """`encode_image(images, normalize=True)` and `encode_text(tokens, normalize=True)`, as open_clip has them.
 
         open_clip's own model is `model.clip`; it lacks what a method puts on the embeddings, such as a probe's heads.
+        Of an interpolated run, the weights are those at the chosen share.
         """
         return self.backbone.model
 
@@ -86,5 +88,8 @@ def load(run_dir: Path, device: str | torch.device | None = None) -> Adapted:
             f"{run_dir} was trained on other weights than backbone.weights '{spec.backbone.weights}' gives now"
         )
     backbone.model.load_adapter(run_dir / ADAPTER)
+    if result.metrics and result.metrics.interpolation:
+        line = Line(backbone.model, spec.method, build(spec, torch.device("cpu")).model)
+        line.move_to(result.metrics.interpolation.share)
     backbone.model.eval()
     return Adapted(backbone, spec, origin)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bench.compute import interpolate
 from bench.compute.build import build, deterministic, load, pick_device
 from bench.compute.progress import Progress
 from bench.config.errors import GpuLost, Stopped, UserError
@@ -151,6 +152,10 @@ def _compute(
     model = backbone.model
     if spec.train.grad_checkpointing:
         model.clip.set_grad_checkpointing(True)  # type: ignore[operator]
+    parameters = {"trainable_params": model.trainable_params(), "total_params": model.total_params()}
+    shares = spec.evaluation.interpolate
+    if shares:
+        interpolate.check(spec.method)
     inputs = Inputs(loaded.dataset, backbone, spec.train, device, prepared=loaded.prepared)
     validation = inputs.eval_set("val")
     if spec.method.trains:
@@ -172,6 +177,12 @@ def _compute(
     else:
         done = Fit(best_metrics=ranks.metrics(*evaluate(model, validation)))  # without training, no cost of training
     model.save_adapter(run_dir / folder.ADAPTER)
+    between = None
+    if shares:
+        line = interpolate.Line(model, spec.method, build(spec, torch.device("cpu")).model)
+        between, done.best_metrics = interpolate.choose(
+            line, shares, lambda: ranks.metrics(*evaluate(model, validation))
+        )
     progress("test")
     test = inputs.eval_set("test")
     i2t, t2i = evaluate(model, test)
@@ -182,10 +193,10 @@ def _compute(
             best_epoch=done.best_epoch,
             val=Scores.model_validate(done.best_metrics),
             test=Scores.model_validate(ranks.metrics(i2t, t2i)),
+            interpolation=between,
         ),
         "cost": Cost(
-            trainable_params=model.trainable_params(),
-            total_params=model.total_params(),
+            **parameters,
             train_seconds=done.seconds if spec.method.trains else None,
             images_per_second=done.pairs / done.seconds if done.seconds else None,
             peak_bytes=done.peak_bytes,

@@ -44,6 +44,10 @@ class DatasetSettings(Settings):
     """Share of the training images held out for validation where the files name none."""
     split_seed: int = 0
     """Which images are held out."""
+    shuffle_captions: float = Field(0.0, ge=0, le=1)
+    """Share of the training captions that are paired with wrong images on purpose; 0: none."""
+    shuffle_seed: int = 0
+    """Which captions these are, and with which images."""
 
     @property
     def called(self) -> str:
@@ -91,6 +95,10 @@ class CaptionSettings(Settings):
     """Share of the images held out for the test, where no file and no column says."""
     split_seed: int = 0
     """Which images are held out."""
+    shuffle_captions: float = Field(0.0, ge=0, le=1)
+    """Share of the training captions that are paired with wrong images on purpose; 0: none."""
+    shuffle_seed: int = 0
+    """Which captions these are, and with which images."""
     title: str | None = Field(None, min_length=1, max_length=60)
     """The dataset's name in reports; default: the root's folder."""
 
@@ -116,6 +124,12 @@ class _AnyDataset(Settings):
 
 
 AnyDataset = DatasetSettings | CaptionSettings
+
+
+def describe_dataset(settings: AnyDataset) -> dict[str, Any]:
+    """The settings as plain data; without those of shuffling where nothing is shuffled, so that run ids stay."""
+    none = {"shuffle_captions", "shuffle_seed"} if not settings.shuffle_captions else set()
+    return settings.model_dump(mode="json", exclude=none)
 
 
 def dataset_class(data: Any) -> type[DatasetSettings] | type[CaptionSettings]:
@@ -189,6 +203,21 @@ class TrainSettings(Settings):
     """Images or captions a batch at evaluation."""
     workers: int = Field(4, ge=0)
     """Processes that load data; no number depends on it, and no run id."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class EvaluationSettings(Settings):
+    """What is done with a trained model before its test. The epoch is always chosen on the validation split."""
+
+    interpolate: Annotated[tuple[Share, ...], Field(min_length=1)] | None = None
+    """WiSE-FT: shares of the trained weights, the rest the backbone's, of which validation chooses; null: no mixing."""
+
+    @field_validator("interpolate")
+    @classmethod
+    def _in_order(cls, shares: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return None if shares is None else tuple(sorted(set(shares)))
 
 
 class SlurmSettings(Settings):

@@ -1,34 +1,54 @@
-"""Checks of a loss: a finite scalar that reaches both towers and prefers matching pairs."""
+"""Checks of a loss: a finite scalar that reaches both towers, prefers matching pairs, and trains alike after a stop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from bench.config.errors import Stopped
 from bench.conformance.attaching import round_trip
 from bench.conformance.subject import Subject, on_loss
-from bench.core.model import Features
+from bench.core.model import DualEncoder, Features
 
 
 def _features(seed: int = 0, requires_grad: bool = False) -> Features:
     generator = torch.Generator().manual_seed(seed)
     drawn = [F.normalize(torch.randn(4, 16, generator=generator), dim=-1) for _ in range(4)]
-    return Features(*(each.requires_grad_(requires_grad) for each in drawn))
+    image, text, image_view, text_view = (each.requires_grad_(requires_grad) for each in drawn)
+    return Features(image, text, image_view, text_view)
 
 
 def _map(features: Features, change: Callable[[Tensor], Tensor]) -> Features:
     assert features.image_view is not None
     assert features.text_view is not None
-    return Features(*map(change, (features.image, features.text, features.image_view, features.text_view)))
+    image, text, image_view, text_view = map(
+        change, (features.image, features.text, features.image_view, features.text_view)
+    )
+    return Features(image, text, image_view, text_view)
 
 
-def _value(subject: Subject, features: Features, ids: Sequence[int] = (0, 1, 1, 2)) -> Tensor:
+def _value(
+    subject: Subject, features: Features, ids: Sequence[int] = (0, 1, 1, 2), model: DualEncoder | None = None
+) -> Tensor:
+    """The loss of the parts of these features that it asks for; a teacher has been through half of the epochs.
+
+    The teacher knows the pairs by heart: it embeds an image and its text alike.
+    """
+    model = model or subject.attached()
     if subject.loss.second_view is None:
         features = Features(features.image, features.text)
-    return subject.loss(features, torch.tensor(ids), subject.attached())
+    if model.teacher is not None:
+        model.teacher.after_epoch(1, 2, {})
+        features = replace(features, teacher=Features(features.image.detach(), features.image.detach()))
+    return subject.loss(features, torch.tensor(ids), model)
 
 
 @on_loss
@@ -56,13 +76,14 @@ def check_reaches_both_towers(subject: Subject) -> None:
 
 @on_loss
 def check_declares_its_parameters(subject: Subject) -> None:
-    """`params` is what `attach` adds, and all of it is trained."""
+    """`params` and `has_teacher` are what `attach` adds, and all parameters are trained."""
     model = subject.attached()
     found = sum(parameter.numel() for parameter in model.extras.values())
     assert found == subject.loss.params, f"adds {found} parameters; `params` says {subject.loss.params}"
-    features = _features() if subject.loss.second_view else Features(_features().image, _features().text)
+    has = model.teacher is not None
+    assert has == subject.loss.has_teacher, f"`has_teacher` is {subject.loss.has_teacher}, the model's teacher: {has}"
     if found:
-        subject.loss(features, torch.tensor([0, 1, 1, 2]), model).backward()
+        _value(subject, _features(), model=model).backward()
     idle = [name for name, parameter in model.extras.items() if parameter.grad is None]
     assert not idle, f"{idle} get no gradient" if idle else ""
 
@@ -96,3 +117,35 @@ def check_one_step_lowers_it(subject: Subject) -> None:
 
     after = _value(subject, _map(features, stepped))
     assert after < before, f"a small step against the gradient takes it from {before:.6g} to {after:.6g}"
+
+
+def _trained(subject: Subject, stops: Collection[int] = ()) -> dict[str, nn.Parameter]:
+    """The parameters of both towers and of the loss after three epochs of three steps, as the same files give them.
+
+    Training asks after each step and each epoch whether to stop: it does at the calls in `stops`, counted from 1 over
+    all processes, and goes on with a new model.
+    """
+    calls = itertools.count(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(len(stops) + 1):
+            model = subject.attached()
+            model.clip.requires_grad_(True)
+            with suppress(Stopped):
+                subject.train(model, Path(folder), epochs=3, should_stop=lambda: next(calls) in stops)
+    return model.trainable()
+
+
+def _assert_same(one: dict[str, nn.Parameter], other: dict[str, nn.Parameter], when: str) -> None:
+    differ = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not differ, f"{differ[0]} differs {when}" if differ else ""
+
+
+@on_loss
+def check_same_seed_same_training(subject: Subject) -> None:
+    _assert_same(_trained(subject), _trained(subject), "between two trainings with the same seed")
+
+
+@on_loss
+def check_resumes_to_the_same_numbers(subject: Subject) -> None:
+    """Stopped after the first epoch and again within the second, training ends with the bits of one without a stop."""
+    _assert_same(_trained(subject), _trained(subject, stops=(4, 6)), "after training that was stopped and resumed")

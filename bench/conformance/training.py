@@ -132,6 +132,8 @@ def check_trains_with_every_loss(subject: Subject) -> None:
         cls = losses.get(name)
         other = Subject(subject.label, subject.kind, subject.method, built(cls, next(iter(cls.examples.values()))))
         model = other.attached(perturbed=True, train=True)
+        if model.teacher is not None:
+            model.teacher.after_epoch(1, 2, model.trainable())
         own = [parameter for key, parameter in model.trainable().items() if not key.startswith("extras.")]
         if not own:
             raise Skip("trains nothing")

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bench.core.model import DualEncoder
+from bench.core.modes import in_eval_mode
 from bench.core.ranks import Ranks
 
 
@@ -44,12 +45,9 @@ def encode(model: DualEncoder, split: EvalSet) -> tuple[Float[Tensor, "images di
 
     Afterwards every module is in the mode in which it was.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    image_features = torch.cat([model.encode_image(images, normalize=True) for images in split.images()])
-    text_features = torch.cat([model.encode_text(tokens, normalize=True) for tokens in split.texts()])
-    for module, training in modes.items():
-        module.training = training
+    with in_eval_mode(model):
+        image_features = torch.cat([model.encode_image(images, normalize=True) for images in split.images()])
+        text_features = torch.cat([model.encode_text(tokens, normalize=True) for tokens in split.texts()])
     return image_features, text_features
 
 

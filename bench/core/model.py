@@ -26,6 +26,7 @@ from bench.config.errors import UserError
 from bench.config.files import write_bytes
 from bench.core import towers
 from bench.core.layers import Layer, opened
+from bench.core.teacher import Teacher
 
 # nn.MultiheadAttention takes another kernel in eval mode, which rounds otherwise and hides from the FLOP counter.
 torch.backends.mha.set_fastpath_enabled(False)
@@ -33,12 +34,16 @@ torch.backends.mha.set_fastpath_enabled(False)
 
 @dataclass(frozen=True)
 class Features:
-    """A batch's L2-normalised embeddings, and those of the second view if there was one (`DualEncoder.forward`)."""
+    """A batch's L2-normalised embeddings, and those of the second view if there was one (`DualEncoder.forward`).
+
+    `teacher` holds the teacher's embeddings of the batch, without gradients, where the model has a teacher by now.
+    """
 
     image: Float[Tensor, "batch dim"]
     text: Float[Tensor, "batch dim"]
     image_view: Float[Tensor, "batch dim"] | None = None
     text_view: Float[Tensor, "batch dim"] | None = None
+    teacher: Features | None = None
 
 
 @runtime_checkable
@@ -208,6 +213,7 @@ class DualEncoder(nn.Module):
         self.token_rewrites: list[Callable[[Int[Tensor, "batch context"]], Int[Tensor, "batch context"]]] = []
         self.penalties: list[Callable[[], Float[Tensor, ""]]] = []  # a method's own terms of the loss
         self.after_step: list[AfterStep] = []
+        self.teacher: Teacher | None = None
 
     # --- what methods use ---
 
@@ -291,6 +297,10 @@ class DualEncoder(nn.Module):
         """Put `make(embedding)` in place of the text tower's token embedding."""
         self._text_owner.token_embedding = make(self.token_embedding)
 
+    def add_teacher(self) -> None:
+        """Give training a teacher: from the second epoch on, `Features.teacher` holds its embeddings of each batch."""
+        self.teacher = Teacher()
+
     @property
     def text_pool(self) -> str:
         """Which token becomes a text's embedding: "argmax" (the highest id, CLIP's end token), "last" (place), ..."""
@@ -325,13 +335,18 @@ class DualEncoder(nn.Module):
         `second_view` is the rate of element-wise dropout on what enters the first block of each tower: after ln_pre in
         the image tower, after the position embedding in the text tower, as in HMMC (arXiv 2308.12509). Both passes run
         as one batch of twice the size. 2 images and 2 captions give four tensors of shape (2, dim), else two.
+
+        In training mode, a teacher that has been through an epoch embeds the batch as well, without a second view.
         """
+        taught = None
+        if self.training and self.teacher is not None and self.teacher.share:
+            taught = self.teacher(self, images, tokens)
         if second_view is None:
-            return Features(self.encode_image(images, True), self.encode_text(tokens, True))
+            return Features(self.encode_image(images, True), self.encode_text(tokens, True), teacher=taught)
         with self._dropout_on_second_half(second_view):
             image, image_view = self.encode_image(torch.cat([images, images]), True).chunk(2)
             text, text_view = self.encode_text(torch.cat([tokens, tokens]), True).chunk(2)
-        return Features(image, text, image_view, text_view)
+        return Features(image, text, image_view, text_view, taught)
 
     @contextmanager
     def _dropout_on_second_half(self, rate: float) -> Iterator[None]:

@@ -109,6 +109,7 @@ def save(
         "part": part and asdict(part),
         "trainable": {name: p.detach() for name, p in model.trainable().items()},
         "after_step": [each.state_dict() for each in model.after_step],
+        "teacher": model.teacher and model.teacher.state_dict(),
         "optimizer": optimizer.state_dict(),
         "fit": asdict(fit),
         "threads": torch.get_num_threads(),
@@ -146,6 +147,8 @@ def resume(files: StateFiles, model: DualEncoder, optimizer: torch.optim.Optimiz
                 parameter.copy_(state["trainable"][name])
         for each, saved in zip(model.after_step, state["after_step"], strict=True):
             each.load_state_dict(saved)
+        if model.teacher is not None:
+            model.teacher.load_state_dict(state["teacher"], model.trainable())
         optimizer.load_state_dict(state["optimizer"])
     except torch.OutOfMemoryError:
         raise

@@ -206,6 +206,8 @@ def fit(
                 "seconds": round(seconds, 3),
             }
         )
+        if model.teacher is not None:
+            model.teacher.after_epoch(epoch, settings.epochs, trainable)
         if done.best_epoch is None or scores["mean_recall"] > done.best_metrics["mean_recall"]:
             done.best_epoch, done.best_metrics = epoch, scores
             model.save_adapter(files.best_of(epoch))

@@ -16,6 +16,7 @@ from bench.data.annotations import SPLITS, Item, content, find, read
 from bench.data.images import locate
 from bench.data.own import identity_own, read_own, root_of
 from bench.data.own import resolved as resolved_own
+from bench.data.shuffle import shuffled
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -112,7 +113,8 @@ def load(settings: AnyDataset) -> Dataset:
     Empty captions are dropped from training, and images left with none; validation and test keep theirs.
     Where the files name no validation images (always in precomp), `val_fraction` of the kept training images is held
     out, and of one's own captions without test images `test_fraction` before it: those whose sha256 of
-    "split_seed:name" is smallest, so neither file order nor Python's version matters.
+    "split_seed:name" is smallest, so neither file order nor Python's version matters. Then `shuffle_captions` of the
+    training captions are paired wrongly (`bench.data.shuffle`); validation and test stay as they are.
     UserError for whatever is missing or malformed, and for a split without images.
     """
     found = _read_own(settings) if _is_own(settings) else _read_known(settings)
@@ -124,6 +126,9 @@ def load(settings: AnyDataset) -> Dataset:
     for item in (*splits["val"], *splits["test"]):
         if not item.captions:
             raise UserError(f"{what}: image {item.image!r} has no caption, in {folder}")
+    if settings.shuffle_captions:
+        splits["train"] = shuffled(splits["train"], settings.shuffle_captions, settings.shuffle_seed)
+        split += f", {100 * settings.shuffle_captions:g}% of training captions shuffled by seed {settings.shuffle_seed}"
     listed = [split, *([[item.image, item.captions] for item in splits[title]] for title in SPLITS)]
     digest = hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode())
     return Dataset(settings.called, split, root, splits["train"], splits["val"], splits["test"], digest.hexdigest())

@@ -29,7 +29,8 @@ USUAL = {
 }
 _FILES = ("captions", "metadata")  # names of caption files that are found by themselves
 METADATA = "metadata"  # names in such a file start at its folder, as in Hugging Face's imagefolder
-_OUTSIDE = {"root", "file", "title"}  # settings that change no content
+# Settings that change nothing of what the files hold; run ids cover the shuffling by its own settings.
+_OUTSIDE = {"root", "file", "title", "shuffle_captions", "shuffle_seed"}
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def flops(run: RunSpec) -> float | None:
     """Floating-point operations of a whole run; None if a tower has no slots. UserError for unreadable data.
 
     A tower through which gradients flow costs as much again as its forward pass, and twice as much if its own weights
-    are trained; a second view costs as much as the first.
+    are trained; a second view costs as much as the first; a teacher adds a forward pass from the second epoch on.
     """
     shape = model_shape(run.backbone.model)
     if shape.image.slots or shape.text.slots:
@@ -130,6 +130,8 @@ def flops(run: RunSpec) -> float | None:
             passes = {side: times + (times > 1) for side, times in passes.items()}
         views = 1 if run.loss.second_view is None else 2
         total += run.train.epochs * pairs * views * (passes["image"] * image + passes["text"] * text)
+        if run.loss.has_teacher:
+            total += (run.train.epochs - 1) * pairs * (image + text)
     return total
 
 

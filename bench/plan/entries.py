@@ -14,7 +14,7 @@ from bench.config.errors import UserError
 from bench.config.parse import parse
 from bench.config.settings import BackboneSettings, CaptionSettings, DatasetSettings, Settings, TrainSettings
 from bench.data import DATASETS
-from bench.plan import recipes
+from bench.plan import interpolation, recipes
 from bench.plan.axes import Choice, Choices, section, values
 from bench.plan.recipes import Layer, Recipe
 from methods import losses
@@ -29,7 +29,7 @@ SECTIONS: dict[str, tuple[type[Settings], ...]] = {
 }
 
 # What a sweep file may write beside a method's own settings.
-BESIDE = ("preset", "recipe", "loss", *SECTIONS)
+BESIDE = ("preset", "recipe", "loss", "evaluation", *SECTIONS)
 
 
 @contextmanager
@@ -95,13 +95,15 @@ class Entry:
     sections: Mapping[str, Choices]  # by the keys of SECTIONS: what holds for this entry alone
     losses: list[LossEntry]
     common_losses: list[LossEntry]  # the sweep's
+    evaluation: interpolation.Asked | None  # None: the sweep's
 
     @property
     def count(self) -> int:
         """How many combinations there are, without budgets and seeds."""
         losses = sum(loss.choices.count for loss in self.losses or self.common_losses) or 1
         sections = math.prod(choices.count for choices in self.sections.values())
-        return self.settings.count * len(self.presets) * len(self.recipes) * sections * losses
+        evaluations = self.evaluation.choices.count if self.evaluation else 1
+        return self.settings.count * len(self.presets) * len(self.recipes) * sections * losses * evaluations
 
     def build_losses(self, document: Document, low: Layer, high: Layer) -> list[Loss]:
         """The losses under the sweep's recipe (`low`) and the entry's own (`high`), or the method's default."""
@@ -141,6 +143,7 @@ def read_entry(document: Document, entry: dict[str, Any], at: Key, common_losses
         {key: section(cls, document, (*path, key), special.get(key) or {}) for key, cls in SECTIONS.items()},
         read_losses(document, (*path, "loss"), special.get("loss")),
         common_losses,
+        interpolation.of_entry(document, path, special.get("evaluation")),
     )
 
 

@@ -24,12 +24,13 @@ from bench.config.settings import (
     AnyDataset,
     BackboneSettings,
     CaptionSettings,
+    EvaluationSettings,
     Settings,
     TrainSettings,
     dataset_class,
 )
 from bench.config.shapes import ModelShape
-from bench.plan import budget
+from bench.plan import budget, interpolation
 from bench.plan.axes import Choice, Choices, expanded, section, values
 from bench.plan.departures import departures
 from bench.plan.entries import BESIDE, SECTIONS, Entry, Use, placed, read_entry, read_losses, uses
@@ -57,6 +58,7 @@ class _File(Settings):
     backbone: Any = Field(default_factory=dict)
     train: Any = Field(default_factory=dict)
     loss: Any = None
+    evaluation: Any = Field(default_factory=dict)
     grid: _Grid
 
 
@@ -88,9 +90,9 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     A list is an axis if the setting takes one value; a list of lists is one if the setting is a list. Of a key's values
     the last in this order wins: its default, the sweep's recipe, the sweep's sections, an entry's recipe, the entry's
     own settings, an override. Order of the runs: recipe, dataset, backbone, method as listed, its settings, loss,
-    budget, train, seed. A method that does not train gets one run: its seed is 0 and the train settings that can't
-    matter are the defaults. With `budget`, every other method gets a run at each number of trainable parameters that
-    its knob can reach; the notes say what it reached and what was left out.
+    budget, train, evaluation, seed. A method that does not train gets one run: its seed is 0 and the train settings
+    that can't matter are the defaults. With `budget`, every other method gets a run at each number of trainable
+    parameters that its knob can reach; the notes say what it reached and what was left out.
     Relative paths start at the current folder. UserError for any mistake.
     """
     document = read_document(path)
@@ -115,20 +117,27 @@ def expand_document(document: Document, overrides: Sequence[str] = (), *, file: 
     listed = method_entries(document, parts.grid.method)
     entries = [read_entry(document, entry, at, common_losses) for entry, at in listed]
     shared = {key: section(cls, document, (key,), getattr(parts, key)) for key, cls in SECTIONS.items()}
+    evaluation = interpolation.Asked(section(EvaluationSettings, document, ("evaluation",), parts.evaluation))
     _limit(
-        document, [len(common), *(choices.count for choices in shared.values())], entries, len(budgets or [0]), seeds
+        document,
+        [len(common), evaluation.choices.count, *(choices.count for choices in shared.values())],
+        entries,
+        len(budgets or [0]),
+        seeds,
     )
     runs: dict[str, RunSpec] = {}
     recipes: dict[str, tuple[str, list[str]]] = {}
     total, fitted = 0, []
     stacks = _Stacks(document, shared)
     for stack in stacks.build(common, entries):
-        for each in _method_runs(document, stack, budgets=budgets):
+        for each in _method_runs(document, stack, evaluation, budgets=budgets):
             if each.note:
                 fitted.append(f"{stack.backbone.model}: {each.note}" if len(stacks.backbones) > 1 else each.note)
             if each.method is None:
                 continue
-            spec = RunSpec(parts.name, stack.dataset, stack.backbone, each.method, each.loss, each.train, 0)
+            spec = RunSpec(
+                parts.name, stack.dataset, stack.backbone, each.method, each.loss, each.train, 0, each.evaluation
+            )
             found = [replace(spec, seed=seed) for seed in seeds] if each.method.trains else [untrained(spec)]
             total += len(found)
             departs = departures(found[0], stack.recipe) if stack.recipe else []
@@ -136,6 +145,7 @@ def expand_document(document: Document, overrides: Sequence[str] = (), *, file: 
                 runs.setdefault(run.run_id, run)
                 if stack.recipe:
                     recipes.setdefault(run.run_id, (stack.recipe.name, departs))
+    interpolation.check_used(document, evaluation, runs.values())
     _titles(document, list(stacks.datasets.values()))
     notes = [*dict.fromkeys(fitted), *_departing(runs, recipes)]
     if total > len(runs):
@@ -274,7 +284,7 @@ def _backbone(document: Document, choice: Choice) -> BackboneSettings:
 
 @dataclass(frozen=True)
 class _Planned:
-    """What one entry of the grid gives: a method with its loss and training, and a note on its budget.
+    """What one entry of the grid gives: a method with its loss, training and evaluation, and a note.
 
     The method is None where a budget is out of its reach; the note says so.
     """
@@ -282,10 +292,13 @@ class _Planned:
     method: Method | None
     loss: Loss
     train: TrainSettings
+    evaluation: EvaluationSettings
     note: str
 
 
-def _method_runs(document: Document, stack: _Stack, *, budgets: Sequence[int] | None) -> Iterator[_Planned]:
+def _method_runs(
+    document: Document, stack: _Stack, evaluation: interpolation.Asked, *, budgets: Sequence[int] | None
+) -> Iterator[_Planned]:
     """All that one entry of the grid's methods gives on one dataset and backbone."""
     entry, low, high = stack.entry, stack.low, stack.high
     cls, path, shape = entry.cls, entry.path, model_shape(stack.backbone.model)
@@ -310,7 +323,9 @@ def _method_runs(document: Document, stack: _Stack, *, budgets: Sequence[int] | 
         for fitted, common, own in itertools.product(sized, stack.train, entry.sections["train"]):
             both = _stacked("train", low, common, high, own)
             train = parse(TrainSettings, both.values, "train", document, ("train",), both.places)
-            yield _Planned(fitted.method, one_loss, train, fitted.note)
+            for evaluated, note in interpolation.evaluated(document, entry.evaluation or evaluation, plain):
+                notes = "; ".join(filter(None, (fitted.note, note)))
+                yield _Planned(fitted.method, one_loss, train, evaluated, notes)
 
 
 def _sized(

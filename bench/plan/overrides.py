@@ -11,7 +11,7 @@ from bench.config.errors import UserError
 from bench.plan.axes import values
 
 # The keys that a method's entry may have for itself.
-EVERYWHERE = ("recipe", "dataset", "backbone", "train", "loss")
+EVERYWHERE = ("recipe", "dataset", "backbone", "train", "loss", "evaluation")
 
 
 def override_key(document: Document, override: str) -> None:

@@ -14,6 +14,7 @@ from bench.config.settings import (
     BackboneSettings,
     CaptionSettings,
     DatasetSettings,
+    EvaluationSettings,
     Settings,
     TrainSettings,
 )
@@ -45,8 +46,8 @@ grid:
 slurm: {partition: gpu}
 ```
 
-Beside its own settings, a method in the grid takes `preset`, `recipe`, `loss`, `train`, `backbone` and `dataset`, which
-hold for it alone.
+Beside its own settings, a method in the grid takes `preset`, `recipe`, `loss`, `train`, `evaluation`, `backbone` and
+`dataset`, which hold for it alone.
 """
 
 RECIPES = """\
@@ -122,6 +123,7 @@ def page() -> str:
         "dataset: {name: captions}": CaptionSettings,
         "backbone": BackboneSettings,
         "train": TrainSettings,
+        "evaluation": EvaluationSettings,
         **SCHEDULERS,
     }
     for name, cls in blocks.items():

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,15 @@ from bench import data
 from bench.config import backbones, hub
 from bench.config.document import Document, Dumper, read_document
 from bench.config.parse import parse
-from bench.config.settings import AnyDataset, BackboneSettings, Settings, TrainSettings, dataset_class
+from bench.config.settings import (
+    AnyDataset,
+    BackboneSettings,
+    EvaluationSettings,
+    Settings,
+    TrainSettings,
+    dataset_class,
+    describe_dataset,
+)
 from methods import losses
 from methods.base import Method, describe
 from methods.losses import Loss
@@ -40,17 +48,20 @@ class RunSpec:
     loss: Loss
     train: TrainSettings
     seed: int
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as in run.yaml and result.json."""
+        """Plain data, as in run.yaml and result.json. What came later is there only where it is set: ids stay."""
+        evaluation = self.evaluation.model_dump(mode="json", exclude_defaults=True)
         return {
             "sweep": self.sweep,
-            "dataset": self.dataset.model_dump(mode="json"),
+            "dataset": describe_dataset(self.dataset),
             "backbone": self.backbone.model_dump(mode="json"),
             "method": describe(self.method),
             "loss": describe(self.loss),
             "train": self.train.model_dump(mode="json"),
             "seed": self.seed,
+            **({"evaluation": evaluation} if evaluation else {}),
         }
 
     @classmethod
@@ -66,7 +77,7 @@ class RunSpec:
 
         method, loss = named("method", methods), named("loss", losses)
         dataset: AnyDataset = parse(dataset_class(flat.dataset), flat.dataset, "dataset", document, ("dataset",))
-        return cls(flat.sweep, dataset, flat.backbone, method, loss, flat.train, flat.seed)
+        return cls(flat.sweep, dataset, flat.backbone, method, loss, flat.train, flat.seed, flat.evaluation)
 
     @classmethod
     def load(cls, path: Path) -> RunSpec:
@@ -123,6 +134,8 @@ class RunSpec:
         parts += _differing(self.loss)
         if self.train.lr != TrainSettings().lr:
             parts.append(f"lr{self.train.lr:g}")
+        if self.evaluation.interpolate:
+            parts.append("interpolated")
         if parts:
             yield _safe("-".join(parts))[:60].rstrip("-")
 
@@ -135,7 +148,7 @@ def untrained(spec: RunSpec) -> RunSpec:
     """The one run of a method that does not train: seed 0, default loss, evaluation settings only."""
     kept = {key: getattr(spec.train, key) for key in EVALUATION}
     loss = losses.get(spec.method.default_loss)()
-    return replace(spec, seed=0, loss=loss, train=TrainSettings(**kept))
+    return replace(spec, seed=0, loss=loss, train=TrainSettings(**kept), evaluation=EvaluationSettings())
 
 
 class _Run(Settings):
@@ -146,6 +159,7 @@ class _Run(Settings):
     loss: dict[str, Any]
     train: TrainSettings
     seed: int
+    evaluation: EvaluationSettings = EvaluationSettings()
 
 
 @cache

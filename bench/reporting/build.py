@@ -1,4 +1,4 @@
-"""Writes the report of a results folder: tables, a figure and a page. No torch."""
+"""Writes the report of a results folder: tables, figures and a page. No torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.config.errors import UserError
 from bench.config.files import write_bytes
-from bench.reporting import figures, summary, tables
+from bench.reporting import curves, figures, summary, tables
 from bench.reporting.page import page
 from bench.store.frame import collect
 from bench.store.planned import Plan
@@ -40,20 +40,22 @@ def build(results_dir: Path, out_dir: Path | None = None, plan: Plan | None = No
 
     only: leave out finished runs that are not in the plan, even if the sweep was started to keep them.
 
-    Files: table.csv, table.md, table.tex, recall_vs_params.png and .pdf, index.html, each written atomically. The same
-    results give the same bytes. UserError if there are no runs, or if the files can't be written.
+    Files: table.csv, table.md, table.tex, recall_vs_params.png and .pdf, those of each of `curves.charts`, index.html,
+    each written atomically. The same results give the same bytes. UserError if there are no runs, or if the files can't
+    be written.
     """
     runs = collect(results_dir, plan, only=only)
     rows = summary.summarise(runs)
     parts = tables.blocks(runs, rows)
-    figure = figures.recall_vs_params(parts)
+    charts = curves.charts(runs, rows)
+    drawn = {"recall_vs_params": figures.recall_vs_params(parts)}
+    drawn |= {chart.name: curves.draw(chart) for chart in charts}
     files = {
         "table.csv": tables.csv(rows).encode(),
         "table.md": tables.markdown(runs, parts).encode(),
         "table.tex": tables.tex(runs, parts).encode(),
-        "recall_vs_params.png": figures.save(figure, "png"),
-        "recall_vs_params.pdf": figures.save(figure, "pdf"),
-        "index.html": page(runs, parts).encode(),
+        **{f"{name}.{kind}": figures.save(figure, kind) for name, figure in drawn.items() for kind in ("png", "pdf")},
+        "index.html": page(runs, parts, charts).encode(),
     }
     out_dir = Path("reports", results_dir.resolve().name) if out_dir is None else out_dir
     try:

@@ -38,15 +38,17 @@ _RC: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class _Ink:
+class Ink:
+    """The colours of a figure that are not the data's."""
+
     text: str
     faint: str
     grid: str
     paper: str
 
 
-_LIGHT = _Ink("#1a1a1a", "#6b6b6b", "#e8e8e8", "#ffffff")
-_DARK = _Ink("#e6e6e6", "#9a9a9a", "#33373d", "#16191d")
+_LIGHT = Ink("#1a1a1a", "#6b6b6b", "#e8e8e8", "#ffffff")
+_DARK = Ink("#e6e6e6", "#9a9a9a", "#33373d", "#16191d")
 
 
 def recall_vs_params(parts: Sequence[Block], dark: bool = False) -> Figure:
@@ -56,7 +58,7 @@ def recall_vs_params(parts: Sequence[Block], dark: bool = False) -> Figure:
     itself are stars; a line joins what differs in numbers alone: one method at several sizes. Groups without a
     finished run are left out.
     """
-    ink = _DARK if dark else _LIGHT
+    ink, rc = style(dark)
     shown = [part.rows[part.rows["mean_recall"].notna() & part.rows["trainable_params"].notna()] for part in parts]
     shown = shown or [pd.DataFrame()]
     columns = min(2, len(shown))
@@ -65,8 +67,7 @@ def recall_vs_params(parts: Sequence[Block], dark: bool = False) -> Figure:
     if columns == 2:
         width, height = (PAGE, 4.2) if crowded else (COLUMN, 2.7)
     down = math.ceil(len(shown) / columns)
-    style: dict[Any, Any] = {**seaborn.axes_style("ticks"), **_RC, **_inks(ink)}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(rc):
         figure = Figure(figsize=(width * columns, height * down), layout="constrained")
         FigureCanvasAgg(figure)
         panels = list(figure.subplots(down, columns, squeeze=False).flat)
@@ -94,13 +95,19 @@ def save(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _inks(ink: _Ink) -> dict[Any, Any]:
+def style(dark: bool) -> tuple[Ink, dict[Any, Any]]:
+    """The colours and matplotlib's settings of every figure, on light or dark paper."""
+    ink = _DARK if dark else _LIGHT
+    return ink, {**seaborn.axes_style("ticks"), **_RC, **_inks(ink)}
+
+
+def _inks(ink: Ink) -> dict[Any, Any]:
     text = dict.fromkeys(["text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor"], ink.text)
     paper = dict.fromkeys(["figure.facecolor", "axes.facecolor", "savefig.facecolor"], ink.paper)
     return {**text, **paper, "axes.edgecolor": ink.faint, "grid.color": ink.grid}
 
 
-def _draw(axes: Axes, rows: pd.DataFrame, ink: _Ink) -> list[Label]:
+def _draw(axes: Axes, rows: pd.DataFrame, ink: Ink) -> list[Label]:
     axes.set_xlabel("trainable parameters")
     axes.set_ylabel("test mean recall (%)")
     axes.set_axisbelow(True)
@@ -148,7 +155,7 @@ def _text(axes: Axes, text: str, x: float, y: float, colour: str) -> Annotation:
     return axes.annotate("\n".join(lines), (x, y), (0, 0), textcoords="offset points", **style)
 
 
-def _mix(colour: str, ink: _Ink) -> str:
+def _mix(colour: str, ink: Ink) -> str:
     """The colour drawn towards the text's, so that small letters can be read."""
     pair = np.array([matplotlib.colors.to_rgb(colour), matplotlib.colors.to_rgb(ink.text)])
     return matplotlib.colors.to_hex(np.array([0.6, 0.4]) @ pair)

@@ -12,16 +12,18 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
 
 from bench.config.document import Dumper
-from bench.reporting import figures, published, summary, tables
+from bench.reporting import curves, figures, published, summary, tables
 from bench.store.frame import Runs
 
 _HERE = Path(__file__).parent
+_MODES = {"light": False, "dark": True}
 
 
-def page(runs: Runs, parts: Sequence[tables.Block]) -> str:
-    """index.html: what was measured, the figure (light and dark), the tables, what is missing, where it came from."""
+def page(runs: Runs, parts: Sequence[tables.Block], charts: Sequence[curves.Chart] = ()) -> str:
+    """index.html: what was measured, the figures (light and dark), the tables, what is missing, where it came from."""
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -30,7 +32,8 @@ def page(runs: Runs, parts: Sequence[tables.Block]) -> str:
         parts=parts,
         header=list(tables.HEADER),
         params=tables.params,
-        figures={mode: _svg(parts, mode == "dark") for mode in ("light", "dark")},
+        figures={mode: _svg(figures.recall_vs_params(parts, dark)) for mode, dark in _MODES.items()},
+        charts=[(chart, {mode: _svg(curves.draw(chart, dark)) for mode, dark in _MODES.items()}) for chart in charts],
         outside=int((~runs.finished["planned"]).sum()),
         short=summary.SHORT,
         meanings=summary.MEANINGS,
@@ -43,9 +46,8 @@ def page(runs: Runs, parts: Sequence[tables.Block]) -> str:
     )
 
 
-def _svg(parts: Sequence[tables.Block], dark: bool) -> str:
-    drawn = figures.save(figures.recall_vs_params(parts, dark=dark), "svg")
-    return f"data:image/svg+xml;base64,{base64.b64encode(drawn).decode()}"
+def _svg(figure: Figure) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(figures.save(figure, 'svg')).decode()}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from bench.store.naming import distinguish
 TABLE_COLUMNS = (
     *("dataset", "backbone", "method", "config", "recipe", "recipe_departs", "trainable_params", "seeds"),
     *(name for recall in RECALLS for name in (recall, f"{recall}_std")),
-    *("val_mean_recall", "chosen", "train_seconds", "peak_bytes", "outside_grid"),
+    *("val_mean_recall", "chosen", "interpolated", "train_seconds", "peak_bytes", "outside_grid"),
     *training.COLUMNS,
 )
 SHORT, OUTSIDE, CHOSEN, DEPARTS = "†", "‡", "◆", "§"  # marks of a row
@@ -28,7 +28,8 @@ def summarise(runs: Runs) -> pd.DataFrame:
 
     `seeds` counts the finished runs, `outside_grid` those of them that are not in the plan's grid. Recalls (of
     validation in val_mean_recall) and train_seconds are their means, `_std` the sample standard deviation (n - 1;
-    missing for one seed), peak_bytes their maximum. `chosen`: as in `_chosen`.
+    missing for one seed), peak_bytes their maximum. `chosen`: as in `_chosen`. `interpolated`: the shares of trained
+    weights that the seeds chose, as text; they are in the config, too.
     `recipe`: the named one that the row was planned with, `recipe_departs` the keys in which it departs from it.
     Besides: `group`, `known` (seeds, finished or not), `whole` (the method trains the backbone itself), `curve` (the
     method and its settings that are not numbers, such as LoRA's targets: rows of one curve differ in numbers alone),
@@ -58,7 +59,11 @@ def summarise(runs: Runs) -> pd.DataFrame:
     # One configuration has one count; were there two, no number would be right.
     rows["trainable_params"] = done["trainable_params"].first().where(done["trainable_params"].nunique() == 1)
     _add_recipes(rows)
+    rows["interpolated"] = _shares(runs).reindex(rows.index, fill_value="")
     rows["config"] = _configs(rows)
+    mixed = rows["interpolated"] != ""
+    rows.loc[mixed, "config"] += ", interpolated=" + rows.loc[mixed, "interpolated"]
+    rows["config"] = rows["config"].str.removeprefix(", ")
     rows["whole"] = (
         (rows["trainable_params"] > 0.99 * done["total_params"].max().reindex(rows.index)).fillna(False).astype(bool)
     )
@@ -71,6 +76,15 @@ def summarise(runs: Runs) -> pd.DataFrame:
     whole = dict.fromkeys(("seeds", "known", "outside_grid"), int)
     rows = rows.reset_index().astype({"trainable_params": "Int64", "peak_bytes": "Int64", **whole})
     return rows[[*TABLE_COLUMNS, "group", "known", "whole", "curve", "point", "settings", "departs", "trains"]]
+
+
+def _shares(runs: Runs) -> pd.Series:
+    """The shares that the runs of each interpolated group chose, each once, as text."""
+    mixed = runs.finished[runs.finished["interpolation"].notna()]
+    chosen = {group: {each["share"] for each in found} for group, found in mixed.groupby("group")["interpolation"]}
+    return pd.Series(
+        {group: " or ".join(f"{share:g}" for share in sorted(each)) for group, each in chosen.items()}, dtype=str
+    )
 
 
 def _chosen(rows: pd.DataFrame) -> pd.Series:

@@ -39,6 +39,7 @@ COLUMNS = {
     "mean_recall_optimistic": "float64",
     "mean_recall_pessimistic": "float64",
     "val_mean_recall": "float64",
+    "interpolation": "object",  # dict as in result.json, None without
     "i2t_ties": "Int64",  # queries whose rank is tied
     "t2i_ties": "Int64",
     "images": "Int64",  # of the test set
@@ -172,13 +173,14 @@ def _outcome(result: Record, spec: dict[str, Any] | None) -> dict[str, Any]:
     if differing := _differing(result.spec, spec or result.spec):
         note = f"{RESULT}: made with other settings than the plan's: {differing}; delete the folder to run it again"
         return {"status": "unreadable", "note": note}
-    val, cost = result.metrics.val, result.cost or record.Cost()
+    val, cost, between = result.metrics.val, result.cost or record.Cost(), result.metrics.interpolation
     found = result.metrics.test.model_dump() | cost.model_dump()
     return {
         "status": "finished",
         "note": "",
         **{key: value for key, value in found.items() if key in COLUMNS},
         "val_mean_recall": math.nan if val is None else val.mean_recall,
+        "interpolation": between and between.model_dump(),
         "provenance": provenance,
     }
 

@@ -43,12 +43,26 @@ class Scores(_Part):
     captions: Count | None = None
 
 
+class Interpolation(_Part):
+    """Weights between the backbone's and the trained ones: the share of the trained ones that was chosen, and the mean
+    recall on the validation split at every share that was tried, in ascending order.
+    """
+
+    share: Annotated[float, Field(ge=0, le=1)]
+    shares: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+    val_mean_recall: tuple[Percent, ...]
+
+
 class Metrics(_Part):
-    """The scores of the chosen epoch; `best_epoch` is null for methods that do not train."""
+    """The scores of the chosen epoch; `best_epoch` is null for methods that do not train.
+
+    With `interpolation` they are those at the chosen share, of validation and test.
+    """
 
     best_epoch: int | None = None
     val: Scores | None = None
     test: Scores
+    interpolation: Interpolation | None = None
 
 
 class Cost(_Part):

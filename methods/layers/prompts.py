@@ -129,13 +129,13 @@ def insert_placeholders(count: int, words: Sequence[int] = (), pool: str = "argm
     the prompts come first, and the last id stays (padding, or the end of a caption that fills the context). Count 2,
     end and padding 1: [5, 6, 1, 1, 1] becomes [0, 0, 5, 6, 1], and so does [5, 6, 7, 8, 1].
     """
-    inserted = [0] * count + list(words)
 
     def rewrite(ids: Int[Tensor, "batch context"]) -> Int[Tensor, "batch context"]:
-        middle = torch.tensor(inserted, dtype=ids.dtype, device=ids.device).expand(len(ids), -1)
+        # Filled on the device: a tensor made of a list would be copied there, with a wait, in every step.
+        middle = [ids.new_full((len(ids), 1), word) for word in (*[0] * count, *words)]
         if pool == "last":
-            return torch.cat([middle, ids[:, : -len(inserted) - 1], ids[:, -1:]], dim=1)
-        rewritten = torch.cat([ids[:, :1], middle, ids[:, 1:]], dim=1)[:, : ids.shape[1]].contiguous()
+            return torch.cat([*middle, ids[:, : -len(middle) - 1], ids[:, -1:]], dim=1)
+        rewritten = torch.cat([ids[:, :1], *middle, ids[:, 1:]], dim=1)[:, : ids.shape[1]].contiguous()
         end = ids.amax(dim=1)
         lost = (rewritten != end[:, None]).all(dim=1)
         rewritten[:, -1] = torch.where(lost, end, rewritten[:, -1])

@@ -17,6 +17,8 @@ LOSSES: Registry[Loss] = Registry(
         "triplet": "methods.losses.triplet:Triplet",
         "hmmc": "methods.losses.hmmc:HMMC",
         "harma": "methods.losses.harma:HarMALoss",
+        "distil": "methods.losses.distil:Distil",
+        "self_paced": "methods.losses.self_paced:SelfPaced",
     },
 )
 

@@ -20,6 +20,7 @@ class Loss(Settings):
     name: ClassVar[str]
     paper: ClassVar[str]
     params: ClassVar[int] = 0  # how many parameters of its own it trains
+    has_teacher: ClassVar[bool] = False  # whether `attach` calls `model.add_teacher()`
     # Settings under which the conformance suite tries it, by a short label.
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {}}
 
@@ -34,7 +35,7 @@ class Loss(Settings):
             check_slots(f"loss {self.name}", shape, ("image", "text"))
 
     def attach(self, model: DualEncoder) -> None:
-        """Add the loss's own trainable parameters, if it has any, to `model.extras`."""
+        """Add the loss's own trainable parameters, if it has any, to `model.extras`, and the teacher if it has one."""
 
     def __call__(self, features: Features, image_ids: Int[Tensor, " batch"], model: DualEncoder) -> Float[Tensor, ""]:
         """The loss of a batch; pairs with the same `image_ids` are captions of one image."""
