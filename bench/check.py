@@ -126,7 +126,7 @@ def _print(console: object, targets: Sequence[Target], outcomes: Sequence[Outcom
     table.add_column("check", no_wrap=True)
     if len(targets) <= 3:
         columns = list(dict.fromkeys(outcome.subject for outcome in outcomes))
-        table.title, table.title_justify = "Each on both classes of open_clip", "left"
+        table.title, table.title_justify = "Each on all classes of backbones", "left"
     else:
         columns = list(STATES)
     for column in columns:

@@ -1,5 +1,7 @@
 """The methods there are: name, settings with defaults, what they train on a backbone, and where they come from.
 
+With --backbones: which methods each family of open_clip's models takes, and why not the others.
+
 Counts come from closed forms and the backbone from open_clip's config: nothing is downloaded or built. They include
 the default loss's own parameters. `table` is the preset that reproduces the published tables' Params column.
 """
@@ -7,6 +9,7 @@ the default loss's own parameters. `table` is the preset that reproduces the pub
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import json
 import sys
@@ -18,6 +21,7 @@ import methods
 from bench.config.terminal import command, given_path
 from bench.plan import recipes
 from bench.plan.catalogue import listing
+from bench.plan.families import Family, families
 from bench.plan.reference import page, plain, settings_of
 from methods import losses
 from methods.base import Method
@@ -54,6 +58,25 @@ def print_table(rows: Sequence[dict[str, Any]], backbone: str) -> None:
         f"Any method can be trained with any loss: {', '.join(losses.names())}.",
     ]
     console.print("\n".join(notes), highlight=False, markup=False)
+
+
+def print_families(found: Sequence[Family]) -> None:
+    """Each family of backbones with its models, the methods that it takes, and why not the others; in 80 columns."""
+    every = len(methods.names())
+    for family in found:
+        takes = "all" if len(family.takes) == every else f"{len(family.takes)} of {every}"
+        points = [f"takes {takes} methods{': ' if family.takes else ''}{', '.join(family.takes)}"]
+        points += [f"not {', '.join(names)}: {reason}" for reason, names in family.refused.items()]
+        print(textwrap.fill(family.towers, 80))
+        print(
+            textwrap.fill(
+                ", ".join(family.models), 80, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+            )
+        )
+        for point in points:
+            print(textwrap.fill(point, 80, initial_indent="  - ", subsequent_indent="    "))
+        print()
+    print("With each method's defaults. Some methods can be set to leave one tower alone.")
 
 
 def explain(name: str, backbone: str) -> None:
@@ -119,6 +142,7 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
     parser.add_argument("name", nargs="?", metavar="NAME", help="explain this method or loss")
     parser.add_argument("--recipes", action="store_true", help="list the recipes with their sources and settings")
     parser.add_argument("--reference", action="store_true", help="print docs/settings.md: every key of a sweep file")
+    parser.add_argument("--backbones", action="store_true", help="which methods open_clip's models take, and why not")
     parser.add_argument("--backbone", default="ViT-B-32", help="an open_clip model name (default: %(default)s)")
     parser.add_argument(
         "--plugin", type=given_path, action="append", default=[], metavar="FILE", help="more methods, losses"
@@ -141,6 +165,13 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.name:
         explain(arguments.name, arguments.backbone)
+        return 0
+    if arguments.backbones:
+        found = families()
+        if arguments.json:
+            print(json.dumps([dataclasses.asdict(family) for family in found], indent=2))
+        else:
+            print_families(found)
         return 0
     rows = listing(arguments.backbone)
     if arguments.json:

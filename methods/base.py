@@ -13,10 +13,18 @@ from bench.config.settings import Settings
 from bench.config.shapes import ModelShape, TowerShape
 from methods.lazy import DualEncoder
 
-__all__ = ["Method", "ModelShape", "Target", "TowerShape"]
+__all__ = ["DoesNotFit", "Method", "ModelShape", "Target", "TowerShape"]
 
 # The linear layers of a block, for methods that adapt layers by name.
 Target = Literal["attn.q", "attn.k", "attn.v", "attn.out", "mlp.c_fc", "mlp.c_proj"]
+
+
+class DoesNotFit(UserError):
+    """A method that a backbone can't take; `why` says why in a few words, without the names of both."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 class Method(Settings):
@@ -95,10 +103,11 @@ def check_slots(owner: str, shape: ModelShape, sides: Iterable[str]) -> None:
     for side in sides:
         tower: TowerShape = getattr(shape, side)
         if tower.slots is not None:
-            raise UserError(
-                f"{owner} needs open_clip's own transformer blocks, but the {side} tower of '{shape.model}' is "
-                f"{tower.kind}: {tower.slots}. Choose another backbone, or what works on embeddings alone, such as "
-                "linear_probe with info_nce."
+            raise DoesNotFit(
+                f"{owner} needs transformer blocks as CLIP and SigLIP have them, but the {side} tower of "
+                f"'{shape.model}' is {tower.kind}: {tower.slots}. Choose another backbone, or what works on embeddings "
+                "alone, such as linear_probe with info_nce.",
+                why=f"the {side} tower takes no adapters or prompts: {tower.slots}",
             )
 
 
@@ -120,9 +129,18 @@ def sides_by_depth(image_layers: int, text_layers: int) -> list[tuple[str, ...]]
 
 
 def check_context(owner: str, n_ctx: int, shape: ModelShape) -> None:
-    """Raise UserError if so many prompts leave no room for words in the text tower's context."""
+    """Raise UserError if the text tower's embedding is at no place that prompts can keep, or no room is left for words.
+
+    See `methods.layers.prompts.insert_placeholders`, which knows the places.
+    """
+    if shape.text.pool not in ("argmax", "last"):
+        why = f"the text tower pools by '{shape.text.pool}'; prompts need the end token or the last place"
+        raise DoesNotFit(
+            f"{owner}: on '{shape.model}' {why}. Choose another backbone, or a method without prompts in the text.", why
+        )
     if n_ctx > shape.text.tokens - 3:
-        raise UserError(f"{owner}: {n_ctx} prompts leave no room for words in a context of {shape.text.tokens}")
+        why = f"{n_ctx} prompts leave no room for words in a context of {shape.text.tokens}"
+        raise DoesNotFit(f"{owner}: {why}", why)
 
 
 def describe(settings: Settings) -> dict[str, Any]:

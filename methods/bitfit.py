@@ -20,7 +20,7 @@ class BitFit(Method):
                     parameter.requires_grad_(True)
 
     def trainable_params(self, shape: ModelShape) -> int | None:
-        if shape.total_params is None:
+        if shape.image.ends is None or shape.text.ends is None:
             return None
         blocks = sum(tower.layers * (7 * tower.width + tower.mlp_width) for tower in shape.towers)
-        return blocks + 2 * shape.image.width + shape.text.width
+        return blocks + shape.image.ends.biases + shape.text.ends.biases

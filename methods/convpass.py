@@ -14,7 +14,8 @@ Place = Literal["beside_attn", "beside_mlp"]
 
 class Convpass(Method):
     """`x <- x + Attn(LN x) + s C(LN x)`, `x <- x + MLP(LN x) + s C(LN x)`, with C a bottleneck around a 3x3 convolution
-    over the grid of patches: see `methods.layers.bottlenecks.ConvBottleneck`. The text tower does not change.
+    over the grid of patches: see `methods.layers.bottlenecks.ConvBottleneck`. The text tower does not change. In a
+    tower without a class token, such as SigLIP's, the patches are all there is.
 
     As released: bottleneck 8, a module of its own at every place, and stochastic depth on the frozen branches and on
     the bypasses, drawn for each by itself; its rate rises from 0 in the first block to 0.1 in the last. The authors
@@ -47,7 +48,9 @@ class Convpass(Method):
         blocks = model.image_blocks
 
         def new() -> bottlenecks.ConvBottleneck:
-            return bottlenecks.ConvBottleneck(blocks.width, self.bottleneck, self.scale, self.dropout)
+            return bottlenecks.ConvBottleneck(
+                blocks.width, self.bottleneck, self.scale, self.dropout, class_token=blocks.class_token
+            )
 
         one = new() if self.shared else None
         last = max(1, len(blocks.list) - 1)

@@ -11,7 +11,7 @@ from methods.lazy import DualEncoder, prompts
 
 
 class CoOp(Method):
-    """Puts `n_ctx` learned vectors between the start token and the caption.
+    """Puts `n_ctx` learned vectors between the start token and the caption, in SigLIP's tower in front of the caption.
 
     As released: 16 vectors, from a normal distribution of deviation 0.02, at the input only: 8,192 parameters on
     ViT-B-32. There a class name follows them, and here a caption. `preset: table` is the deep variant that gives the

@@ -7,7 +7,10 @@ from methods.lazy import DualEncoder
 
 
 class FullFinetune(Method):
-    """Trains all of the backbone, `logit_scale` included: 151,277,313 parameters on ViT-B-32."""
+    """Trains all of the backbone, `logit_scale` included: 151,277,313 parameters on ViT-B-32.
+
+    SigLIP's `logit_bias` stays: a softmax does not see it, and the loss `siglip` trains a copy of it.
+    """
 
     name = "full_finetune"
     paper = "Radford et al. 2021, arXiv 2103.00020"
@@ -15,7 +18,10 @@ class FullFinetune(Method):
     presets = {"paper": {}, "table": {}}
 
     def attach(self, model: DualEncoder) -> None:
-        model.clip.requires_grad_(True)
+        for side in ("image", "text"):
+            for parameter in model.tower_parameters(side).values():
+                parameter.requires_grad_(True)
+        model.clip.logit_scale.requires_grad_(True)  # type: ignore[union-attr,operator]
 
     def trainable_params(self, shape: ModelShape) -> int | None:
-        return shape.total_params
+        return None if shape.total_params is None else shape.total_params - shape.logit_bias

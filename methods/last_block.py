@@ -8,13 +8,20 @@ from bench.config.errors import UserError
 from methods.base import Method, ModelShape
 from methods.lazy import DualEncoder
 
-HEADS = ("visual.ln_post.", "visual.proj", "ln_final.", "text_projection")
+HEADS = (
+    "visual.ln_post.",
+    "visual.proj",
+    "ln_final.",
+    "text_projection",
+    "visual.trunk.norm.",
+    "visual.trunk.attn_pool.",
+)
 
 
 class LastBlock(Method):
     """Trains the last `blocks` blocks of both towers, and with `heads` the final LayerNorms and the projections.
 
-    10,898,176 parameters on ViT-B-32.
+    SigLIP's image tower has its attention pooling in place of a projection. 10,898,176 parameters on ViT-B-32.
     """
 
     name = "last_block"
@@ -45,7 +52,7 @@ class LastBlock(Method):
                     parameter.requires_grad_(True)
 
     def trainable_params(self, shape: ModelShape) -> int | None:
-        if shape.total_params is None:
+        if shape.image.ends is None or shape.text.ends is None:
             return None
-        head = (2 + shape.embed_dim) * sum(tower.width for tower in shape.towers) if self.heads else 0
+        head = shape.image.ends.head + shape.text.ends.head if self.heads else 0
         return head + self.blocks * sum(tower.block_params for tower in shape.towers)

@@ -19,8 +19,7 @@ class LNTuning(Method):
                 module.requires_grad_(True)
 
     def trainable_params(self, shape: ModelShape) -> int | None:
-        if shape.total_params is None:
+        if shape.image.ends is None or shape.text.ends is None:
             return None
-        return (
-            sum(4 * tower.layers * tower.width for tower in shape.towers) + 4 * shape.image.width + 2 * shape.text.width
-        )
+        blocks = sum(4 * tower.layers * tower.width for tower in shape.towers)
+        return blocks + shape.image.ends.norms + shape.text.ends.norms

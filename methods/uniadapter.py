@@ -63,4 +63,6 @@ class UniAdapter(Method):
         adapters = sum(map(module, sides_by_depth(shape.image.layers, shape.text.layers)))
         if not self.projections:
             return adapters
-        return None if shape.total_params is None else adapters + shape.embed_dim * sum(t.width for t in shape.towers)
+        if shape.image.ends is None or shape.text.ends is None:
+            return None
+        return adapters + shape.image.ends.projection + shape.text.ends.projection

@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "api": {"compute", "config", "demo"},
 }
 TORCH_FREE = ("config", "plan", "store", "evidence", "reporting", "launch", "commands", "api")
-HEAVY = {"torch", "open_clip", "peft", "submitit"}
+HEAVY = {"torch", "open_clip", "timm", "peft", "submitit"}
 
 
 def files(root: Path = ROOT) -> dict[str, Path]:

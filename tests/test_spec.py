@@ -180,7 +180,10 @@ def test_what_is_no_text_file_is_refused(tmp_path):
         ),
         ({"weights:": "wights:"}, "x.yaml:3: backbone: 'weights' is missing"),
         ({"tiny-clip": "tiny-clop"}, "x.yaml:3: backbone.model: open_clip has no model 'tiny-clop'"),
-        ({"tiny-clip": "RN50"}, "x.yaml:8: lora needs open_clip's own transformer blocks, but the image tower"),
+        (
+            {"tiny-clip": "RN50"},
+            "x.yaml:8: lora needs transformer blocks as CLIP and SigLIP have them, but the image tower",
+        ),
         ({"weights: random": "weights: gone/x.pt"}, "x.yaml:3: backbone.weights: no file /"),
         ({"name: demo": "name: rsitmd, root: gone"}, "x.yaml:2: dataset.root of rsitmd: no folder /"),
         ({"name: demo": "name: rsitmd"}, "x.yaml:2: dataset.root is not set"),

@@ -61,6 +61,11 @@ def _open_clip_configs() -> dict[str, Path]:
 
 
 @cache
+def model_names() -> list[str]:
+    """The names of open_clip's own models."""
+    return list(_open_clip_configs())
+
+
 def model_config(model: str) -> dict[str, Any]:
     """open_clip's model config of that name; UserError with the nearest name if there is none.
 
@@ -79,8 +84,10 @@ def model_config(model: str) -> dict[str, Any]:
 
 @cache
 def model_shape(model: str) -> ModelShape:
-    """Sizes of a model from its config alone, without building it; UserError if there is no such model."""
+    """Sizes of a model from its config alone, without building it; UserError for an unknown one, and for CoCa."""
     config = model_config(model)
+    if "multimodal_cfg" in config:
+        raise UserError(f"backbone.model: '{model}' is a CoCa model, which is not supported")
     try:
         return shape_of(model, config)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:  # a config that others wrote

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import open_clip
 import torch
 import yaml
 from pydantic import ValidationError
@@ -14,8 +13,7 @@ from bench.config.errors import UserError
 from bench.config.parse import parse
 from bench.config.shapes import shape_of
 from bench.conformance.subject import CLOSE, Skip, Subject, address, cosines, distance, on_method, tensors
-from bench.conformance.tiny import RESNET, SHAPES, backbone, batch
-from bench.core.model import DualEncoder
+from bench.conformance.tiny import CONFIGS, RESNET, backbone, batch
 from methods.base import Method, describe
 from methods.losses import Loss
 
@@ -92,12 +90,12 @@ def check_starts_at_the_backbone(subject: Subject) -> None:
 @on_method
 def check_counts_equal_the_closed_form(subject: Subject) -> None:
     assert subject.method is not None
-    for number, config in enumerate(SHAPES):
+    for number, config in enumerate(CONFIGS[subject.kind]):
         shape = shape_of(f"shape {number}", config)
         closed = subject.method.trainable_params(shape)
         if closed is None:
             raise Skip("no closed form")
-        model = DualEncoder(getattr(open_clip, subject.kind)(**copy.deepcopy(config)))
+        model = backbone(subject.kind, number)
         subject.method.attach(model)
         widths = "/".join(str(tower.width) for tower in shape.towers)
         found = model.trainable_params()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bench.config.errors import UserError
 from bench.config.settings import Settings, TrainSettings
 from bench.config.shapes import ModelShape, shape_of
-from bench.conformance.tiny import TINY, backbone, batch, eval_set
+from bench.conformance.tiny import CONFIGS, backbone, batch, eval_set
 from bench.core.model import DualEncoder
 from bench.core.state import StateFiles
 from bench.core.train import Batch, TrainBatches, fit
@@ -42,7 +42,7 @@ class Subject:
     @cached_property
     def shape(self) -> ModelShape:
         """The sizes of the tiny backbone."""
-        return shape_of("tiny", TINY)
+        return shape_of("tiny", CONFIGS[self.kind][0])
 
     def attached(self, seed: int = 0, perturbed: bool = False, train: bool = False) -> DualEncoder:
         """A tiny backbone with the method and its loss attached, in eval mode unless `train`.

@@ -10,8 +10,11 @@ from typing import Any
 
 import open_clip
 import torch
+from timm.models import register_model
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from bench.config.shapes import SIGLIP_SIZES, ViTSize
 from bench.core.evaluate import EvalSet
 from bench.core.model import DualEncoder
 from bench.core.train import Batch
@@ -23,8 +26,7 @@ TINY: dict[str, Any] = {
     "text_cfg": {"context_length": CONTEXT, "vocab_size": VOCABULARY, "width": 80, "heads": 4, "layers": 2},
 }
 # Other widths, depths and proportions, for closed forms.
-SHAPES: tuple[dict[str, Any], ...] = (
-    TINY,
+OTHERS: tuple[dict[str, Any], ...] = (
     {
         "embed_dim": 32,
         "vision_cfg": {"image_size": 32, "layers": 2, "width": 128, "head_width": 32, "patch_size": 16, "mlp_ratio": 3},
@@ -37,15 +39,68 @@ SHAPES: tuple[dict[str, Any], ...] = (
     },
 )
 RESNET: dict[str, Any] = TINY | {"vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}}
-CLASSES = ("CLIP", "CustomTextCLIP")
+
+
+def _siglip(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a SigLIP of the same sizes; its image tower, whose name has its sizes, is made known to timm."""
+    vision = config["vision_cfg"]
+    width, layers, ratio = vision["width"], vision["layers"], float(vision.get("mlp_ratio", 4))
+    size = f"tiny{width}x{layers}"
+    name = f"vit_{size}_patch{vision['patch_size']}_siglip_{vision['image_size']}"
+    SIGLIP_SIZES[size] = ViTSize(width, layers, ratio)
+
+    def make(num_classes: int, global_pool: str, **given: Any) -> VisionTransformer:
+        """As timm's own functions that are named like models; `given` is about weights to download."""
+        return VisionTransformer(
+            vision["image_size"],
+            vision["patch_size"],
+            num_classes=num_classes,
+            global_pool=global_pool,  # type: ignore[arg-type]
+            embed_dim=width,
+            depth=layers,
+            num_heads=width // vision["head_width"],
+            mlp_ratio=ratio,
+            class_token=False,
+        )
+
+    make.__name__ = name
+    make.__module__ = "timm.models.vision_transformer"
+    register_model(make)
+    image = {"image_size": vision["image_size"], "timm_model_name": name, "timm_pool": "map", "timm_proj": "none"}
+    text = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
+    return {
+        "embed_dim": width,
+        "init_logit_bias": -10,
+        "vision_cfg": image,
+        "text_cfg": config["text_cfg"] | text,
+    }
+
+
+# The classes of backbones that the suite runs on, each with configs: the first is the tiny one, the others have other
+# sizes. SigLIP's differ in their towers: timm's image tower without class token, text without causal mask.
+CONFIGS: dict[str, list[dict[str, Any]]] = {
+    "CLIP": [TINY, *OTHERS],
+    "CustomTextCLIP": [TINY, *OTHERS],
+    "SigLIP": list(
+        map(_siglip, [TINY | {"vision_cfg": TINY["vision_cfg"] | {"width": 64, "head_width": 16}}, *OTHERS])
+    ),
+}
+CLASSES = tuple(CONFIGS)
 
 
 @cache
-def _clip(kind: str) -> nn.Module:
+def _clip(kind: str, number: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = copy.deepcopy(RESNET if kind == "ResNet" else TINY)
-        return getattr(open_clip, "CLIP" if kind == "ResNet" else kind)(**config).eval()  # type: ignore[no-any-return]
+        config = RESNET if kind == "ResNet" else CONFIGS[kind][number]
+        cls = open_clip.CLIP if kind in ("CLIP", "ResNet") else open_clip.CustomTextCLIP
+        clip: nn.Module = cls(**copy.deepcopy(config)).eval()
+        if kind == "SigLIP":
+            # timm starts weights so small that attention is even and half the image tower hardly matters.
+            for module in clip.visual.modules():  # type: ignore[union-attr,operator]
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        return clip
 
 
 class _Dismantled(pickle.Pickler):
@@ -77,16 +132,17 @@ class _Assembled(pickle.Unpickler):
 
 
 @cache
-def _dismantled(kind: str) -> _Dismantled:
-    return _Dismantled(_clip(kind))
+def _dismantled(kind: str, number: int) -> _Dismantled:
+    return _Dismantled(_clip(kind, number))
 
 
-def backbone(kind: str = "CLIP") -> DualEncoder:
-    """A tiny frozen random CLIP: of either open_clip class, or with a "ResNet" image tower. Always the same.
+def backbone(kind: str = "CLIP", number: int = 0) -> DualEncoder:
+    """A tiny frozen random CLIP: of one of `CLASSES`, or with a "ResNet" image tower. Always the same.
 
+    `number` chooses one of the class's `CONFIGS`.
     Nothing is shared between two of them. A suite makes thousands: this takes a third of the time of `copy.deepcopy`.
     """
-    return DualEncoder(_Assembled(_dismantled(kind)).load())
+    return DualEncoder(_Assembled(_dismantled(kind, number)).load())
 
 
 def batch(seed: int = 1, image_size: int = 24) -> Batch:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.core.layers import OpenAttention
+from bench.core.layers import OpenAttention, OpenTimmAttention
 
 # Layers that do nothing with their weights but multiply by them, which autocast does in bfloat16. What looks at a
 # weight's values (DoRA's norms, OFT's rotations) does it outside of such a layer's forward, and sees float32.
-LAYERS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention, OpenAttention)
+LAYERS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention, OpenAttention, OpenTimmAttention)
 
 
 @contextmanager
@@ -58,11 +58,22 @@ class _Swap:
 
 
 def _frozen(layer: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    """(module, name, weight) of the layer's frozen float32 weights; attention uses its output layer's as its own."""
-    owners = [layer, layer.out_proj] if isinstance(layer, nn.MultiheadAttention | OpenAttention) else [layer]
+    """(module, name, weight) of the layer's frozen float32 weights."""
     return [
         (owner, name, weight)
-        for owner in owners
+        for owner in _owners(layer)
         for name, weight in owner.named_parameters(recurse=False)
         if not weight.requires_grad and weight.dtype == torch.float32
     ]
+
+
+def _owners(layer: nn.Module) -> list[nn.Module]:
+    """The modules whose weights a layer multiplies by without calling them.
+
+    open_clip's attention has an output layer of a class that is not in `LAYERS`; timm's is a layer of its own.
+    """
+    if isinstance(layer, OpenTimmAttention):
+        return [layer.qkv]
+    if isinstance(layer, nn.MultiheadAttention | OpenAttention):
+        return [layer, layer.out_proj]
+    return [layer]

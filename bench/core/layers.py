@@ -1,7 +1,8 @@
 """The frozen layers of a tower, each with slots for modules before, beside and after it; all weights keep their names.
 
-open_clip's attention has one packed weight for q, k and v. Where one of its layers is asked for, it computes them one
-by one, which rounds otherwise (1e-7). All other layers stay bit-equal until something is put around them.
+The attention of open_clip and of timm has one packed weight for q, k and v. Where one of its layers is asked for, it
+computes them one by one, which rounds otherwise (1e-7). All other layers stay bit-equal until something is put around
+them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.layers import Attention as TimmAttention
 from torch import Tensor, nn
 
 SLOTS = ("before", "beside", "after")
@@ -57,6 +59,16 @@ class OpenAttention(nn.Module):
         self.q, self.k, self.v = Projection(), Projection(), Projection()
         self.out_proj = packed.out_proj
 
+    @property
+    def packed(self) -> tuple[Float[Tensor, "packed width"], Float[Tensor, " packed"]]:
+        """The weight and the bias of q, k and v in one."""
+        return self.in_proj_weight, self.in_proj_bias
+
+    @property
+    def out(self) -> nn.Linear:
+        """The output projection."""
+        return self.out_proj
+
     def forward(
         self,
         query: Float[Tensor, "batch attending width"],
@@ -66,12 +78,53 @@ class OpenAttention(nn.Module):
         attn_mask: Float[Tensor, "attending attended"] | None = None,
     ) -> tuple[Float[Tensor, "batch attending width"], None]:
         """What `nn.MultiheadAttention(batch_first=True)` gives without weights; `attn_mask` is added to the scores."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        weights, biases = (each.chunk(3) for each in self.packed)
         q = self.q(query, weights[0], biases[0])
         k = self.k(key, weights[1], biases[1])
         v = self.v(value, weights[2], biases[2])
-        projected: Tensor = self.out_proj(attend(q, k, v, self.heads, attn_mask))
+        projected: Tensor = self.out(attend(q, k, v, self.heads, attn_mask))
         return projected, None
+
+
+class Packed(nn.Module):
+    """The weight and the bias of q, k and v in one, which are never multiplied by as a whole."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+
+class OpenTimmAttention(OpenAttention):
+    """`OpenAttention` of a timm block, where the names are `qkv.weight`, `qkv.bias` and `proj`.
+
+    It has the signature of open_clip's attention. Only for timm's plain attention: see `bench.core.towers`.
+    """
+
+    def __init__(self, packed: TimmAttention) -> None:
+        nn.Module.__init__(self)
+        self.heads = packed.num_heads
+        self.qkv = Packed(packed.qkv)
+        self.q, self.k, self.v = Projection(), Projection(), Projection()
+        self.proj = packed.proj
+
+    @property
+    def packed(self) -> tuple[Float[Tensor, "packed width"], Float[Tensor, " packed"]]:
+        return self.qkv.weight, self.qkv.bias
+
+    @property
+    def out(self) -> nn.Linear:
+        return self.proj
+
+
+def opened(attention: nn.Module) -> OpenAttention:
+    """A block's attention with layers that can be reached, or itself if it is open. TypeError for other classes."""
+    if isinstance(attention, OpenAttention):
+        return attention
+    if isinstance(attention, nn.MultiheadAttention):
+        return OpenAttention(attention)
+    if isinstance(attention, TimmAttention):
+        return OpenTimmAttention(attention)
+    raise TypeError(f"{type(attention).__name__} is no attention of open_clip or timm: its layers can't be reached")
 
 
 @dataclass(frozen=True)
@@ -92,14 +145,14 @@ class Layer:
         """The weight itself, of a q, k or v its third of the packed one: what is written into it changes the layer."""
         if self.packed is None:
             return self.module.weight.detach()  # type: ignore[operator,union-attr,no-any-return]
-        return self.packed.in_proj_weight.detach().chunk(3)[PARTS.index(self.name[-1])]
+        return self.packed.packed[0].detach().chunk(3)[PARTS.index(self.name[-1])]
 
     @property
     def bias(self) -> Float[Tensor, " outputs"] | None:
         """The bias itself, as `weight`; None where the layer has none."""
         if self.packed is None:
             return None if self.module.bias is None else self.module.bias.detach()  # type: ignore[operator,union-attr,no-any-return]
-        return self.packed.in_proj_bias.detach().chunk(3)[PARTS.index(self.name[-1])]
+        return self.packed.packed[1].detach().chunk(3)[PARTS.index(self.name[-1])]
 
     @property
     def outputs(self) -> int:

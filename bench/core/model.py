@@ -6,23 +6,26 @@ with what is added to them; `width` of a tower; `dim` of the embeddings; `contex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int
+from open_clip.timm_model import TimmModel
 from open_clip.transformer import ResidualAttentionBlock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from timm.layers import Attention as TimmAttention
 from torch import Tensor, nn
 
 from bench.config.errors import UserError
 from bench.config.files import write_bytes
-from bench.core.layers import Layer, OpenAttention
+from bench.core import towers
+from bench.core.layers import Layer, opened
 from bench.core.teacher import Teacher
 
 # nn.MultiheadAttention takes another kernel in eval mode, which rounds otherwise and hides from the FLOP counter.
@@ -65,8 +68,9 @@ class SlottedBlock(ResidualAttentionBlock):
 
     SLOTS = ("enter", "after_attn", "beside_attn", "after_mlp", "beside_mlp", "exit")
     LAYERS = ("ln_1", "attn.q", "attn.k", "attn.v", "attn.out", "ln_2", "mlp.c_fc", "mlp.c_proj")
+    OWN_NAMES: ClassVar[Mapping[str, str]] = {"attn.out": "attn.out_proj"}  # of layers, where they are others
 
-    def __init__(self, block: ResidualAttentionBlock) -> None:
+    def __init__(self, block: nn.Module) -> None:
         nn.Module.__init__(self)
         for name, child in block.named_children():
             self.add_module(name, child)
@@ -86,21 +90,20 @@ class SlottedBlock(ResidualAttentionBlock):
         """One of the block's `LAYERS`, which takes modules before, beside and after it.
 
         The first one of attention opens it, which changes no name, and the output by rounding. Raises ValueError for an
-        unknown name, and TypeError where the attention is no longer open_clip's.
+        unknown name, and TypeError where the attention is no longer open_clip's or timm's.
         """
         if name not in self.LAYERS:
             raise ValueError(f"a block has no layer '{name}'; it has {', '.join(self.LAYERS)}")
-        if not name.startswith("attn."):
-            return Layer(name, self.get_submodule(name))
-        attention = self.get_submodule("attn")
-        if isinstance(attention, nn.MultiheadAttention):
-            attention = OpenAttention(attention)
+        if name.startswith("attn."):
+            attention = opened(self.get_submodule("attn"))
             self.add_module("attn", attention)
-        if not isinstance(attention, OpenAttention):
-            raise TypeError(f"{type(attention).__name__} is no attention of open_clip: its layers can't be reached")
-        if name == "attn.out":
-            return Layer(name, attention.out_proj)
-        return Layer(name, attention.get_submodule(name.removeprefix("attn.")), attention)
+            if name != "attn.out":
+                return Layer(name, attention.get_submodule(name.removeprefix("attn.")), attention)
+        return Layer(name, self.get_submodule(self.own_name(name)))
+
+    def own_name(self, layer: str) -> str:
+        """The name by which the block has one of its `LAYERS`."""
+        return self.OWN_NAMES.get(layer, layer)
 
     def get_weight_dtype(self) -> torch.dtype:
         """The type that the text tower's embeddings are cast to: open_clip's own asks `mlp.c_fc`, wrapped or not."""
@@ -132,23 +135,56 @@ class SlottedBlock(ResidualAttentionBlock):
         return y if self.exit is None else self.exit(y)
 
 
+class SlottedTimmBlock(SlottedBlock):
+    """timm's block with the same slots: its parts keep timm's names in the state dict, and answer to open_clip's."""
+
+    OWN_NAMES = towers.TIMM_LAYERS
+
+    @property
+    def ln_1(self) -> nn.Module:
+        return self.norm1
+
+    @property
+    def ln_2(self) -> nn.Module:
+        return self.norm2
+
+    def ls_1(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        return self.drop_path1(self.ls1(x))  # type: ignore[no-any-return]
+
+    def ls_2(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        return self.drop_path2(self.ls2(x))  # type: ignore[no-any-return]
+
+    def attention(
+        self,
+        q_x: Float[Tensor, "batch tokens width"],
+        k_x: None = None,
+        v_x: None = None,
+        attn_mask: Float[Tensor, "attending attended"] | None = None,
+    ) -> Float[Tensor, "batch tokens width"]:
+        if isinstance(self.attn, TimmAttention):
+            return self.attn(q_x, attn_mask=attn_mask)  # type: ignore[no-any-return]
+        return super().attention(q_x, attn_mask=attn_mask)  # type: ignore[no-any-return]
+
+
 class Blocks:
     """The transformer blocks of one tower, whichever of open_clip's classes the model is.
 
-    `side` is "image" or "text", `width` the size of its tokens. Raises UserError for a tower whose blocks can't take
-    slots: ResNet, timm and Hugging Face towers, and open_clip's own custom blocks.
+    `side` is "image" or "text", `width` the size of its tokens, `class_token` whether the first one is no patch.
+    `on_entry(change)` puts `change` in front of the first block, until the handle that it gives back is removed.
+    Raises UserError for a tower whose blocks can't take slots: ResNet and Hugging Face towers, open_clip's own custom
+    blocks, and of timm's all but plain vision transformers, such as SigLIP's.
     """
 
     def __init__(self, side: str, prefix: str, owner: nn.Module) -> None:
-        transformer = getattr(owner, "transformer", None)
-        blocks = getattr(transformer, "resblocks", None)
-        if blocks is None or not all(isinstance(block, ResidualAttentionBlock) for block in blocks):
-            kind = type(blocks[0] if blocks else owner).__name__
+        tower = towers.find(side, owner)
+        if tower is None:
+            transformer = getattr(getattr(owner, "transformer", None), "resblocks", None)
+            kind = type(transformer[0] if transformer else getattr(owner, "trunk", owner)).__name__
             raise UserError(f"the {side} tower ({kind}) takes no adapters or prompts; open_clip's own transformers do")
-        self.transformer: nn.Module = transformer  # type: ignore[assignment]
-        self.list: nn.ModuleList = blocks
-        self.width: int = transformer.width  # type: ignore[union-attr,assignment]
-        self.prefix = f"{prefix}transformer.resblocks"
+        self.list: nn.ModuleList = tower.blocks  # type: ignore[assignment]  # or an nn.Sequential, in timm
+        self.width, self.outside, self.class_token = tower.width, tower.outside, tower.class_token
+        self.on_entry = tower.on_entry
+        self.prefix = f"{prefix}{tower.path}"
 
     def named_blocks(self) -> list[tuple[str, nn.Module]]:
         """The blocks with their names in the open_clip model's state dict: `visual.transformer.resblocks.0`."""
@@ -158,7 +194,8 @@ class Blocks:
         """The blocks as `SlottedBlock`s. The first call puts these in place; no output and no name changes."""
         for index, block in enumerate(self.list):
             if not isinstance(block, SlottedBlock):
-                self.list[index] = SlottedBlock(block)  # type: ignore[arg-type]
+                cls = SlottedBlock if isinstance(block, ResidualAttentionBlock) else SlottedTimmBlock
+                self.list[index] = cls(block)
         return list(self.list)  # type: ignore[arg-type]
 
 
@@ -197,12 +234,19 @@ class DualEncoder(nn.Module):
     @property
     def embed_dim(self) -> int:
         """`dim` of both embeddings in front of the heads."""
-        return int(self.clip.visual.output_dim)  # type: ignore[union-attr,arg-type]
+        visual: Any = self.clip.visual
+        if not isinstance(visual, TimmModel):
+            return int(visual.output_dim)
+        projections = [module for module in visual.head.modules() if isinstance(module, nn.Linear)]
+        return int(
+            projections[-1].out_features if projections else visual.trunk.num_classes or visual.trunk.num_features
+        )
 
     @property
     def patch(self) -> int:
         """Edge of the image tower's patches in pixels."""
-        return int(self.clip.visual.patch_size[0])  # type: ignore[union-attr,index]
+        visual: Any = self.clip.visual
+        return int((visual.trunk.patch_embed if isinstance(visual, TimmModel) else visual).patch_size[0])
 
     @property
     def context_length(self) -> int:
@@ -234,16 +278,15 @@ class DualEncoder(nn.Module):
     def layer(self, side: str, name: str) -> Layer:
         """A layer in front of a tower's blocks or behind them, which takes modules before, beside and after it.
 
-        "conv1" (the patch embedding, whose output has the shape `batch width rows columns`), "ln_pre" and "ln_post" of
-        the "image" tower, "token_embedding" (whose input are token ids) and "ln_final" of the "text" tower. Raises
-        ValueError for another name, UserError as `Blocks`.
+        "conv1" (the patch embedding, whose output has the shape `batch width rows columns`), "ln_pre" (which SigLIP has
+        not) and "ln_post" of the "image" tower, "token_embedding" (whose input are token ids) and "ln_final" of the "text"
+        tower. Raises ValueError for another name, UserError as `Blocks`.
         """
-        known = {"image": ("conv1", "ln_pre", "ln_post"), "text": ("token_embedding", "ln_final")}[side]
+        known = getattr(self, f"{side}_blocks").outside
         if name not in known:
             raise ValueError(f"the {side} tower has no layer '{name}' outside of its blocks; it has {', '.join(known)}")
         owner = self.clip.visual if side == "image" else self._text_owner
-        getattr(self, f"{side}_blocks")  # refuses towers whose layers have the same names but other shapes
-        return Layer(name, owner.get_submodule(name))  # type: ignore[operator,union-attr]
+        return Layer(name, owner.get_submodule(known[name]))  # type: ignore[operator,union-attr]
 
     @property
     def token_embedding(self) -> nn.Embedding:
@@ -258,14 +301,10 @@ class DualEncoder(nn.Module):
         """Give training a teacher: from the second epoch on, `Features.teacher` holds its embeddings of each batch."""
         self.teacher = Teacher()
 
-    def check_pools_at_end_token(self, owner: str) -> None:
-        """Raise UserError, in the name of `owner`, if the embedding is not taken at the end token.
-
-        Prompts shift the caption. CLIP finds its end wherever it is (the highest id); other poolings use a fixed place.
-        """
-        pool = getattr(self.clip, "text_pool_type", getattr(self._text_owner, "pool_type", None))
-        if pool != "argmax":
-            raise UserError(f"{owner}: the text tower pools by '{pool}'; prompts need one that pools at the end token")
+    @property
+    def text_pool(self) -> str:
+        """Which token becomes a text's embedding: "argmax" (the highest id, CLIP's end token), "last" (place), ..."""
+        return str(getattr(self.clip, "text_pool_type", getattr(self._text_owner, "pool_type", "its own way")))
 
     def check_pools_at_class_token(self, owner: str) -> None:
         """Raise UserError, in the name of `owner`, if the image's embedding is not the class token behind ln_post."""
@@ -319,15 +358,15 @@ class DualEncoder(nn.Module):
 
     @contextmanager
     def _dropout_on_second_half(self, rate: float) -> Iterator[None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            plain, view = args[0].chunk(2)
-            return (torch.cat([plain, F.dropout(view, rate)]), *args[1:])
+        def dropped(x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+            plain, view = x.chunk(2)
+            return torch.cat([plain, F.dropout(view, rate)])
 
         with ExitStack() as stack:
             for blocks in (self.image_blocks, self.text_blocks):
-                # On the transformer, not on its first block: gradient checkpointing runs a block once more in the
+                # In front of all blocks, not on the first one: gradient checkpointing runs a block once more in the
                 # backward pass, when this hook is gone.
-                stack.callback(blocks.transformer.register_forward_pre_hook(hook).remove)
+                stack.callback(blocks.on_entry(dropped).remove)
             yield
 
     # --- the trained part ---

@@ -59,9 +59,7 @@ def load_backbone(settings: BackboneSettings) -> Backbone:
     Raises UserError for weights that can't be found, downloaded or read, that don't fit the model, or that were trained
     with another GELU than the model has.
     """
-    config = backbones.model_config(settings.model)
-    if "multimodal_cfg" in config:
-        raise UserError(f"backbone.model: '{settings.model}' is a CoCa model, which is not supported")
+    backbones.model_shape(settings.model)  # refuses what is not supported
     built_in = backbones.BUILT_IN.get(settings.model)
     if built_in is not None and settings.model not in open_clip.list_models():
         open_clip.add_model_config(built_in.config)
@@ -101,13 +99,19 @@ def check_weights(settings: BackboneSettings) -> None:
 
 def _tokenizer(model: str) -> Callable[[list[str]], Int[Tensor, "texts context"]]:
     # open_clip reads the config of a model on the Hub again, over the network: only a tokenizer from there needs that.
-    remote = "hf_tokenizer_name" in backbones.model_config(model)["text_cfg"]
+    remote = backbones.model_config(model)["text_cfg"].get("hf_tokenizer_name")
     name = f"{hub.LOCAL}{hub.folder_of(model)}" if hub.scheme(model) and not remote else model
     try:
         found: Callable[[list[str]], Int[Tensor, "texts context"]] = open_clip.get_tokenizer(name)
     except (RuntimeError, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(f"backbone: the tokenizer of '{model}' can't be loaded here ({reason})") from error
+        hint = (
+            f". It is '{remote}' on the Hugging Face Hub. On a machine without internet: load it elsewhere, and copy "
+            "the Hub's cache (HF_HOME, by default ~/.cache/huggingface) here"
+        )
+        raise UserError(
+            f"backbone: the tokenizer of '{model}' can't be loaded here ({reason}){hint if remote else ''}"
+        ) from error
     return found
 
 

@@ -103,7 +103,7 @@ def _measured(run_dir: Path) -> float | None:
 
 
 def flops(run: RunSpec) -> float | None:
-    """Floating-point operations of a whole run; None if a tower is not open_clip's own. UserError for unreadable data.
+    """Floating-point operations of a whole run; None if a tower has no slots. UserError for unreadable data.
 
     A tower through which gradients flow costs as much again as its forward pass, and twice as much if its own weights
     are trained; a second view costs as much as the first; a teacher adds a forward pass from the second epoch on.
@@ -112,7 +112,7 @@ def flops(run: RunSpec) -> float | None:
     if shape.image.slots or shape.text.slots:
         return None
     image, text = tower_flops(shape.image), tower_flops(shape.text)
-    image += 2 * (shape.image.tokens - 1) * 3 * shape.patch**2 * shape.image.width
+    image += 2 * shape.patches * 3 * shape.patch**2 * shape.image.width
     items = _items(run.dataset)
     splits = {"val": run.train.epochs if run.method.trains else 1, "test": 1}
     total = 0.0

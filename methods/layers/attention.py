@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bench.core.layers import attend
+from bench.core.layers import OpenAttention, attend, opened
 
 
 def _linear(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"]) -> nn.Linear:
@@ -17,18 +17,17 @@ def _linear(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outpu
 
 
 class SplitAttention(nn.Module):
-    """open_clip's packed multi-head attention with q, k, v and out as `nn.Linear`s, which the peft library can adapt.
+    """A block's packed multi-head attention with q, k, v and out as `nn.Linear`s, which the peft library can adapt.
 
     Equal to the packed one to 1e-7 (float32). No dropout and no weights are given back, as in CLIP's blocks.
     """
 
-    def __init__(self, packed: nn.MultiheadAttention) -> None:
+    def __init__(self, packed: OpenAttention) -> None:
         super().__init__()
-        self.heads = packed.num_heads
-        assert packed.in_proj_bias is not None
-        parts = zip(packed.in_proj_weight.chunk(3), packed.in_proj_bias.chunk(3), strict=True)
-        self.q, self.k, self.v = (_linear(weight, bias) for weight, bias in parts)
-        self.out = _linear(packed.out_proj.weight, packed.out_proj.bias)
+        self.heads = packed.heads
+        weights, biases = (each.chunk(3) for each in packed.packed)
+        self.q, self.k, self.v = map(_linear, weights, biases)
+        self.out = _linear(packed.out.weight, packed.out.bias)
 
     def forward(
         self,
@@ -45,6 +44,5 @@ class SplitAttention(nn.Module):
 
 
 def split_attention(block: nn.Module) -> None:
-    """Replace a block's packed attention by `SplitAttention`, in place."""
-    assert isinstance(block.attn, nn.MultiheadAttention)
-    block.attn = SplitAttention(block.attn)
+    """Replace a block's packed attention by `SplitAttention`, in place. TypeError if it is no packed one."""
+    block.attn = SplitAttention(opened(block.get_submodule("attn")))

@@ -156,11 +156,12 @@ class Door(nn.Module):
 class ConvBottleneck(nn.Module):
     """Convpass's `s Up(act(conv(act(Down x))))`: a bottleneck around a 3x3 convolution (arXiv 2207.07039).
 
-    The convolution runs over the square grid of patches, and over the class token as an image of one pixel; it starts
-    as the identity. `tokens` is 1 plus a square number: other tokens behind the patches would be taken for patches.
+    The convolution runs over the square grid of patches, and over the class token, where there is one, as an image of
+    one pixel; it starts as the identity. `tokens` is a square number, and one more with a class token: other tokens
+    behind the patches would be taken for patches.
     """
 
-    def __init__(self, width: int, bottleneck: int, scale: float, dropout: float) -> None:
+    def __init__(self, width: int, bottleneck: int, scale: float, dropout: float, *, class_token: bool = True) -> None:
         super().__init__()
         self.down = nn.Linear(width, bottleneck)
         nn.init.xavier_uniform_(self.down.weight)
@@ -171,14 +172,16 @@ class ConvBottleneck(nn.Module):
         with torch.no_grad():
             self.conv.weight[:, :, 1, 1] = torch.eye(bottleneck)
         self.up = zeroed(nn.Linear(bottleneck, width))
-        self.scale, self.dropout = scale, nn.Dropout(dropout)
+        self.scale, self.dropout, self.class_token = scale, nn.Dropout(dropout), class_token
 
     def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         low = quick_gelu(self.down(x)).transpose(1, 2)  # (batch, bottleneck, tokens)
-        edge = round((low.shape[2] - 1) ** 0.5)
-        token = self.conv(low[:, :, :1, None]).flatten(2)
-        patches = self.conv(low[:, :, 1:].unflatten(2, (edge, edge))).flatten(2)
-        mixed = torch.cat([token, patches], dim=2).transpose(1, 2)
+        patches = low[:, :, 1:] if self.class_token else low
+        edge = round(patches.shape[2] ** 0.5)
+        mixed = self.conv(patches.unflatten(2, (edge, edge))).flatten(2)
+        if self.class_token:
+            mixed = torch.cat([self.conv(low[:, :, :1, None]).flatten(2), mixed], dim=2)
+        mixed = mixed.transpose(1, 2)
         branch: Tensor = self.scale * self.up(self.dropout(quick_gelu(mixed)))
         return branch
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bench.config.errors import UserError
 from bench.core.model import DualEncoder
 
 
@@ -101,32 +102,39 @@ class DropLast(nn.Module):
 
 
 class PromptedEmbedding(nn.Embedding):
-    """A token embedding that gives learned vectors at positions 1 to n; it takes over the frozen table and its key."""
+    """A token embedding that gives n learned vectors from position `start` on; it takes over the frozen table's key."""
 
-    def __init__(self, embedding: nn.Embedding, tokens: Float[nn.Parameter, "n width"]) -> None:
+    def __init__(self, embedding: nn.Embedding, tokens: Float[nn.Parameter, "n width"], start: int) -> None:
         nn.Module.__init__(self)
         self.__dict__.update({key: value for key, value in vars(embedding).items() if not key.startswith("_")})
         self.weight = embedding.weight
-        self.tokens = tokens
+        self.tokens, self.start = tokens, start
 
     def forward(self, input: Int[Tensor, "batch context"]) -> Float[Tensor, "batch context width"]:
         x = super().forward(input)
-        return torch.cat([x[:, :1], _expand(self.tokens, x), x[:, 1 + len(self.tokens) :]], dim=1)
+        return torch.cat([x[:, : self.start], _expand(self.tokens, x), x[:, self.start + len(self.tokens) :]], dim=1)
 
 
-def insert_placeholders(
-    count: int, words: Sequence[int] = ()
-) -> Callable[[Int[Tensor, "batch context"]], Int[Tensor, "batch context"]]:
-    """A function of token ids that makes room for `count` prompts behind the start token, and puts `words` behind them.
+Rewrite = Callable[[Int[Tensor, "batch context"]], Int[Tensor, "batch context"]]
 
-    The length stays the same. What leaves it at the end is padding; a caption without enough of it is cut, and its end
-    token (the highest id, at which CLIP pools) takes the last position. Count 2, start 90, end 99: [90, 1, 2, 99, 0, 0]
-    becomes [90, 0, 0, 1, 2, 99], and [90, 1, 2, 3, 4, 99] becomes [90, 0, 0, 1, 2, 99].
+
+def insert_placeholders(count: int, words: Sequence[int] = (), pool: str = "argmax") -> Rewrite:
+    """A function of token ids that makes room for `count` prompts, and puts `words` between them and the caption.
+
+    They come behind the start token. The length stays the same. What leaves it at the end is padding; a caption without
+    enough of it is cut, and its end token (the highest id, at which CLIP pools) takes the last position. Count 2, start
+    90, end 99: [90, 1, 2, 99, 0, 0] becomes [90, 0, 0, 1, 2, 99], and so does [90, 1, 2, 3, 4, 99].
+
+    A tower whose `pool` is "last" takes its embedding at the last position and may have no start token, as SigLIP's:
+    the prompts come first, and the last id stays (padding, or the end of a caption that fills the context). Count 2,
+    end and padding 1: [5, 6, 1, 1, 1] becomes [0, 0, 5, 6, 1], and so does [5, 6, 7, 8, 1].
     """
 
     def rewrite(ids: Int[Tensor, "batch context"]) -> Int[Tensor, "batch context"]:
         # Filled on the device: a tensor made of a list would be copied there, with a wait, in every step.
         middle = [ids.new_full((len(ids), 1), word) for word in (*[0] * count, *words)]
+        if pool == "last":
+            return torch.cat([*middle, ids[:, : -len(middle) - 1], ids[:, -1:]], dim=1)
         rewritten = torch.cat([ids[:, :1], *middle, ids[:, 1:]], dim=1)[:, : ids.shape[1]].contiguous()
         end = ids.amax(dim=1)
         lost = (rewritten != end[:, None]).all(dim=1)
@@ -139,27 +147,31 @@ def insert_placeholders(
 def prompt_text(
     model: DualEncoder, owner: str, by_block: Sequence[Float[nn.Parameter, "n width"]], words: Sequence[int] = ()
 ) -> None:
-    """Put n learned tokens behind the start token: the first set at the input, each other at the input of one block.
+    """Put n learned tokens in front of the caption: the first set at the input, each other at the input of one block.
 
-    From the second block on a set replaces the tokens at the places of the one before; blocks without a set pass these
-    on. `words` are ids of fixed words between the tokens and the caption. Raises UserError, in the name of `owner`, for
-    towers that don't pool at the end token.
+    Their places are those of `insert_placeholders`. From the second block on a set replaces the tokens at the places of
+    the one before; blocks without a set pass these on. `words` are ids of fixed words between the tokens and the
+    caption. Raises UserError, in the name of `owner`, for towers that pool neither at the end token nor at the last
+    place.
     """
-    model.check_pools_at_end_token(owner)
-    model.replace_token_embedding(lambda embedding: PromptedEmbedding(embedding, by_block[0]))
-    model.token_rewrites.append(insert_placeholders(len(by_block[0]), words))
+    pool = model.text_pool
+    if pool not in ("argmax", "last"):
+        raise UserError(f"{owner}: the text tower pools by '{pool}'; prompts shift the place where it does")
+    start = 1 if pool == "argmax" else 0
+    model.replace_token_embedding(lambda embedding: PromptedEmbedding(embedding, by_block[0], start))
+    model.token_rewrites.append(insert_placeholders(len(by_block[0]), words, pool))
     for block, tokens in zip(model.text_blocks.slotted()[1:], by_block[1:], strict=False):
-        block.fill(enter=OverwriteTokens(tokens, start=1))
+        block.fill(enter=OverwriteTokens(tokens, start))
 
 
 def prompt_image(model: DualEncoder, by_block: Sequence[Tokens], before_norm: bool = False) -> None:
     """Put n learned tokens behind the patches: one set for each of the first blocks, in place of the one before.
 
     Blocks without a set pass the tokens on; the last block removes them. The first set joins at the first block, or
-    with `before_norm` in front of the LayerNorm in front of it.
+    with `before_norm` in front of the LayerNorm in front of it, if the tower has one.
     """
     blocks, count = model.image_blocks.slotted(), len(by_block[0])
-    if before_norm:
+    if before_norm and "ln_pre" in model.image_blocks.outside:
         model.layer("image", "ln_pre").fill(before=AppendTokens(by_block[0]))
     else:
         blocks[0].fill(enter=AppendTokens(by_block[0]))

@@ -45,15 +45,21 @@ def inject(model: DualEncoder, config: Any, towers: str, targets: Sequence[str])
     `config` is the library's own. Where attention is targeted, a block's packed attention is split first. Raises
     UserError for towers without slots, and what the library raises for layers that it does not adapt.
     """
-    names = []
+    names, renamed = [], set[tuple[str, str]]()
     for side in ("image", "text") if towers == "both" else (towers,):
-        for prefix, block in getattr(model, f"{side}_blocks").named_blocks():
+        blocks = getattr(model, f"{side}_blocks")
+        for block, (prefix, _) in zip(blocks.slotted(), blocks.named_blocks(), strict=True):
             if any(target.startswith("attn.") for target in targets):
                 split_attention(block)
-            names += [f"{prefix}.{target}" for target in dict.fromkeys(targets)]
+            own = {target: target if target.startswith("attn.") else block.own_name(target) for target in targets}
+            names += [f"{prefix}.{name}" for name in own.values()]
+            renamed |= own.items()
     config = copy.copy(config)
     # A pattern, since the library takes names in a list for endings: the text tower's would match the image tower's.
     config.target_modules = "|".join(map(re.escape, names))
+    feedforward = getattr(config, "feedforward_modules", None)  # of IA3: endings, if no pattern
+    if isinstance(feedforward, set):
+        config.feedforward_modules = feedforward | {own for target, own in renamed if target in feedforward}
     tuner: BaseTuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](model.clip, config, adapter_name=ADAPTER)
     return tuner
 
@@ -152,7 +158,7 @@ def count(config: Any, shape: ModelShape, towers: str, targets: Sequence[str]) -
 
 def _counted(config: Any, shape: ModelShape, towers: str, targets: Sequence[str], device: str) -> int:
     image, text = shape.towers
-    edge = round((image.tokens - 1) ** 0.5) * shape.patch
+    edge = round(shape.patches**0.5) * shape.patch
     vision_cfg: dict[str, Any] = {
         "image_size": edge,
         "layers": image.layers,
