@@ -85,31 +85,31 @@ def counts(
     """What `score` copies to the host: `above`, `tied` and `own` of `Ranks` by row, and whether all is finite.
 
     Counted without sorting. Up to `BLOCK` similarities are one matrix product; more are computed twice, in blocks of
-    images and then of captions, with `BLOCK` floats (256 MB) and as many for comparisons at a time. A score is only
-    compared with scores of the same product: MKL rounds a product of other sizes otherwise (up to half of all values
-    in the last bit), but equal rows of one product equally. So equal captions tie exactly by construction, equal images
-    as far as the product rounds equal rows equally, and no tie depends on the block; a rank can differ by block where
-    two scores are less than a rounding error apart. Nothing waits for a GPU. Exact for up to 2^24 captions.
+    images and then of captions, so that `BLOCK` floats (268 MB) are held at a time, and on a GPU as many for comparing.
+    A score is only compared with scores of the same product. MKL rounds products of other sizes otherwise (measured: up
+    to half of all values in the last bit), but equal rows of one product equally. So equal captions tie exactly by
+    construction, equal images as far as the product treats equal rows equally, and no tie depends on the blocks; a rank
+    may where two scores are less than a rounding error apart. Nothing waits for a GPU. Exact up to 2^24 captions.
     """
     images, texts = image_features.float(), text_features.float()
     finite = torch.isfinite(images).all() & torch.isfinite(texts).all()
     if len(texts) * len(images) <= BLOCK:
         scores = texts @ images.T
         return (
-            _image_counts(scores, caption_text, caption_image),
-            _caption_counts(scores, caption_text, caption_image),
+            image_counts(scores, caption_text, caption_image),
+            caption_counts(scores, caption_text, caption_image),
             finite,
         )
     i2t, t2i = [], []
     for block in _blocks(len(images), len(texts)):
-        i2t.append(_image_counts(texts @ images[block].T, caption_text, caption_image - block.start))
+        i2t.append(image_counts(texts @ images[block].T, caption_text, caption_image - block.start))
     for block in _blocks(len(caption_text), len(images)):
-        scores = texts[caption_text[block]] @ images.T
-        t2i.append(_caption_counts(scores, torch.arange(len(scores), device=scores.device), caption_image[block]))
+        rows = torch.arange(block.stop - block.start, device=images.device)
+        t2i.append(caption_counts(texts[caption_text[block]] @ images.T, rows, caption_image[block]))
     return torch.cat(i2t, dim=1), torch.cat(t2i, dim=1), finite
 
 
-def _image_counts(
+def image_counts(
     scores: Float[Tensor, "texts images"], caption_text: Int[Tensor, " captions"], place: Int[Tensor, " captions"]
 ) -> Int[Tensor, "3 images"]:
     """`above`, `tied` and `own` of these images among all captions; `place` is the column of a caption's image.
@@ -135,7 +135,7 @@ def _image_counts(
     return torch.stack([above.long(), (level - above).long() - own, own])
 
 
-def _caption_counts(
+def caption_counts(
     scores: Float[Tensor, "texts images"],
     caption_text: Int[Tensor, " captions"],
     caption_image: Int[Tensor, " captions"],
