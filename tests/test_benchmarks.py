@@ -7,10 +7,13 @@ import json
 import pytest
 import torch
 
+from bench.config import files
 from bench.config.settings import BackboneSettings
 from bench.core.cost import flops_per_pair
 from bench.core.weights import load_backbone
-from benchmarks import __main__, gpu, measure, pixels, retrieval, steps, work
+from bench.store import record
+from bench.store.folder import RUN
+from benchmarks import __main__, gpu, measure, pixels, retrieval, runs, steps, work
 from benchmarks.measure import Row, Timing
 
 TINY = {"model": "tiny-clip"}
@@ -83,6 +86,21 @@ def forward_flops() -> int:
     backbone = load_backbone(BackboneSettings(model="tiny-clip", weights="random"))
     size = backbone.model.image_size
     return flops_per_pair(backbone.model, torch.zeros(1, 3, size, size), backbone.tokenizer(["a road"]))
+
+
+def test_fixed_costs_are_those_outside_of_training(tmp_path):
+    dataset = work.draw_dataset(tmp_path / "data", 8, work.captions_like_rsitmd(8))
+    run_dirs = [tmp_path / str(seed) for seed in range(2)]
+    train = {"epochs": 1, "batch_size": 8, "workers": 0}
+    for seed, run_dir in enumerate(run_dirs):
+        run_dir.mkdir()
+        spec = work.run_spec(dataset, {"name": "linear_probe"}, train, seed=seed, **TINY)
+        (run_dir / RUN).write_text(spec.dump())
+    runs.compute(tmp_path / "seconds.json", run_dirs)
+    seconds = files.read_json(tmp_path / "seconds.json")
+    trained = [record.read(run_dir).cost.train_seconds for run_dir in run_dirs]
+    assert len(seconds) == 2
+    assert all(each > 0 for each in [*seconds, *trained])
 
 
 def test_captions_are_as_long_as_rsitmds():
