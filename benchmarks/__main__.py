@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,12 +32,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; default: {', '.join(USUAL)}")
     parser.add_argument("--json", action="store_true", help="print data instead of tables")
     parser.add_argument("--rounds", type=int, help="how often both sides are measured")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: this process's processor time, for `step`, `retrieval` and `pixels` on a machine that others use; "
+        "compare with one thread; default: wall",
+    )
     parser.add_argument("--threads", type=int, help="torch's threads on the CPU; default: torch's own choice")
     parser.add_argument("--captions", type=Path, metavar="FILE", help="captions for `step`: one a line, or PIR's JSON")
     parser.add_argument("--large", action="store_true", help="`retrieval` also at 20,000 x 100,000: half a minute")
     given = parser.parse_args(argv)
     if unknown := [name for name in given.names if name not in NAMES]:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    measure.clock = time.process_time if given.clock == "cpu" else time.perf_counter
     if given.threads:
         torch.set_num_threads(given.threads)
     try:

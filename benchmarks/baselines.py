@@ -6,6 +6,7 @@ uses the core.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -77,7 +78,7 @@ class FourPasses(Stock):
     """MRS-Adapter as released: two plain passes and two under dropout, one after another."""
 
     def __init__(self, clip: nn.Module, lr: float, ours: DualEncoder, loss: HMMC) -> None:
-        self.hmmc, self.adapter = loss, _adapter_of(ours)
+        self.hmmc, self.ours, self.adapter = loss, ours, _adapter_of(ours)
         super().__init__(clip, lr)
 
     def prepare(self) -> None:
@@ -111,13 +112,11 @@ class FourPasses(Stock):
         image, text = self.encode(images, tokens)
         with self._dropout():
             views = self.encode(images, tokens)
-        return self.hmmc(Features(image, text, *views), ids, self.clip)  # type: ignore[arg-type]
+        return self.hmmc(Features(image, text, *views), ids, self.ours)  # of which it reads nothing
 
 
 def _adapter_of(ours: DualEncoder) -> nn.Module:
     """A copy of MRS-Adapter's one module with the core's weights; the modules of its two doors are the same."""
-    import copy
-
     return copy.deepcopy(ours.image_blocks.slotted()[0].beside_mlp.module)  # type: ignore[union-attr,return-value]
 
 
@@ -166,8 +165,6 @@ class Harma(Stock):
     """HarMA in the released form, with the weights of the core's adapters."""
 
     def __init__(self, clip: nn.Module, lr: float, ours: DualEncoder, margin: float) -> None:
-        import copy
-
         self.margin = margin
         blocks = [*ours.image_blocks.slotted(), *ours.text_blocks.slotted()]
         self.adapters = nn.ModuleList(ReleasedHarma(copy.deepcopy(block.after_mlp)) for block in blocks)

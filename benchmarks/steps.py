@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from collections.abc import Callable, Generator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from bench.core.model import DualEncoder
 from bench.core.state import StateFiles
 from bench.core.train import Batch, TrainBatches, fit
 from bench.plan.spec import RunSpec
+from benchmarks import measure
 from benchmarks.baselines import LORA_RANK, stock_step
 from benchmarks.measure import Row, Timing, check_equal, matmul_rate, start_memory, timed, working_memory
 from benchmarks.work import draw_dataset, inputs_of, load, run_spec
@@ -74,7 +74,7 @@ def rows(
         train = {"epochs": 1, "batch_size": batch, "lr": LR, "warmup": 0.0, "schedule": "constant", "workers": 0}
         train |= {"clip_grad_norm": None, "betas": [0.9, 0.999]}
         return [
-            measure(
+            step_row(
                 subject,
                 run_spec(dataset, subject.method | (method or {}), train, model=model, loss=subject.loss),
                 Path(name),
@@ -89,7 +89,7 @@ class _Enough(Exception):
     """Ends the core's loop before it validates and saves."""
 
 
-def measure(subject: Subject, spec: RunSpec, folder: Path, *, rounds: int, rate: float) -> Row:
+def step_row(subject: Subject, spec: RunSpec, folder: Path, *, rounds: int, rate: float) -> Row:
     """The core's loop, with a step of the baseline on the same pairs between any two of its steps."""
     loaded = load(spec)
     plain = copy.deepcopy(loaded.backbone.model.clip)
@@ -157,14 +157,14 @@ class CoreSteps:
                 self._memory = start_memory()
                 if not keep:
                     self._counter.__enter__()
-                self._started = time.perf_counter()
+                self._started = measure.clock()
                 yield batch
 
         return batches
 
     def on_progress(self, phase: str, loss_sum: Tensor | None = None, **facts: Any) -> None:
         """Called by the core after each step."""
-        seconds = time.perf_counter() - self._started
+        seconds = measure.clock() - self._started
         if phase != "train" or loss_sum is None:
             return
         if not self.losses:

@@ -125,7 +125,7 @@ def image_counts(
     correct = scores[caption_text, place].masked_fill(outside, -torch.inf)
     best = scores.new_full((count,), -torch.inf).scatter_reduce_(0, place, correct, "amax")
     own = torch.zeros(count, dtype=torch.long, device=scores.device)
-    own.index_add_(0, place, ((correct == best[place]) & ~outside).long())
+    own.index_add_(0, place, (correct == best[place]).long())
     above, level = scores.new_zeros(2, count)
     for tile in _tiles(scores):
         part, weights = scores[tile], copies[tile]
