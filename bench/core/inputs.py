@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int, Shaped, UInt8
+from jaxtyping import Float32, Int, Shaped, UInt8, UInt16
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -20,7 +20,7 @@ from bench.core.train import Batch, TrainBatches
 from bench.core.weights import Backbone
 from bench.data import Dataset, Item
 from bench.data.captions import clean
-from bench.data.pixels import prepare
+from bench.data.pixels import prepare, prepare_to_crop
 from bench.data.transforms import PRESETS, Place, TrainPairs, epoch_pairs, normalise
 
 SIGTERM_SECONDS = 30  # for which a loader lives on after SIGTERM
@@ -65,10 +65,27 @@ class Inputs:
         found: np.ndarray = self.prepared[key]
         return found
 
+    def training_pixels(self) -> tuple[UInt8[np.ndarray, "images edge edge 3"], UInt16[np.ndarray, "images 2"] | None]:
+        """The training pictures, memory-mapped, and their heights and widths if they are to be cropped from.
+
+        Raises UserError as `bench.data.pixels.prepare_to_crop` does.
+        """
+        edge = self.preset.edge(self.size)
+        if self.preset.scale is None:
+            return self.pixels("train", edge), None
+        key = ("pixels to crop", "train", edge, self.resize)
+        if key not in self.prepared:
+            names = [item.image for item in self.items("train")]
+            self.prepared[key] = prepare_to_crop(
+                self.dataset.root, names, edge, self.resize, self.on_pixels, split="train"
+            )
+        found: tuple[np.ndarray, np.ndarray] = self.prepared[key]
+        return found
+
     def prepare_all(self, train: bool) -> None:
         """Fill the pixel cache for every split that will be read. Raises UserError that names unreadable images."""
         if train:
-            self.pixels("train", self.preset.edge(self.size))
+            self.training_pixels()
         self.pixels("val", self.size)
         self.pixels("test", self.size)
 
@@ -118,13 +135,13 @@ class Inputs:
         Raises UserError if not even one batch would be full.
         """
         items, settings = self.items("train"), self.settings
-        pixels, tokens = self.pixels("train", self.preset.edge(self.size)), self.tokens("train")
+        (pixels, sizes), tokens = self.training_pixels(), self.tokens("train")
         first = torch.tensor([0, *(len(item.captions) for item in items)]).cumsum(0)
         count = len(items) if settings.captions_per_epoch == "one" else len(tokens)
         if settings.batch_size > count:
             raise UserError(f"train.batch_size {settings.batch_size} exceeds the {count} training pairs of an epoch")
 
-        dataset = TrainPairs(pixels, settings.augment, self.size, seed)
+        dataset = TrainPairs(pixels, sizes, settings.augment, self.size, seed)
         loaders = Loaders(dataset, settings, pin_memory=self.device.type == "cuda")
 
         def batches(epoch: int, skip: int) -> Generator[Batch, None, None]:
