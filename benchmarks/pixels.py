@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from bench.data.pixels import prepare
+from bench.data.pixels import prepare, prepare_to_crop
 from bench.data.transforms import PRESETS, TrainPairs, normalise
 from benchmarks.measure import Row, alternate, check_equal, copy_rate
 
@@ -66,12 +66,16 @@ def _cached(
     before = os.environ.get("PETL_BENCH_CACHE")
     os.environ["PETL_BENCH_CACHE"] = str(folder / "cache")
     try:
-        pixels = prepare(folder, names, preset.edge(size), preset.resize)
+        pixels: np.ndarray
+        if preset.scale is None:
+            pixels, sizes = prepare(folder, names, preset.edge(size), preset.resize), None
+        else:
+            pixels, sizes = prepare_to_crop(folder, names, preset.edge(size), preset.resize)
     finally:
         del os.environ["PETL_BENCH_CACHE"]
         if before is not None:
             os.environ["PETL_BENCH_CACHE"] = before
-    pairs = TrainPairs(pixels, augment, size, seed=0)
+    pairs = TrainPairs(pixels, sizes, augment, size, seed=0)
 
     def batch() -> Float32[Tensor, "batch 3 size size"]:
         return normalise(torch.stack([pairs[1, index, index, 0][0] for index in range(len(names))]), MEAN, STD)
@@ -90,7 +94,7 @@ def _decoded(
         "harma": [
             v2.RandomResizedCrop(size, (0.5, 1.0), interpolation=bicubic),
             v2.RandomHorizontalFlip(),
-            v2.RandAugment(2, 7),
+            *[v2.RandomApply([v2.RandAugment(1, 7)], p=0.5)] * 2,  # as many operations as released, of torchvision's
         ],
     }[augment]
     end = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]

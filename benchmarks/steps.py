@@ -183,5 +183,5 @@ class CoreSteps:
     ) -> tuple[Float[Tensor, "batch 3 size size"], Int[Tensor, "batch context"]]:
         """The pixels and the whole token ids of these pairs; each image has one caption."""
         inputs, rows = self.inputs, image_ids.numpy()
-        pixels = inputs.pixels("train", inputs.preset.edge(inputs.size))
+        pixels, _ = inputs.training_pixels()
         return inputs.to_tensor(torch.from_numpy(pixels[rows])), inputs.tokens("train")[image_ids]
