@@ -87,7 +87,7 @@ def counts(
     Counted without sorting. Up to `BLOCK` similarities are one matrix product; more are computed twice, in blocks of
     images and then of captions, so that `BLOCK` floats (268 MB) are held at a time, and on a GPU as many for comparing.
     A score is only compared with scores of the same product. MKL rounds products of other sizes otherwise (measured: up
-    to half of all values in the last bit), but equal rows of one product equally. So equal captions tie exactly by
+    to 9 of 10 values in the last bit), but equal rows of one product equally. So equal captions tie exactly by
     construction, equal images as far as the product treats equal rows equally, and no tie depends on the blocks; a rank
     may where two scores are less than a rounding error apart. Nothing waits for a GPU. Exact up to 2^24 captions.
     """
