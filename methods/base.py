@@ -143,6 +143,17 @@ def check_context(owner: str, n_ctx: int, shape: ModelShape) -> None:
         raise DoesNotFit(f"{owner}: {why}", why)
 
 
+def check_pools_as_clip(owner: str, shape: ModelShape) -> None:
+    """Raise UserError unless an image's embedding is its class token's, and a text's that of its end token."""
+    if not shape.image.class_token:
+        why = "the image tower has no class token"
+    elif shape.text.pool != "argmax":
+        why = f"the text tower pools by '{shape.text.pool}', not at the end token"
+    else:
+        return
+    raise DoesNotFit(f"{owner}: on '{shape.model}' {why}. Choose another backbone or another method.", why)
+
+
 def describe(settings: Settings) -> dict[str, Any]:
     """The settings as plain data with the name first: what run.yaml and result.json hold."""
     values: Mapping[str, Any] = settings.model_dump(mode="json")

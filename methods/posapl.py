@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bench.config.errors import UserError
-from methods.base import Method, ModelShape, TowerShape
+from methods.base import Method, ModelShape, TowerShape, check_pools_as_clip
 from methods.lazy import DualEncoder, posapl, tags
 
 TAG_BOTTLENECK = 128  # of the tag stream's MLP in each block
@@ -66,6 +66,7 @@ class POSAPL(Method):
 
     def check(self, shape: ModelShape) -> None:
         super().check(shape)
+        check_pools_as_clip(self.name, shape)
         shallow, span = min(tower.layers for tower in shape.towers), (self.fused - 1) * self.stride + 1
         if span > shallow:
             raise UserError(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from methods.base import Method, ModelShape, TowerShape
+from methods.base import Method, ModelShape, TowerShape, check_pools_as_clip
 from methods.lazy import DualEncoder, unipt
 
 
@@ -38,8 +38,11 @@ class UniPT(Method):
     def starts_elsewhere(self) -> str | None:  # type: ignore[override]
         return "the up-projections start at random" if self.start == "random" else None
 
+    def check(self, shape: ModelShape) -> None:
+        super().check(shape)
+        check_pools_as_clip(self.name, shape)
+
     def attach(self, model: DualEncoder) -> None:
-        model.check_pools_at_end_token(self.name)
         for side, tower in (("image", model.image_blocks), ("text", model.text_blocks)):
             blocks = tower.slotted()
             head = unipt.SideNetwork(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
 from pathlib import Path
@@ -139,3 +140,24 @@ def test_threads_of_a_resumed_run_are_its_own(root, tmp_path):
         torch.set_num_threads(threads)
     used = [record.read(run_dir).provenance["threads"] for run_dir in (first, second)]
     assert used == [threads + 1, threads]
+
+
+def test_what_methods_cost_is_counted_once_each(root, tmp_path, monkeypatch):
+    counted = []
+    count = execute.cost.flops_per_pair
+    monkeypatch.setattr(execute.cost, "flops_per_pair", lambda *given: counted.append(given) or count(*given))
+    ranks = (2, 2, 64)
+    runs = [make_run(root, tmp_path / str(i), {"name": "lora", "rank": r}, seed=i) for i, r in enumerate(ranks)]
+    run_many(runs)
+    first, again, other = (record.read(run_dir).cost.flops_per_pair for run_dir in runs)
+    assert len(counted) == 2
+    assert first == again < other
+
+
+def test_garbage_of_imports_is_passed_over(root, tmp_path):
+    """And what a run leaves is not: it is still collected before the next one."""
+    run_many(packed(root, tmp_path)[:1])
+    frozen = gc.get_freeze_count()
+    assert frozen > 100_000
+    run_many(packed(root, tmp_path / "more")[:1])
+    assert gc.get_freeze_count() <= frozen

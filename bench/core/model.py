@@ -279,8 +279,8 @@ class DualEncoder(nn.Module):
         """A layer in front of a tower's blocks or behind them, which takes modules before, beside and after it.
 
         "conv1" (the patch embedding, whose output has the shape `batch width rows columns`), "ln_pre" (which SigLIP has
-        not) and "ln_post" of the "image" tower, "token_embedding" (whose input are token ids) and "ln_final" of the "text"
-        tower. Raises ValueError for another name, UserError as `Blocks`.
+        not) and "ln_post" of the "image" tower, "token_embedding" (whose input are token ids) and "ln_final" of the
+        "text" tower. Raises ValueError for another name, UserError as `Blocks`.
         """
         known = getattr(self, f"{side}_blocks").outside
         if name not in known:
