@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench.compute.build import build, deterministic, load, pick_device
+from bench.compute.build import build, deterministic, load, pick_device, shortcuts_of
 from bench.compute.progress import Progress
 from bench.config.errors import GpuLost, Stopped, UserError
 from bench.config.files import write_bytes, write_json
@@ -151,7 +151,15 @@ def _compute(
     model = backbone.model
     if spec.train.grad_checkpointing:
         model.clip.set_grad_checkpointing(True)  # type: ignore[operator]
-    inputs = Inputs(loaded.dataset, backbone, spec.train, device, prepared=loaded.prepared)
+    inputs = Inputs(
+        loaded.dataset,
+        backbone,
+        spec.train,
+        device,
+        prepared=loaded.prepared,
+        shortcuts=shortcuts_of(spec, model),
+        core=spec.core,
+    )
     validation = inputs.eval_set("val")
     if spec.method.trains:
         batches = inputs.train_batches(spec.seed)
@@ -173,10 +181,8 @@ def _compute(
         done = Fit(best_metrics=ranks.metrics(*evaluate(model, validation)))  # without training, no cost of training
     model.save_adapter(run_dir / folder.ADAPTER)
     progress("test")
-    test = inputs.eval_set("test")
-    i2t, t2i = evaluate(model, test)
+    i2t, t2i = evaluate(model, inputs.eval_set("test"))
     write_bytes(run_dir / folder.RANKS, ranks.to_npz(i2t, t2i))
-    images, tokens = next(iter(test.images())), next(iter(test.texts()))
     return {
         "metrics": Metrics(
             best_epoch=done.best_epoch,
@@ -190,7 +196,7 @@ def _compute(
             images_per_second=done.pairs / done.seconds if done.seconds else None,
             peak_bytes=done.peak_bytes,
             adapter_bytes=(run_dir / folder.ADAPTER).stat().st_size,
-            flops_per_pair=cost.flops_per_pair(model, images, tokens),
+            flops_per_pair=cost.flops_per_pair(model, *inputs.one_pair("test")),
         ),
         "provenance": _origin(device)
         | {

@@ -173,6 +173,8 @@ class TrainSettings(Settings):
     """Of the forward and backward pass; scores are float32."""
     augment: Literal["none", "clip", "harma"] = "none"
     """How training pictures are cropped, flipped and coloured."""
+    views: Annotated[int, Field(ge=1)] | None = None
+    """Fixed augmented views of each picture, from which all epochs and seeds draw; null: new ones in every epoch."""
     captions: Literal["none", "clip", "harma"] = "none"
     """How captions are cleaned before they are tokenised."""
     captions_per_epoch: Literal["all", "one"] = "all"
@@ -183,6 +185,15 @@ class TrainSettings(Settings):
     """Images or captions a batch at evaluation."""
     workers: int = Field(4, ge=0)
     """Processes that load data; no number depends on it, and no run id."""
+
+
+class CoreSettings(Settings):
+    """How runs are computed. No run id depends on it: the results are the same but for rounding."""
+
+    shortcuts: Literal["on", "off"] = "on"
+    """Whether work is left out that changes nothing: padding of captions, and what frozen layers gave before."""
+    cache_gb: float = Field(4.0, ge=0)
+    """Of what frozen layers gave, so much is kept in a GPU's memory; the rest is read from files as it is needed."""
 
 
 class SlurmSettings(Settings):

@@ -20,6 +20,7 @@ from bench.core.evaluate import EvalSet, evaluate
 from bench.core.model import DualEncoder, Features
 from bench.core.ranks import metrics
 from bench.core.state import Fit, Part, StateFiles
+from bench.core.towers import Prefix, Texts
 
 LOGIT_SCALE_MAX = math.log(100)  # CLIP's own clamp on the trained temperature
 
@@ -34,10 +35,13 @@ def _ignore(*_: Any, **__: Any) -> None:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch on the device: normalised pictures, their captions' token ids, and which image each picture is."""
+    """One batch on the device: normalised pictures, their captions' token ids, and which image each picture is.
 
-    images: Float[Tensor, "batch 3 size size"]
-    tokens: Int[Tensor, "batch context"]
+    Pictures and captions can also be what frozen layers gave for them, and token ids be cut: see `bench.core.towers`.
+    """
+
+    images: Float[Tensor, "batch 3 size size"] | Prefix
+    tokens: Int[Tensor, "batch context"] | Texts | Prefix
     image_ids: Int[Tensor, " batch"]
 
 

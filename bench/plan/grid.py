@@ -25,6 +25,7 @@ from bench.config.settings import (
     AnyDataset,
     BackboneSettings,
     CaptionSettings,
+    CoreSettings,
     DatasetSettings,
     Settings,
     TrainSettings,
@@ -55,6 +56,7 @@ class _File(Settings):
     backbone: Any
     train: Any = Field(default_factory=dict)
     loss: Any = None
+    core: CoreSettings = CoreSettings()
     grid: _Grid
 
 
@@ -139,7 +141,7 @@ def expand_document(document: Document, overrides: Sequence[str] = (), *, file: 
                 fitted.append(f"{backbone.model}: {each.note}" if len(backbones) > 1 else each.note)
             if each.method is None:
                 continue
-            spec = RunSpec(parts.name, dataset, backbone, each.method, each.loss, each.train, 0)
+            spec = RunSpec(parts.name, dataset, backbone, each.method, each.loss, each.train, 0, parts.core)
             found = [replace(spec, seed=seed) for seed in seeds] if each.method.trains else [_untrained(spec)]
             total += len(found)
             for run in found:

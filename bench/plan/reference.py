@@ -13,6 +13,7 @@ from bench.config.settings import (
     SCHEDULERS,
     BackboneSettings,
     CaptionSettings,
+    CoreSettings,
     DatasetSettings,
     Settings,
     TrainSettings,
@@ -114,6 +115,7 @@ def page() -> str:
         "dataset: {name: captions}": CaptionSettings,
         "backbone": BackboneSettings,
         "train": TrainSettings,
+        "core": CoreSettings,
         **SCHEDULERS,
     }
     for name, cls in blocks.items():

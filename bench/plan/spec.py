@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,20 @@ from bench import data
 from bench.config import backbones, hub
 from bench.config.document import Document, Dumper, read_document
 from bench.config.parse import parse
-from bench.config.settings import AnyDataset, BackboneSettings, Settings, TrainSettings, dataset_class
+from bench.config.settings import (
+    AnyDataset,
+    BackboneSettings,
+    CoreSettings,
+    Settings,
+    TrainSettings,
+    dataset_class,
+)
 from methods import losses
 from methods.base import Method, describe
 from methods.losses import Loss
 
+# Settings of training that are younger than the first run ids: at null the id is what it was without them.
+SINCE_NULL = ("views",)
 RUN_ID = re.compile(r".+-s\d+-[0-9a-f]{8}")
 
 
@@ -37,6 +46,7 @@ class RunSpec:
     loss: Loss
     train: TrainSettings
     seed: int
+    core: CoreSettings = field(default_factory=CoreSettings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in run.yaml and result.json."""
@@ -48,6 +58,7 @@ class RunSpec:
             "loss": describe(self.loss),
             "train": self.train.model_dump(mode="json"),
             "seed": self.seed,
+            "core": self.core.model_dump(mode="json"),
         }
 
     @classmethod
@@ -63,7 +74,7 @@ class RunSpec:
 
         method, loss = named("method", methods), named("loss", losses)
         dataset: AnyDataset = parse(dataset_class(flat.dataset), flat.dataset, "dataset", document, ("dataset",))
-        return cls(flat.sweep, dataset, flat.backbone, method, loss, flat.train, flat.seed)
+        return cls(flat.sweep, dataset, flat.backbone, method, loss, flat.train, flat.seed, flat.core)
 
     @classmethod
     def load(cls, path: Path) -> RunSpec:
@@ -85,10 +96,14 @@ class RunSpec:
         """`<method>[-<settings that differ from the defaults>]-s<seed>-<hash8>`, safe as a folder's name.
 
         The hash covers all settings, and data and weights by content. It does not cover the sweep's name, the paths of
-        data and weights, a dataset's title, and the number of loaders. UserError if data or weights are missing.
+        data and weights, a dataset's title, the number of loaders, and `core`. UserError if data or weights are
+        missing.
         """
         content = self.to_dict()
-        del content["sweep"], content["train"]["workers"]
+        del content["sweep"], content["core"], content["train"]["workers"]
+        for key in SINCE_NULL:
+            if content["train"][key] is None:
+                del content["train"][key]
         for key in ("root", "annotations", "file", "title"):
             content["dataset"].pop(key, None)
         if backbones.is_file(self.backbone.weights):
@@ -125,6 +140,7 @@ class _Run(Settings):
     loss: dict[str, Any]
     train: TrainSettings
     seed: int
+    core: CoreSettings = CoreSettings()
 
 
 @cache
