@@ -33,8 +33,8 @@ class Source:
     send: Callable[[Tensor], Tensor]
     bf16: bool = False
 
-    def compute(self, parts: Callable[[], Iterator[Tensor]]) -> Iterator[Tensor]:
-        """The parts, computed without gradients and under the precision."""
+    def compute(self, side: str, parts: Callable[[], Iterator[Tensor]]) -> Iterator[Tensor]:
+        """The parts of a tower's output, computed without gradients and under the precision."""
         with torch.no_grad(), torch.autocast(self.cache.device.type, torch.bfloat16, enabled=self.bf16):
             yield from parts()
 
@@ -42,7 +42,7 @@ class Source:
         """A tower's output for all items, or that of its first blocks, from the cache if they are there."""
         tower, threads = describe(self.model.tower(side)), torch.get_num_threads()
         key = [*self.key, side, depth, self.bf16, hardware(self.cache.device), threads, tower, *items]
-        return self.cache.get(key, lambda: self.compute(parts))
+        return self.cache.get(key, lambda: self.compute(side, parts))
 
     def rows(self, values: Float[Tensor, "*table"], index: Int[Tensor, "*index"]) -> Float[Tensor, "*any"]:
         """These rows of cached values, on the device."""

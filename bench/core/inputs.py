@@ -242,8 +242,8 @@ class _Kept:
         """As `_Loaded.batches`."""
         _draw_as_loaders_do()
         size = self.settings.batch_size
-        numbers = torch.tensor(places)[: len(places) // size * size]
-        for view, _, image, caption in (part.T for part in numbers.split(size)):
+        for start in range(0, len(places) // size * size, size):
+            view, _, image, caption = torch.tensor(places[start : start + size]).T
             index = image if self.settings.views is None else image * self.settings.views + view
             yield self.images(index), image, caption
 
