@@ -215,7 +215,7 @@ def _describe(error: Exception) -> Failure:
         first = message.splitlines()[0]
         message = (
             f"out of GPU memory ({first}); lower train.batch_size or train.eval_batch_size, or set "
-            "train.grad_checkpointing: true or train.precision: bf16"
+            "train.micro_batch, train.grad_checkpointing: true or train.precision: bf16"
         )
     trace = traceback.format_exc()
     return Failure(type=type(error).__name__, message=message, traceback=trace, user=isinstance(error, UserError))

@@ -169,6 +169,8 @@ class TrainSettings(Settings):
     """The largest norm of the gradient; null: not clipped."""
     accumulate: int = Field(1, ge=1)
     """Batches an optimizer step."""
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    """Pairs computed at a time, with the gradients of the whole batch; halves if they don't fit. null: all at once."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the forward and backward pass; scores are float32."""
     augment: Literal["none", "clip", "harma"] = "none"

@@ -31,7 +31,7 @@ from methods.base import Method, describe
 from methods.losses import Loss
 
 # Settings of training that are younger than the first run ids: at null the id is what it was without them.
-SINCE_NULL = ("views",)
+SINCE_NULL = ("micro_batch", "views")
 RUN_ID = re.compile(r".+-s\d+-[0-9a-f]{8}")
 
 

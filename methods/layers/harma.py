@@ -19,8 +19,8 @@ def _gate() -> nn.Parameter:
 class SelfAttention(nn.MultiheadAttention):
     """Multi-head self-attention over the tokens of one sample, without mask and dropout.
 
-    The weights are those of `nn.MultiheadAttention`. Its own forward pass brings tokens in front of the batch and copies
-    q, k and v apart; both cost more than the products on so few dimensions.
+    The weights are those of `nn.MultiheadAttention`. Its own forward pass brings tokens in front of the batch and
+    copies q, k and v apart, which takes as long as the products on so few dimensions.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
