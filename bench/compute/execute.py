@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,7 @@ def _compute(
             "split": loaded.dataset.split,
             "weights": spec.backbone.weights,
             "weights_sha256": backbone.sha256,
+            "shortcuts": asdict(inputs.shortcuts),
             "plugins": registry.sources(type(spec.method), type(spec.loss)),
         },
     }
