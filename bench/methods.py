@@ -10,13 +10,14 @@ import argparse
 import inspect
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import methods
 from bench.config.terminal import command, given_path
+from bench.plan import recipes
 from bench.plan.catalogue import listing
-from bench.plan.recipes import RECIPES
 from bench.plan.reference import page, plain, settings_of
 from methods import losses
 from methods.base import Method
@@ -84,9 +85,17 @@ def explain(name: str, backbone: str) -> None:
         console.print(f"  {preset:18}{_number(count):>13}  {shown}".rstrip(), highlight=False, markup=False)
     if row["note"]:
         console.print(row["note"], highlight=False, markup=False)
-    for recipe, found in RECIPES.items():
-        if recipe.startswith(name.partition("_")[0]):
-            console.print(f"Recipe {recipe}: {found.source}", highlight=False, markup=False)
+    for recipe in (recipes.get(each, each) for each in recipes.names()):
+        if recipe.released == name:
+            console.print(f"Recipe {recipe.name}: {recipe.source}", highlight=False, markup=False)
+
+
+def print_recipes() -> None:
+    """Print every recipe's name and file: source, what differs from it, and settings; within 80 columns."""
+    console = _console()
+    for name in recipes.names():
+        console.print(f"[bold]{name}[/]", highlight=False)
+        console.print(textwrap.indent(recipes.text(name), "  "), highlight=False, markup=False)
 
 
 def _console() -> Console:
@@ -108,6 +117,7 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The command's options."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("name", nargs="?", metavar="NAME", help="explain this method or loss")
+    parser.add_argument("--recipes", action="store_true", help="list the recipes with their sources and settings")
     parser.add_argument("--reference", action="store_true", help="print docs/settings.md: every key of a sweep file")
     parser.add_argument("--backbone", default="ViT-B-32", help="an open_clip model name (default: %(default)s)")
     parser.add_argument(
@@ -122,6 +132,12 @@ def _run(arguments: argparse.Namespace) -> int:
         add_plugin(path)
     if arguments.reference:
         print(page(), end="")
+        return 0
+    if arguments.recipes:
+        if arguments.json:
+            print(json.dumps({name: recipes.get(name, name).sections for name in recipes.names()}, indent=2))
+        else:
+            print_recipes()
         return 0
     if arguments.name:
         explain(arguments.name, arguments.backbone)

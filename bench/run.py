@@ -158,6 +158,9 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
             overrides.append(setting)
         else:
             method[key] = parse_yaml(text, f"--set {setting}")[0]
+    given = {"model": arguments.backbone, "weights": arguments.weights}
+    if "recipe" in method and (own := {key: value for key, value in given.items() if value}):
+        method["backbone"] = own  # what the command line says wins over the recipe
     content = {
         "name": arguments.name,
         "dataset": {"name": arguments.dataset} | ({"root": arguments.root} if arguments.root else {}),

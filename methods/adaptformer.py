@@ -12,20 +12,20 @@ class AdaptFormer(Method):
     """`x <- r + MLP(LN r) + s Up(dropout(ReLU(Down r)))`, on the residual r before its LayerNorm.
 
     As released for image towers, here in both: a module in every block, s = 0.1, no LayerNorm of its own.
-    `preset: table` gives the published table's 165,250 parameters on ViT-B-32: one module with a learned scale a tower,
-    shared by its blocks.
+    `preset: table` gives the published table's 165,250 parameters on ViT-B-32: one module a tower, shared by its
+    blocks, with a learned s, which starts at 1 as in the released code.
     """
 
     name = "adaptformer"
     paper = "Chen et al. 2022, arXiv 2205.13535"
     needs_slots = ("image", "text")
-    presets = {"paper": {}, "table": {"shared": True, "learned_scale": True}}
+    presets = {"paper": {}, "table": {"shared": True, "learned_scale": True, "scale": 1.0}}
     knob = "bottleneck"
     examples = {"": {"bottleneck": 4}, "shared": {"bottleneck": 4, "shared": True, "learned_scale": True}}
     bottleneck: int = Field(64, ge=1)
     """Width of the bottleneck."""
     scale: float = Field(0.1, gt=0)
-    """Factor on the output of the bottleneck."""
+    """Factor on the output of the bottleneck, or its start if it is learned."""
     learned_scale: bool = False
     """Whether that factor is trained."""
     dropout: float = Field(0.1, ge=0, lt=1)

@@ -24,8 +24,9 @@ class Method(Settings):
 
     A subclass sets the class variables below, implements `attach` and `trainable_params`, and is registered by a line
     in `methods/__init__.py`, by an entry point of the group `petl_bench.methods`, or by `--plugin FILE`. Its defaults
-    are those of its own paper. `python -m bench.check` runs the checks that every method must pass. docs/new-method.md
-    builds one step by step.
+    are those of its authors' code, or of the paper where there is none; what differs is in the docstring, with the
+    reason. `python -m bench.check` runs the checks that every method must pass. docs/new-method.md builds one step by
+    step.
     """
 
     name: ClassVar[str]

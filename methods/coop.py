@@ -13,7 +13,8 @@ from methods.lazy import DualEncoder, prompts
 class CoOp(Method):
     """Puts `n_ctx` learned vectors between the start token and the caption.
 
-    As published, at the input only: 8,192 parameters on ViT-B-32. `preset: table` is the deep variant that gives the
+    As released: 16 vectors, from a normal distribution of deviation 0.02, at the input only: 8,192 parameters on
+    ViT-B-32. There a class name follows them, and here a caption. `preset: table` is the deep variant that gives the
     published tables' 98,304: each later block overwrites the prompts' positions with vectors of its own. Captions of
     more than the context minus `n_ctx` tokens are cut; they keep their end token.
     """

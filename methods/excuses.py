@@ -11,6 +11,8 @@ _BESIDE = "the state dict has the frozen layers under their new keys, and the tu
 EXCUSES: dict[tuple[str, str], str] = {
     ("lora", "backbone_unchanged_by_attach"): _SPLIT,
     ("lora", "state_dict_holds_backbone_and_trainable_only"): _BESIDE,
+    ("mrs_adapter trained", "all_that_is_trainable_gets_gradients"): "its loss has no temperature, but the released "
+    "optimizer holds CLIP's all the same, and the published count has it",
     ("peft", "backbone_unchanged_by_attach"): _SPLIT,
     ("peft", "state_dict_holds_backbone_and_trainable_only"): _BESIDE,
     ("peft pissa", "other_seed_other_start"): "it starts from the singular vectors of the weights, not at random",

@@ -16,17 +16,18 @@ class SSF(Method):
 
     In every block of both towers, each layer with its own: 337,920 parameters on ViT-B-32. After training they can be
     folded into the layers. The shift of k makes no difference, since a softmax ignores it; it is counted as in the
-    paper. The paper also adapts the patch embedding and the last LayerNorm, and starts at random around the identity;
-    here it starts as the identity, so that the output is the backbone's. `preset: paper` has the paper's start.
+    paper. As released they start at random around the identity; `start_std: 0` starts at the backbone's output. The
+    released code, for image towers, also adapts the patch embedding and the last LayerNorm; here both towers have the
+    same set of layers, that of their blocks.
     """
 
     name = "ssf"
     paper = "Lian et al. 2022, arXiv 2210.08823"
     needs_slots = ("image", "text")
-    presets = {"paper": {"start_std": 0.02}}
-    examples = {"": {}, "paper": {"start_std": 0.02}}
-    start_std: float = Field(0.0, ge=0)
-    """Standard deviation of the random start around scale 1 and shift 0; the paper has 0.02."""
+    presets = {"paper": {}}
+    examples = {"": {}, "identity": {"start_std": 0.0}}
+    start_std: float = Field(0.02, ge=0)
+    """Standard deviation of the random start around scale 1 and shift 0; 0: the output starts at the backbone's."""
 
     @property
     def starts_elsewhere(self) -> str | None:  # type: ignore[override]

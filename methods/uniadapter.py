@@ -7,28 +7,38 @@ from collections.abc import Iterable
 from pydantic import Field
 
 from methods.base import Method, ModelShape, sides_by_depth
-from methods.lazy import DualEncoder, bottlenecks
+from methods.lazy import DualEncoder, bottlenecks, nn
+
+PROJECTIONS = ("visual.proj", "text_projection")
+VISUAL_STD = 0.02  # of the image tower's up-projection at the start
 
 
 class UniAdapter(Method):
-    """`m <- m + s Up_tower(ReLU(Down m))` on the MLP's output m; block i of both towers shares Down.
+    """`x <- r + MLP(LN2 r) + s Up_tower(ReLU(Down LN r))` on the residual r; block i of both towers shares Down.
 
-    The paper adapts BLIP, whose towers have one width, and which has a cross-modal part that CLIP lacks. Where CLIP's
-    towers differ in width, both share Down for as many inputs as the narrower one has, and the wider tower has a matrix
-    of its own for the others. With the paper's bottleneck of 128 and s = 0.1 that is 3,162,624 parameters on ViT-B-32;
-    the published table's 0.55M is not reproduced by any natural reading. The released code differs: parallel to the MLP
-    behind a trained LayerNorm, bottleneck 512.
+    As released: parallel to the MLP, on the residual before its norm, with a trained LayerNorm of its own in front; a
+    bottleneck of 512, s = 0.1, and the projections to the embeddings trained too. Up starts at zero in the text tower
+    alone: the released code sets no other to zero, so in the image tower Up starts at random, with deviation 0.02.
+
+    The authors adapt BLIP. Its towers have one width; where CLIP's differ, Down is shared in part, see
+    `methods.layers.bottlenecks.SharedDownBottleneck`. Its text tower normalises behind the residual, and CLIP's in
+    front. Its cross-modal part, with an up-projection and a LayerNorm for it, does not exist in CLIP. 13,290,496
+    parameters on ViT-B-32, 655,360 of them the projections; the published table's 0.55M is not reproduced by any
+    natural reading.
     """
 
     name = "uniadapter"
     paper = "Lu et al. 2023, arXiv 2302.06605"
     needs_slots = ("image", "text")
     knob = "bottleneck"
-    examples = {"": {"bottleneck": 4}}
-    bottleneck: int = Field(128, ge=1)
+    starts_elsewhere = "the image tower's up-projections start at random, as released"
+    examples = {"": {"bottleneck": 4}, "alone": {"bottleneck": 4, "projections": False}}
+    bottleneck: int = Field(512, ge=1)
     """Width of the bottleneck."""
     scale: float = Field(0.1, gt=0)
     """Factor on the output of the bottleneck."""
+    projections: bool = True
+    """Whether the projections to the embeddings are trained, too."""
 
     def attach(self, model: DualEncoder) -> None:
         towers = {"image": model.image_blocks, "text": model.text_blocks}
@@ -37,12 +47,20 @@ class UniAdapter(Method):
                 {side: towers[side].width for side in sides}, self.bottleneck, self.scale
             )
             for side in sides:
-                towers[side].slotted()[depth].fill(after_mlp=bottlenecks.Door(module, side, serial=True))
+                towers[side].slotted()[depth].fill(beside_mlp=bottlenecks.Door(module, side, serial=False))
+            if "image" in sides:
+                nn.init.normal_(module.up["image"].weight, std=VISUAL_STD)  # type: ignore[arg-type]
+        for name, parameter in model.clip.named_parameters():
+            if self.projections and name.removeprefix("text.").startswith(PROJECTIONS):
+                parameter.requires_grad_(True)
 
     def trainable_params(self, shape: ModelShape) -> int | None:
         def module(sides: Iterable[str]) -> int:
             widths = [getattr(shape, side).width for side in sides]
-            down = (max(widths) + 1) * self.bottleneck
-            return down + sum((self.bottleneck + 1) * width for width in widths)
+            norms, down = 2 * sum(set(widths)), (max(widths) + 1) * self.bottleneck
+            return norms + down + sum((self.bottleneck + 1) * width for width in widths)
 
-        return sum(map(module, sides_by_depth(shape.image.layers, shape.text.layers)))
+        adapters = sum(map(module, sides_by_depth(shape.image.layers, shape.text.layers)))
+        if not self.projections:
+            return adapters
+        return None if shape.total_params is None else adapters + shape.embed_dim * sum(t.width for t in shape.towers)

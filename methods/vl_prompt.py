@@ -13,7 +13,7 @@ Depth = Annotated[int, Field(ge=1)] | Literal["all"]
 
 
 class VLPrompt(Method):
-    """VPT's tokens in the image tower and CoOp's in the text tower.
+    """VPT's tokens in the image tower and CoOp's in the text tower; a baseline without released code.
 
     The defaults give the published table's 468,992 parameters on ViT-B-32: tokens for every block in the image tower,
     at the input alone in the text tower.

@@ -13,9 +13,10 @@ from methods.lazy import DualEncoder, prompts
 class VPT(Method):
     """`n_ctx` learned tokens join the first block, and each later block up to `prompt_depth` replaces them by its own.
 
-    `all` is VPT-deep (460,800 parameters on ViT-B-32), 1 is VPT-shallow. Here the tokens follow the patches; in the
-    paper they precede them, which makes no difference in a tower without masks. They are removed after the last block.
-    Uniform Xavier start, as in the paper.
+    `all` is VPT-deep (460,800 parameters on ViT-B-32), 1 is VPT-shallow. As released: uniform Xavier start, no dropout.
+    Here the tokens follow the patches; in the released code they precede them, which makes no difference in a tower
+    without masks. They join behind ln_pre, which the authors' ViT lacks, and are removed after the last block. The
+    released code's default is 5 tokens, and its experiments tune the number; 50 is the published table's.
     """
 
     name = "vpt"

@@ -326,7 +326,7 @@ def test_epoch_pairs():
 def train_pairs(seed: int = 0) -> transforms.TrainPairs:
     images = np.random.default_rng(0).integers(0, 256, (3, 18, 18, 3), np.uint8)
     images.setflags(write=False)
-    return transforms.TrainPairs(images, "harma", 16, seed)
+    return transforms.TrainPairs(images, None, "harma", 16, seed)
 
 
 def places(epoch: int = 0) -> list[transforms.Place]:

@@ -14,11 +14,15 @@ from methods import losses
 from tests.literal import (
     HEADS,
     IMAGE_IDS,
+    Case,
+    Mask,
     adapted,
     affine,
     after_attention,
     agree,
     attend,
+    caught,
+    compared,
     cosine,
     data,
     encode_image,
@@ -27,7 +31,6 @@ from tests.literal import (
     layer_norm,
     mlp,
     sigma,
-    value,
     weights,
 )
 
@@ -162,17 +165,12 @@ def test_harma(shared):
     agree(model, (features.image, features.text, total), (torch.stack(image), torch.stack(text), by_hand))
 
 
-class Masked(torch.nn.Module):
-    def forward(self, z: Tensor) -> Tensor:
-        return z * DROPPED
-
-
 def test_mrs_adapter(monkeypatch):
     """Both dropouts are masks that both sides know; the second view's has rate 0.2, what is kept is divided by 0.8."""
     model = adapted("mrs_adapter", bottleneck=6, shared_dim=5)
     module = model.image_blocks.list[0].beside_mlp.module
     assert module.dropout.p == 0.5
-    module.dropout = Masked()
+    module.dropout = Mask(DROPPED)
     loss = losses.get("hmmc")()
     torch.manual_seed(2)
     masks = {16: (torch.rand(3, 5, 16) >= 0.2) / 0.8, 24: (torch.rand(3, 7, 24) >= 0.2) / 0.8}
@@ -196,17 +194,76 @@ def test_mrs_adapter(monkeypatch):
 
 
 def test_ssf():
-    model = adapted("ssf")
-    with torch.no_grad():
-        for name, parameter in model.clip.named_parameters():
-            if name.endswith("bias"):  # which start at zero
-                parameter.copy_(torch.randn_like(parameter) * 0.4)
-    images, ids = data()
-    features = model(images, ids)
-    w = weights(model)
-    image, text = (
-        [encode_image(each, w, ssf_block) for each in images],
-        [encode_text(each, w, ssf_block) for each in ids],
-    )
-    ours, theirs = (features.image, features.text), (torch.stack(image), torch.stack(text))
-    agree(model, (*ours, value(*ours)), (*theirs, value(*theirs)))
+    compared(SSF)
+
+
+# --- planted faults -----------------------------------------------------------------------------------------------
+
+
+def one_module(model: core.DualEncoder) -> torch.nn.Module:
+    return model.image_blocks.list[0].beside_mlp.module
+
+
+HARMA = Case("harma", {"bottleneck": 8, "heads": 2}, harma_block("text"))
+SSF = Case("ssf", {}, ssf_block)
+MRS = Case(
+    "mrs_adapter",
+    {"bottleneck": 6, "shared_dim": 5},
+    mrs_block,
+    prepare=lambda model: setattr(one_module(model), "dropout", Mask(DROPPED)),
+)
+
+
+def harma_forward(inner: bool = False, outer: bool = False, once: bool = False, shared: bool = True):
+    """HarMA's adapter with its inner or outer gate the wrong way round, without its second attention, or without B."""
+
+    def forward(self, m: Tensor) -> Tensor:
+        h = torch.nn.functional.gelu(self.down(m))
+        u = self.attention(h)
+        if shared and self.shared is not None:
+            u = self.shared(u)
+        u = u if once else self.attention(u)
+        b, g = torch.sigmoid(self.inner_gate), torch.sigmoid(self.gate)
+        b, g = 1 - b if inner else b, 1 - g if outer else g
+        return g * (m + self.up(b * h + (1 - b) * u)) + (1 - g) * m
+
+    return forward
+
+
+def swapped_gate_of_b(self, u: Tensor) -> Tensor:
+    d, low = torch.sigmoid(self.gate), self.down(u)
+    return u + self.up((1 - d) * self.attention(low) + d * low)
+
+
+def shared_slice_first(self, x: Tensor, side: str) -> Tensor:
+    z = self.dropout(self.activation(self.down[side](x)))
+    return torch.cat([self.up_shared(z), self.up[side](z)], dim=-1)
+
+
+def without_relu(self, x: Tensor, side: str) -> Tensor:
+    z = self.dropout(self.down[side](x))
+    return torch.cat([self.up[side](z), self.up_shared(z)], dim=-1)
+
+
+ADAPTER, TWO_TOWERS = (
+    "methods.layers.harma.HarmaAdapter.forward",
+    "methods.layers.bottlenecks.TwoTowerBottleneck.forward",
+)
+SCALE_SHIFT = "methods.layers.scale_shift.ScaleShift.forward"
+FAULTS = {
+    "harma: inner gate swapped": (HARMA, ADAPTER, harma_forward(inner=True)),
+    "harma: outer gate swapped": (HARMA, ADAPTER, harma_forward(outer=True)),
+    "harma: attention once": (HARMA, ADAPTER, harma_forward(once=True)),
+    "harma: without the shared module": (HARMA, ADAPTER, harma_forward(shared=False)),
+    "harma: gate of the shared module swapped": (HARMA, "methods.layers.harma.HarmaShared.forward", swapped_gate_of_b),
+    "mrs_adapter: shared slice first": (MRS, TWO_TOWERS, shared_slice_first),
+    "mrs_adapter: without ReLU": (MRS, TWO_TOWERS, without_relu),
+    "ssf: without shift": (SSF, SCALE_SHIFT, lambda self, x: x * self.scale),
+    "ssf: shift before scale": (SSF, SCALE_SHIFT, lambda self, x: (x + self.shift) * self.scale),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch):
+    case, target, module = FAULTS[fault]
+    assert caught(case, monkeypatch, target, module)

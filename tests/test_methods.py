@@ -19,6 +19,7 @@ from bench.config.errors import UserError
 from bench.conformance import suite as checks
 from bench.core import model as core
 from methods import losses
+from methods.layers import bottlenecks
 from methods.layers.prompts import insert_placeholders
 from tests.test_backbone import similarity, tiny
 
@@ -47,8 +48,11 @@ def attached(name: str, seed: int = 0, **settings):
         ("adaptformer", "table", 165_250),
         ("cross_modal_adapter", "table", 164_208),
         ("cross_modal_adapter", "paper", 519_168),
-        ("uniadapter", {}, 3_162_624),
+        ("adapter", {}, 4_031_488),
+        ("uniadapter", {}, 13_290_496),
+        ("uniadapter", {"projections": False}, 12_635_136),
         ("mrs_adapter", {}, 161_088),
+        ("mrs_adapter", {"backbone": "trained"}, 151_438_401),
         ("harma", {}, 5_934_397),
         ("harma", {"shared": "both"}, 5_934_397),
         ("bitfit", {}, 171_008),
@@ -228,6 +232,8 @@ def test_the_published_constants():
     )
     assert methods.get("clip_adapter")().ratio == 0.2
     assert methods.get("adaptformer")().scale == 0.1
+    table = methods.get("adaptformer")(**methods.get("adaptformer").presets["table"])
+    assert float(attached("adaptformer", **table.model_dump())[0].image_blocks.list[0].beside_mlp.scale.detach()) == 1
     conv = attached("convpass", bottleneck=4)[0].image_blocks.list[0].beside_mlp.branch.conv
     picture = torch.randn(1, 4, 5, 5)
     assert torch.equal(conv(picture), picture)
@@ -236,3 +242,60 @@ def test_the_published_constants():
     assert [float(siglip.extras[name].detach()) for name in ("siglip_scale", "siglip_bias")] == pytest.approx(
         [2.302585, -10]
     )
+
+
+def parts(name: str, **settings) -> dict[str, torch.Tensor]:
+    """What a method adds to a tiny backbone before training, by name."""
+    model, _ = attached(name, **settings)
+    names = dict(tiny().named_parameters())
+    return {key: parameter.detach() for key, parameter in model.trainable().items() if key not in names}
+
+
+def spread(added: dict[str, torch.Tensor], *words: str) -> float:
+    """The standard deviation of all weights whose name has these words; all biases must be zero."""
+    assert all(not value.any() for key, value in added.items() if key.endswith("bias") and "norm" not in key)
+    chosen = [value for key, value in added.items() if key.endswith("weight") and all(word in key for word in words)]
+    assert chosen
+    return float(torch.cat([value.flatten() for value in chosen]).std())
+
+
+def test_methods_start_as_released():
+    houlsby = parts("adapter", bottleneck=64)
+    assert spread(houlsby, "down") == pytest.approx(0.88e-3, rel=0.02)  # of a normal that is cut off at two deviations
+    assert spread(houlsby, "up") == pytest.approx(0.88e-3, rel=0.02)
+    assert max(float(value.abs().max()) for value in houlsby.values()) <= 2e-3
+    cross_modal = parts("cross_modal_adapter", bottleneck=64, shared_dim=8)
+    assert [spread(cross_modal, part) for part in ("down", "up.", "up_shared")] == pytest.approx([0.01] * 3, rel=0.03)
+    uniadapter = parts("uniadapter", bottleneck=64)
+    assert spread(uniadapter, "up.image") == pytest.approx(0.02, rel=0.03)
+    assert spread(uniadapter, "up.text") == 0
+    clip_adapter = parts("clip_adapter", bottleneck=64)  # torch's own: uniform in +-1 / sqrt(inputs)
+    assert spread(clip_adapter, "down") == pytest.approx((3 * 32) ** -0.5, rel=0.05)
+    assert spread(clip_adapter, "up") == pytest.approx((3 * 64) ** -0.5, rel=0.05)
+
+
+def test_uniadapter_is_the_released_one_where_towers_have_one_width():
+    """One LayerNorm, one down-projection and two up-projections a depth; without a part for the wider tower."""
+    module = bottlenecks.SharedDownBottleneck({"image": 12, "text": 12}, 4, 0.1)
+    shapes = {name: tuple(p.shape) for name, p in module.named_parameters() if name.endswith("weight")}
+    assert shapes == {
+        "norm.12.weight": (12,),
+        "down.weight": (4, 12),
+        "up.image.weight": (12, 4),
+        "up.text.weight": (12, 4),
+    }
+
+
+def test_a_method_that_trains_its_layer_norms_trains_all_of_them():
+    model, _ = attached("adapter", bottleneck=4)
+    norms = [module for module in model.clip.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert len(norms) == 2 * (3 + 2) + 3
+    assert all(parameter.requires_grad for norm in norms for parameter in norm.parameters())
+
+
+def test_convpass_drops_more_of_deeper_blocks():
+    model, _ = attached("convpass", bottleneck=4, drop_path=0.4)
+    rates = [[getattr(b, slot).p for slot in ("after_attn", "after_mlp")] for b in model.image_blocks.list[1:]]
+    assert rates == [[0.2, 0.2], [0.4, 0.4]]
+    assert [block.beside_mlp.drop_path.p for block in model.image_blocks.list] == [0.0, 0.2, 0.4]
+    assert model.image_blocks.list[0].after_attn is None

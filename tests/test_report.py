@@ -17,7 +17,7 @@ import pytest
 
 from bench import report
 from bench.config.errors import UserError
-from bench.reporting import figures, page, summary, tables
+from bench.reporting import figures, published, summary, tables
 from bench.reporting.build import build
 from bench.store.frame import RECALLS, collect
 from bench.store.naming import distinguish
@@ -274,7 +274,7 @@ def test_blocks_of_datasets_splits_and_backbones(tmp_path: Path) -> None:
     ]
     assert len(figures.recall_vs_params(parts).axes) == 6
     assert tables.tex(runs, parts).count("\\begin{tabular}") == 5
-    assert page._published(parts[0])[0]["dataset"] == "RSITMD"
+    assert published.of_dataset(parts[0].dataset)[0]["dataset"] == "RSITMD"
 
 
 NASTY = 'a_b&c%d$#{e}~^\\ <script>alert("1")</script> | [x] *y* `z`'

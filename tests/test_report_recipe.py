@@ -225,3 +225,41 @@ def test_settings_of_another_commands_runs_are_shown_too(tmp_path: Path) -> None
     planned.write(folder, planned.Plan("r", {vpt["run_id"]: vpt["spec"]}, own={vpt["run_id"]: ["method.n_ctx"]}))
     rows = rows_of(folder)
     assert dict(zip(rows["method"], rows["config"], strict=True)) == {"vpt": "n_ctx=8", "lora": "rank=8"}
+
+
+def with_recipes(folder: Path, said: dict[str, tuple[str, list[str]]]) -> Path:
+    """Results of these methods; the plan says each one's recipe and the keys in which it departs from that."""
+    write(folder, [done(spec(name)) for name in said])
+    plan = json.loads((folder / "plan.json").read_text())
+    for run in plan["runs"]:
+        recipe, keys = said[run["spec"]["method"]["name"]]
+        run |= {"recipe": recipe, "departs": keys} if recipe else {}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return folder
+
+
+def test_the_table_names_each_rows_recipe_and_marks_who_departs_from_it(tmp_path: Path) -> None:
+    keys = ["train.lr", "loss.name"]
+    said = {"lora": ("common", []), "vpt": ("common", keys), "coop": ("common", keys), "bitfit": ("", [])}
+    built = build.build(with_recipes(tmp_path / "r", said), tmp_path / "out")
+    found = {path.suffix: path.read_text() for path in built.paths if path.suffix in (".md", ".tex", ".html")}
+    assert re.search(r"\| Method +\| Recipe ", found[".md"])
+    assert re.search(r"\| lora +\| common +\|", found[".md"])
+    assert re.search(r"\| vpt +\| common§ +\|", found[".md"])
+    assert re.search(r"\| bitfit +\| +\|", found[".md"])
+    assert '<td class="name recipe">common§</td>' in found[".html"]
+    assert "vpt & common$^\\S$ &" in found[".tex"]
+    assert "common§" in built.text
+    for kind in (".md", ".html", ".tex"):
+        assert "common, vpt, coop: train.lr, loss.name" in found[kind], kind
+        assert summary.MEANINGS[summary.DEPARTS] in html.unescape(found[kind]), kind
+    rows = {row["method"]: (row["recipe"], row["recipe_departs"]) for row in read_csv(tmp_path / "out" / "table.csv")}
+    assert rows == {method: (recipe, " ".join(keys)) for method, (recipe, keys) in said.items()}
+
+
+def test_a_recipe_that_all_rows_follow_is_stated_once(tmp_path: Path) -> None:
+    folder = with_recipes(tmp_path / "r", {"lora": ("common", []), "vpt": ("common", [])})
+    table = (build.build(folder, tmp_path / "out").out_dir / "table.md").read_text()
+    assert "- Recipe: common\n" in table
+    assert table.count("common") == 1
+    assert "§" not in table

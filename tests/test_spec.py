@@ -13,9 +13,10 @@ from bench.config.document import parse_yaml
 from bench.config.errors import UserError
 from bench.config.settings import BackboneSettings, DatasetSettings, TrainSettings
 from bench.data import DATASETS
+from bench.plan import spec
 from bench.plan.grid import Sweep, expand
-from bench.plan.recipes import RECIPES
 from bench.plan.spec import RunSpec
+from methods.base import Method
 
 SWEEPS = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
 BASE = """name: x
@@ -154,7 +155,7 @@ def test_what_is_no_text_file_is_refused(tmp_path):
         (
             {"bottleneck: 32": "bottlneck: 32"},
             "x.yaml:9: harma: unknown key 'bottlneck'; did you mean 'bottleneck'? "
-            "(allowed: bottleneck, heads, shared, recipe, train, loss)",
+            "(allowed: bottleneck, heads, shared, recipe, loss, dataset, backbone, train)",
         ),
         ({"- harma:": "- hamra:"}, "x.yaml:9: unknown method 'hamra'; did you mean 'harma'?"),
         ({"bottleneck: 32": "bottleneck: wide"}, "x.yaml:9: harma: bottleneck: expected integer, got 'wide'"),
@@ -325,7 +326,7 @@ def test_the_limit_counts_what_is_built(plan, monkeypatch):
         (24, {"epochs: 6": "epochs: [1, 2], betas: [[0.9, 0.99], [0, 0]]"}, ()),
         (54, {"grid:": "loss: [info_nce, {harma: {margin: [0.1, 0.2]}}]\ngrid:"}, ("backbone.seed=[1,2,3]",)),
         (9, methods_of("    - coop: {preset: [paper, table], n_ctx: [4, 8]}\n    - zero_shot\n"), ("grid.seed=[0,1]",)),
-        (4, methods_of("    - harma: {recipe: [harma-training, mrs-training], loss: [hmmc, info_nce]}\n"), ()),
+        (4, methods_of("    - harma: {recipe: [harma-released, mrs-released], loss: [hmmc, info_nce]}\n"), ()),
         (4, methods_of("    - lora\n    - bitfit\n") | {"  method:": "  budget: [20480, 40960]\n  method:"}, ()),
     ]
     for count, changes, overrides in cases:
@@ -440,6 +441,7 @@ def test_the_id_changes_with_every_setting(plan):
     other = {
         "optimizer": "adam", "schedule": "step", "precision": "bf16", "augment": "clip", "captions": "clip",
         "captions_per_epoch": "one", "grad_checkpointing": "true", "betas": "[0.5, 0.5]", "warmup": 0.5,
+        "decay": "all",
     }  # fmt: skip
     keys = [key for key in TrainSettings.model_fields if key != "workers"]
     overrides = [f"train.{key}={other.get(key, 3)}" for key in keys]
@@ -448,6 +450,33 @@ def test_the_id_changes_with_every_setting(plan):
     overrides += ["grid.method={lora: {rank: 3}}", "grid.method={lora: {rank: 2, alpha: 1}}"]
     ids = [plan(None, override).runs[0].run_id for override in [*overrides, "train.workers=0"]]
     assert len(set(ids)) == len(ids)
+
+
+def test_a_setting_that_came_later_leaves_ids_at_its_default(plan):
+    run = plan().runs[0]
+
+    class Before(Method):
+        name = "grown"
+        paper = "none, for tests"
+
+    class After(Before):
+        added = ("extra",)
+        extra: int = 3
+
+    def run_id(method: Method) -> str:
+        return dataclasses.replace(run, method=method).run_id
+
+    assert run_id(After()) == run_id(Before())
+    assert run_id(After(extra=4)) != run_id(Before())
+
+
+def test_the_id_follows_what_the_augmentation_means(plan, monkeypatch):
+    def ids() -> list[str]:
+        return [plan(None, f"train.augment={name}").runs[0].run_id for name in ("none", "clip", "harma")]
+
+    before = ids()
+    monkeypatch.setattr(spec, "AUGMENTATION", spec.AUGMENTATION + 1)
+    assert [one == other for one, other in zip(before, ids(), strict=True)] == [True, False, False]
 
 
 def test_round_trip(plan, tmp_path):
@@ -500,7 +529,8 @@ def test_shipped_sweeps(file, tmp_path, monkeypatch):
     overrides = ["backbone.weights=random", *own.get(file.stem, ["dataset.split=karpathy"])]
     sweep = expand(file, overrides)
     assert sweep.name == file.stem
-    some = {"zero_shot", "lora"} | ({"mrs_adapter", "harma"} if file.stem != "captions" else set())
+    some = {"zero_shot", "lora"} if file.stem != "rsitmd-released" else set()
+    some |= {"mrs_adapter", "harma"} if file.stem != "captions" else set()
     assert {run.method.name for run in sweep.runs} >= some
     assert all(run.trainable_params() is not None for run in sweep.runs)
 
@@ -512,24 +542,6 @@ def methods_of(text: str) -> dict[str, str]:
     """BASE with these entries in place of its methods."""
     old = "    - lora: {rank: [2, 8]}\n    - harma: {bottleneck: 32, train: {lr: 4e-4}}\n"
     return {old: text, "seed: [0, 1]": "seed: 0"}
-
-
-def test_a_recipe_is_training_settings_by_name(plan):
-    [run] = plan(methods_of("    - harma: {recipe: harma-training, bottleneck: 16, heads: 4}\n"), "grid.seed=0").runs
-    assert (run.train.lr, run.train.schedule, run.train.captions) == (4e-4, "linear", "harma")
-    entry = "    - harma: {recipe: harma-training, bottleneck: 16, heads: 4, train: {lr: [1e-3, 2e-3]}}\n"
-    runs = plan(methods_of(entry), "grid.seed=0").runs
-    assert [(each.train.lr, each.train.schedule) for each in runs] == [(1e-3, "linear"), (2e-3, "linear")]
-    [run] = plan(methods_of(entry), "grid.seed=0", "train.lr=5", "train.schedule=cosine").runs  # an override wins
-    assert (run.train.lr, run.train.schedule, run.train.captions) == (5, "cosine", "harma")
-    with pytest.raises(UserError, match=r"x.yaml:8: unknown recipe 'harm' \(allowed: harma-training, mrs-training\)"):
-        plan(methods_of("    - harma: {recipe: harm}\n"))
-
-
-def test_every_recipe_says_its_source_and_is_valid():
-    for recipe in RECIPES.values():
-        assert "arXiv" in recipe.source
-        TrainSettings.model_validate_json(json.dumps(recipe.train))
 
 
 def test_a_preset_is_settings_by_name(plan):

@@ -34,11 +34,23 @@ def test_schedules_by_hand():
     assert [round(each, 3) for each in factors(41, 1, schedule="step", warmup=0)] == [1] * 19 + [0.7] * 20 + [0.49] * 2
 
 
-def test_weight_decay_falls_on_matrices_only():
+def decayed(**settings) -> set[str]:
+    """What decays of HarMA's parameters and of its loss's, by the last part of the name."""
     model = tiny()
     methods.get("harma")(bottleneck=16, heads=4).attach(model)
-    groups = make_optimizer(model.trainable().values(), TrainSettings(weight_decay=0.3)).param_groups
-    assert {group["weight_decay"]: {p.ndim for p in group["params"]} for group in groups} == {0.3: {2}, 0.0: {0, 1}}
+    registry.get("harma")().attach(model)
+    groups = make_optimizer(model.trainable(), TrainSettings(weight_decay=0.3, **settings)).param_groups
+    assert sum(len(group["params"]) for group in groups) == len(model.trainable())
+    assert {group["weight_decay"] for group in groups} <= {0.3, 0.0}
+    chosen = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    return {name.rpartition(".")[2] for name, p in model.trainable().items() if id(p) in chosen}
+
+
+def test_weight_decay_falls_on_what_the_settings_say():
+    matrices, gates = {"weight", "in_proj_weight"}, {"gate", "inner_gate", "temperature"}
+    assert decayed() == matrices
+    assert decayed(decay="not_biases") == matrices | gates  # as in HarMA's released optimizer
+    assert decayed(decay="all") == matrices | gates | {"bias", "in_proj_bias"}
 
 
 class Cosine:

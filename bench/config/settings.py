@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -20,6 +20,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+    # Settings that came later, whose default is what runs did before: at it, they are no part of a run's id.
+    added: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def extra_depth(cls, key: str) -> int | None:
@@ -143,6 +145,8 @@ class BackboneSettings(Settings):
 class TrainSettings(Settings):
     """How the trainable part is trained. No run id depends on `workers` (processes that load data)."""
 
+    added = ("decay", "micro_batch", "views")
+
     epochs: int = Field(20, ge=1)
     """Passes over the training pairs."""
     batch_size: int = Field(128, ge=1)
@@ -156,7 +160,9 @@ class TrainSettings(Settings):
     eps: float = Field(1e-8, gt=0)
     """Added to its denominator."""
     weight_decay: float = Field(0.01, ge=0)
-    """Applied to matrices; not to biases, gains and temperatures."""
+    """Applied to what `decay` says."""
+    decay: Literal["matrices", "not_biases", "all"] = "matrices"
+    """What decays: matrices and kernels; all but biases, as released with HarMA; or everything, as torch's own."""
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     """How the learning rate falls after the warmup."""
     warmup: float = Field(0.1, ge=0, le=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import closing
@@ -11,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
-from jaxtyping import Float32, Int, Int64, Shaped, UInt8
+from jaxtyping import Float32, Int, Int64, Shaped, UInt8, UInt16
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,7 +29,7 @@ from bench.core.train import Batch, TrainBatches
 from bench.core.weights import Backbone
 from bench.data import Dataset, Item
 from bench.data.captions import clean
-from bench.data.pixels import prepare
+from bench.data.pixels import prepare, prepare_to_crop
 from bench.data.transforms import PRESETS, Place, TrainPairs, epoch_pairs, normalise, view_numbers
 
 SIGTERM_SECONDS = 30  # for which a loader lives on after SIGTERM
@@ -82,10 +82,27 @@ class Inputs:
         found: np.ndarray = self.prepared[key]
         return found
 
+    def training_pixels(self) -> tuple[UInt8[np.ndarray, "images edge edge 3"], UInt16[np.ndarray, "images 2"] | None]:
+        """The training pictures, memory-mapped, and their heights and widths if they are to be cropped from.
+
+        Raises UserError as `bench.data.pixels.prepare_to_crop` does.
+        """
+        edge = self.preset.edge(self.size)
+        if self.preset.scale is None:
+            return self.pixels("train", edge), None
+        key = ("pixels to crop", "train", edge, self.resize)
+        if key not in self.prepared:
+            names = [item.image for item in self.items("train")]
+            self.prepared[key] = prepare_to_crop(
+                self.dataset.root, names, edge, self.resize, self.on_pixels, split="train"
+            )
+        found: tuple[np.ndarray, np.ndarray] = self.prepared[key]
+        return found
+
     def prepare_all(self, train: bool) -> None:
         """Fill the pixel cache for every split that will be read. Raises UserError that names unreadable images."""
         if train:
-            self.pixels("train", self.preset.edge(self.size))
+            self.training_pixels()
         self.pixels("val", self.size)
         self.pixels("test", self.size)
 
@@ -191,8 +208,8 @@ class Inputs:
 
     def _train_pairs(self, seed: int) -> TrainPairs:
         """The training pictures; those with fixed views are the same for all seeds."""
-        settings, pixels = self.settings, self.pixels("train", self.preset.edge(self.size))
-        return TrainPairs(pixels, settings.augment, self.size, VIEWS_SEED if settings.views else seed)
+        settings, (pixels, sizes) = self.settings, self.training_pixels()
+        return TrainPairs(pixels, sizes, settings.augment, self.size, VIEWS_SEED if settings.views else seed)
 
     def _places(self, seed: int, epoch: int, pairs: Int64[np.ndarray, "pairs 2"]) -> list[Place]:
         """What is loaded for an epoch's pairs. With fixed views a picture's place is that of its view in all epochs."""
@@ -216,7 +233,9 @@ class Inputs:
                 for pictures, _, _ in loaders.batches(places):
                     yield self.to_tensor(pictures)
 
-        name = [self._file(dataset.pixels), settings.augment, views, torchvision.__version__]
+        # The first picture's views stand for what the augmentation does.
+        drawn = b"".join(dataset[view, 0, 0, 0][0].numpy().tobytes() for view in range(views))
+        name = [self._file(dataset.pixels), settings.augment, views, hashlib.sha256(drawn).hexdigest()]
         return ImageFeed(self._source(True), name, None, parts, depth=self.shortcuts.depth("image", training=True))
 
 

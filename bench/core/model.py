@@ -244,9 +244,14 @@ class DualEncoder(nn.Module):
         getattr(self, f"{side}_blocks")  # refuses towers whose layers have the same names but other shapes
         return Layer(name, owner.get_submodule(name))  # type: ignore[operator,union-attr]
 
+    @property
+    def token_embedding(self) -> nn.Embedding:
+        """The text tower's token embedding."""
+        return self._text_owner.token_embedding  # type: ignore[return-value]
+
     def replace_token_embedding(self, make: Callable[[nn.Embedding], nn.Embedding]) -> None:
         """Put `make(embedding)` in place of the text tower's token embedding."""
-        self._text_owner.token_embedding = make(self._text_owner.token_embedding)  # type: ignore[arg-type]
+        self._text_owner.token_embedding = make(self.token_embedding)
 
     def check_pools_at_end_token(self, owner: str) -> None:
         """Raise UserError, in the name of `owner`, if the embedding is not taken at the end token.

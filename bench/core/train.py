@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -97,17 +97,25 @@ def lr_factor(step: int, *, total: int, steps_per_epoch: int, settings: TrainSet
     return 1.0
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW or Adam. Weight decay falls on matrices and kernels (2 dimensions or more), not on biases, norms, gates."""
-    parameters = list(parameters)
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
+    """AdamW or Adam for these parameters by name; weight decay falls on those that `settings.decay` says.
+
+    matrices: on matrices and kernels (2 dimensions or more), not on biases, norms, gates. not_biases: on all but what
+    is called a bias, as HarMA's released code does. all: on every parameter, as with torch's optimizers as they come.
+    """
+    decays: Callable[[str, nn.Parameter], bool] = {
+        "matrices": lambda _, p: p.ndim >= 2,
+        "not_biases": lambda name, _: not name.endswith("bias"),
+        "all": lambda *_: True,
+    }[settings.decay]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in parameters.items() if decays(name, p)], "weight_decay": settings.weight_decay},
+        {"params": [p for name, p in parameters.items() if not decays(name, p)], "weight_decay": 0.0},
     ]
     cls = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.optimizer]
     groups = [group for group in groups if group["params"]]
     # On the CPU torch's default takes a pass over memory for each operation; on a GPU it has few of its own accord.
-    fused = all(p.device.type == "cpu" for p in parameters) or None
+    fused = all(p.device.type == "cpu" for p in parameters.values()) or None
     return cls(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
@@ -136,7 +144,7 @@ def fit(
     UserError if the saved state can't be read or the disk is full.
     """
     trainable = model.trainable()
-    optimizer = make_optimizer(trainable.values(), settings)
+    optimizer = make_optimizer(trainable, settings)
     device = next(model.parameters()).device
     micro = MicroBatches(settings.micro_batch, device, list(trainable.values())) if settings.micro_batch else None
     steps_per_epoch = math.ceil(batches.per_epoch / settings.accumulate)

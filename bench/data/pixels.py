@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 from PIL import Image
 
 from bench.config.errors import UserError
@@ -29,6 +29,7 @@ from bench.data.images import SHOWN, images, locate_all
 
 VERSION = 2  # raise it when the same file would give other pixels
 RESIZES = ("crop", "squash")
+OWN = "own"  # behind the name of a resize: small images keep their own pixels
 _CHUNK = 256  # images in memory at once
 _LONGEST = (
     100  # times the shorter side: the shorter side is brought to the model's size, so longer ones fill the memory
@@ -66,19 +67,53 @@ def prepare(
 
     Raises UserError if images are missing or unreadable (the first few by name), or if the cache can't be written.
     """
+    return _mapped(_cached(root, names, size, resize, progress, split), len(names), size)
+
+
+def prepare_to_crop(
+    root: Path,
+    names: Sequence[str],
+    size: int,
+    resize: str,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    split: str | None = None,
+) -> tuple[UInt8[np.ndarray, "{len(names)} {size} {size} 3"], UInt16[np.ndarray, "{len(names)} 2"]]:
+    """As `prepare`, but images without a side above `size` keep their own pixels; and height and width of each.
+
+    Such an image is in the upper left corner, with zeros beside it, and its random crops are crops of the file. 224 x
+    200 pixels with size 256 stay 224 x 200 in a map of 256 x 256.
+    """
+    path = _cached(root, names, size, f"{resize}-{OWN}", progress, split)
+    pixels = _mapped(path, len(names), size)
+    return pixels, np.fromfile(path, np.uint16, offset=pixels.nbytes).reshape(-1, 2)
+
+
+def _cached(
+    root: Path,
+    names: Sequence[str],
+    size: int,
+    resize: str,
+    progress: Callable[[int, int], None] | None,
+    split: str | None,
+) -> Path:
+    """The cache file, made if there is none: pixels, and behind them all sizes where small images keep theirs."""
     paths = _located(root, names, split)
     folder = cache_dir() / "pixels"
     hashes = _hashes(folder, root, paths)
     key = hashlib.sha256(f"{VERSION} {PIL.__version__} {size} {resize} ".encode())
     key.update("".join(hashes).encode())
     target = folder / f"{key.hexdigest()[:32]}-{size}-{resize}.u8"
-    shape = (len(names), size, size, 3)
-    if _size(target) != np.prod(shape):
+    if _size(target) != len(names) * (size * size * 3 + (4 if resize.endswith(OWN) else 0)):
         _build(target, root, paths, names, size, resize, progress)
+    return target
+
+
+def _mapped(path: Path, count: int, size: int) -> UInt8[np.ndarray, "{count} {size} {size} 3"]:
     try:
-        return np.memmap(target, dtype=np.uint8, mode="r", shape=shape)
+        return np.memmap(path, dtype=np.uint8, mode="r", shape=(count, size, size, 3))
     except OSError as error:
-        raise UserError(f"can't read the pixel cache {target}: {error.strerror}; set PETL_BENCH_CACHE") from error
+        raise UserError(f"can't read the pixel cache {path}: {error.strerror}; set PETL_BENCH_CACHE") from error
 
 
 def decode(path: Path) -> Image.Image:
@@ -233,9 +268,14 @@ def _build(
     resize: str,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    def pixels(path: Path) -> bytes | str:
+    sizes: list[tuple[int, int]] = []
+
+    def pixels(path: Path) -> tuple[bytes, tuple[int, int]] | str:
         try:
-            return resized(decode(path), size, resize).tobytes()
+            image = decode(path)
+            if resize.endswith(OWN) and max(image.size) <= size:
+                return image.crop((0, 0, size, size)).tobytes(), (image.height, image.width)
+            return resized(image, size, resize.removesuffix(f"-{OWN}")).tobytes(), (size, size)
         except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
             return fault(error)
 
@@ -243,15 +283,18 @@ def _build(
         done, broken = 0, []
         for start in range(0, len(paths), _CHUNK):
             for row in threads.map(pixels, paths[start : start + _CHUNK]):
-                if isinstance(row, bytes):
-                    yield row
-                else:
+                if isinstance(row, str):
                     broken.append(f"{names[done]} ({row})")
+                else:
+                    yield row[0]
+                    sizes.append(row[1])
                 done += 1
                 if progress:
                     progress(done, len(paths))
         if broken:
             raise UserError(_complaint(root, "unreadable", broken, len(paths)))
+        if resize.endswith(OWN):
+            yield np.array(sizes, np.uint16).tobytes()
 
     with strict(), pool() as threads:
         _replace(target, rows(threads))

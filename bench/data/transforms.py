@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8, UInt16
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 from bench.data.annotations import Item
 
@@ -22,7 +24,8 @@ class Preset:
     """How pictures are resized for evaluation, how they are stored for training, and what training does to them.
 
     resize: "crop" or "squash" of `pixels.prepare`, for evaluation and for the stored training pixels.
-    margin: edge of the stored training pictures over the model's image size. scale: RandomResizedCrop's range of areas.
+    margin: longest edge of the stored training pictures over the model's image size. scale: RandomResizedCrop's range
+    of areas.
     """
 
     resize: str
@@ -47,13 +50,9 @@ def train_transform(
 ) -> Callable[[UInt8[Tensor, "3 height width"]], UInt8[Tensor, "3 {size} {size}"]]:
     """The preset's random transform of one picture; it draws from torch's CPU generator. Raises KeyError for no preset.
 
-    none: the picture as it is. clip: RandomResizedCrop(0.9-1, bicubic), as open_clip trains. harma:
-    RandomResizedCrop(0.5-1, bicubic), horizontal flip, RandAugment(2, 7). All crops are taken from the stored picture
-    (`Preset.edge`), not from the original file.
-
-    harma differs from the released code in RandAugment, which is torchvision's here. Released: magnitude 7 of 10, each
-    of the two operations with probability 1/2, out of Identity, AutoContrast, Equalize, Brightness, Sharpness, Shear,
-    Translate and Rotate. Here: magnitude 7 of 30, both always, and also Color, Contrast, Posterize and Solarize.
+    none: the picture as it is. clip: RandomResizedCrop(0.9-1, bicubic), as open_clip trains. harma, as released:
+    RandomResizedCrop(0.5-1, bicubic), horizontal flip, `RandAugment`. Crops are taken from the stored picture
+    (`Preset.edge`): from the file's own pixels, if none of its sides is longer than that.
     """
     preset = PRESETS[augment]
     if preset.scale is None:
@@ -62,7 +61,71 @@ def train_transform(
     crop = v2.RandomResizedCrop(size, scale=preset.scale, interpolation=bicubic, antialias=True)
     if not preset.flip_and_randaugment:
         return crop
-    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.RandAugment(2, 7)])
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), RandAugment()])
+
+
+class RandAugment:
+    """HarMA's RandAugment at strength 7 of 10: two operations, drawn with replacement, each applied with p = 1/2.
+
+    Operations, as many times each: Identity, AutoContrast, Equalize, Brightness and Sharpness (factor 1.36), ShearX and
+    ShearY (0.21), TranslateX and TranslateY (7 pixels), Rotate (21 degrees). The last five have a random sign, bilinear
+    interpolation, and grey (128, 128, 128) where the picture ends; a picture is turned about its pixel (width / 2,
+    height / 2) and sheared about its first pixel, as OpenCV, which the released code uses, counts them.
+
+    Differs from the released code in one point: there, sharpened values below 0 or above 255 wrap around in the cast
+    to 8 bits, which turns white specks black; here they are cut off, as Pillow and torchvision do.
+    """
+
+    OPERATIONS = (
+        *("Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness"),
+        *("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
+    )
+    SIGNED = OPERATIONS[5:]
+
+    @staticmethod
+    def draw() -> list[tuple[str, int]]:
+        """The operations of one picture in order, each with the sign of its strength; none, one or two."""
+        found = []
+        for index in torch.randint(len(RandAugment.OPERATIONS), (2,)).tolist():
+            applied, positive = (torch.rand(2) < 0.5).tolist()
+            if applied:
+                found.append((RandAugment.OPERATIONS[index], 1 if positive else -1))
+        return found
+
+    @staticmethod
+    def apply(picture: UInt8[Tensor, "3 height width"], operation: str, sign: int) -> UInt8[Tensor, "3 height width"]:
+        """The picture after one operation. `sign` is that of its strength, for operations that have one."""
+        height, width = picture.shape[1:]
+        move: dict[str, Any] = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
+        match operation:
+            case "Identity":
+                return picture
+            case "AutoContrast":
+                return F.autocontrast(picture)
+            case "Equalize":
+                return F.equalize(picture)
+            case "Brightness":
+                return F.adjust_brightness(picture, 1.36)
+            case "Sharpness":
+                return F.adjust_sharpness(picture, 1.36)
+            case "ShearX":
+                move |= {"shear": [math.degrees(math.atan(0.21 * sign)), 0.0], "center": [0.5, 0.5]}
+            case "ShearY":
+                move |= {"shear": [0.0, math.degrees(math.atan(0.21 * sign))], "center": [0.5, 0.5]}
+            case "TranslateX":
+                move |= {"translate": [7 * sign, 0]}
+            case "TranslateY":
+                move |= {"translate": [0, 7 * sign]}
+            case "Rotate":
+                move |= {"angle": 21.0 * sign, "center": [width / 2 + 0.5, height / 2 + 0.5]}
+        # Around grey, so that what comes from outside is grey: torchvision's `fill` blends the edge twice.
+        around = F.affine(picture.float() - 128, **move, interpolation=v2.InterpolationMode.BILINEAR) + 128
+        return around.round().clamp(0, 255).to(torch.uint8)
+
+    def __call__(self, picture: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 height width"]:
+        for operation, sign in self.draw():
+            picture = self.apply(picture, operation, sign)
+        return picture
 
 
 def normalise(
@@ -110,24 +173,33 @@ Place = tuple[int, int, int, int]
 class TrainPairs(torch.utils.data.Dataset):
     """Training pairs by epoch and position: augmented picture, image index, caption index.
 
-    pixels: from `pixels.prepare`. The augmentation depends on (seed, epoch, position) alone: it is the same for any
-    number of workers. torch's own random state does not change. A pickled copy, as loaders send it to workers that are
-    not forked, holds the path of memory-mapped pixels, not the pixels.
+    pixels and sizes: from `pixels.prepare_to_crop`, or without sizes from `pixels.prepare`. The augmentation depends on
+    (seed, epoch, position) alone: it is the same for any number of workers. torch's own random state does not change. A
+    pickled copy, as loaders send it to workers that are not forked, holds the path of memory-mapped pixels, not the
+    pixels.
     """
 
-    def __init__(self, pixels: UInt8[np.ndarray, "images edge edge 3"], augment: str, size: int, seed: int) -> None:
-        self.pixels, self.augment, self.size, self.seed = pixels, augment, size, seed
+    def __init__(
+        self,
+        pixels: UInt8[np.ndarray, "images edge edge 3"],
+        sizes: UInt16[np.ndarray, "images 2"] | None,
+        augment: str,
+        size: int,
+        seed: int,
+    ) -> None:
+        self.pixels, self.sizes, self.augment, self.size, self.seed = pixels, sizes, augment, size, seed
         self.transform = train_transform(augment, size)
 
     def __getstate__(self) -> dict[str, Any]:
         if not isinstance(self.pixels, np.memmap):
             return self._settings() | {"pixels": self.pixels}
         path = Path(str(self.pixels.filename))
-        assert self.pixels.nbytes == path.stat().st_size, f"the pixels are a part of {path} only"
+        held = self.pixels.nbytes + (0 if self.sizes is None else self.sizes.nbytes)
+        assert held == path.stat().st_size, f"the pixels are a part of {path} only"
         return self._settings() | {"path": str(path), "shape": self.pixels.shape}
 
     def _settings(self) -> dict[str, Any]:
-        return {"augment": self.augment, "size": self.size, "seed": self.seed}
+        return {"sizes": self.sizes, "augment": self.augment, "size": self.size, "seed": self.seed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "path" in state:
@@ -136,7 +208,11 @@ class TrainPairs(torch.utils.data.Dataset):
 
     def __getitem__(self, place: Place) -> tuple[UInt8[Tensor, "3 size size"], int, int]:
         epoch, position, image, caption = place
-        picture = torch.from_numpy(np.array(self.pixels[image])).permute(2, 0, 1)  # a copy: the map is read-only
+        pixels = self.pixels[image]
+        if self.sizes is not None:
+            height, width = self.sizes[image].tolist()
+            pixels = pixels[:height, :width]
+        picture = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # a copy: the map is read-only
         state = np.random.SeedSequence([self.seed, epoch, position]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it would seed CUDA too, and fork_rng restores the CPU alone.

@@ -34,7 +34,9 @@ def plan_of(sweep: Sweep, how: Start | None = None) -> Plan:
     runs = {run.run_id: run.to_dict() for run in sweep.runs}
     file = None if sweep.file is None else str(sweep.file)
     own = {run.run_id: run.own() for run in sweep.runs}
-    return Plan(sweep.name, runs, file, how, dict(sweep.content), own)
+    recipes = {run_id: name for run_id, (name, _) in sweep.recipes.items()}
+    departs = {run_id: keys for run_id, (_, keys) in sweep.recipes.items()}
+    return Plan(sweep.name, runs, file, how, dict(sweep.content), own, recipes, departs)
 
 
 def estimate(sweep: Sweep, folder: Path, *, executor: str, workers: int | None) -> Forecast:

@@ -23,6 +23,10 @@ class Choice:
     values: dict[str, Any]
     places: dict[str, str]
 
+    def over(self, other: Choice) -> Choice:
+        """These values, and beneath them the other's."""
+        return Choice(other.values | self.values, other.places | self.places)
+
 
 # The values that one key may take: (key, value, place) of each.
 Axis = Sequence[tuple[str, Any, str]]

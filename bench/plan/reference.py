@@ -18,7 +18,7 @@ from bench.config.settings import (
     Settings,
     TrainSettings,
 )
-from bench.plan.recipes import RECIPES
+from bench.plan import recipes
 from methods import losses
 from methods.base import Method
 
@@ -34,6 +34,7 @@ that it is current.
 
 ```yaml
 name: rsitmd                                  # names the folders of results and report
+recipe: common                                # settings by name; what follows overrides them key by key
 dataset: {name: rsitmd, root: $RSITMD_ROOT}   # environment variables are filled in
 backbone: {model: ViT-B-32-quickgelu, weights: openai}
 train: {epochs: 20, lr: 2e-4}
@@ -45,8 +46,15 @@ grid:
 slurm: {partition: gpu}
 ```
 
-Beside its own settings, a method in the grid takes `preset`, `recipe`, `loss` and `train`, which hold for it alone.
+Beside its own settings, a method in the grid takes `preset`, `recipe`, `loss`, `train`, `backbone` and `dataset`, which
+hold for it alone.
 """
+
+RECIPES = """\
+Named settings with their source: a file each in `bench/plan/recipes/`. `recipe: name` at the top of a sweep file holds
+for all its runs, `harma: {recipe: harma-released}` for one method. Of a key's values the last in this order wins: its
+default, the sweep's recipe, the sweep's sections, an entry's recipe, the entry's own settings, `--set`. The table of a
+report names each row's recipe, marks the rows that depart from theirs, and lists the keys."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +128,9 @@ def page() -> str:
     }
     for name, cls in blocks.items():
         out += [f"## `{name}`", first_paragraph(cls), _table(cls)]
-    out += ["## Recipes", "Training settings that belong together: `recipe: name` beside a method's settings."]
-    out += [f"- `{name}`: {recipe.source}" for name, recipe in RECIPES.items()]
+    out += ["## Recipes", RECIPES]
+    for name in recipes.names():
+        out += [f"### `{name}`", f"```yaml\n{recipes.text(name)}```"]
     out += ["## Methods", "`petl-bench methods NAME` says more of each, with its counts on a backbone."]
     for name in methods.METHODS.built_in:
         out += _section(name, methods.get(name))

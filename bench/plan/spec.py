@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from methods import losses
 from methods.base import Method, describe
 from methods.losses import Loss
 
-# Settings of training that are younger than the first run ids: at null the id is what it was without them.
-SINCE_NULL = ("micro_batch", "views")
+# Raised when the same `train.augment` gives other pictures. 2: RandAugment as released with HarMA, and crops of small
+# pictures from their own pixels.
+AUGMENTATION = 2
 RUN_ID = re.compile(r".+-s\d+-[0-9a-f]{8}")
 
 
@@ -96,14 +97,17 @@ class RunSpec:
         """`<method>[-<settings that differ from the defaults>]-s<seed>-<hash8>`, safe as a folder's name.
 
         The hash covers all settings, and data and weights by content. It does not cover the sweep's name, the paths of
-        data and weights, a dataset's title, the number of loaders, and `core`. UserError if data or weights are
-        missing.
+        data and weights, a dataset's title, the number of loaders, `core`, and settings that came later
+        (`Settings.added`) at their defaults. UserError if data or weights are missing.
         """
         content = self.to_dict()
         del content["sweep"], content["core"], content["train"]["workers"]
-        for key in SINCE_NULL:
-            if content["train"][key] is None:
-                del content["train"][key]
+        parts = {"dataset": self.dataset, "backbone": self.backbone, "method": self.method, "loss": self.loss}
+        for part, settings in {**parts, "train": self.train}.items():
+            for key in set(settings.added) - _departures(settings).keys():
+                del content[part][key]
+        if self.train.augment != "none":
+            content["augmentation"] = AUGMENTATION
         for key in ("root", "annotations", "file", "title"):
             content["dataset"].pop(key, None)
         if backbones.is_file(self.backbone.weights):
@@ -130,6 +134,17 @@ class RunSpec:
             parts.append(f"lr{self.train.lr:g}")
         if parts:
             yield _safe("-".join(parts))[:60].rstrip("-")
+
+
+# The train settings that matter for a method that does not train.
+EVALUATION = ("augment", "captions", "eval_batch_size", "workers")
+
+
+def untrained(spec: RunSpec) -> RunSpec:
+    """The one run of a method that does not train: seed 0, default loss, evaluation settings only."""
+    kept = {key: getattr(spec.train, key) for key in EVALUATION}
+    loss = losses.get(spec.method.default_loss)()
+    return replace(spec, seed=0, loss=loss, train=TrainSettings(**kept))
 
 
 class _Run(Settings):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bench.config.document import Dumper
-from bench.reporting import figures, summary, tables
+from bench.reporting import figures, published, summary, tables
 from bench.store.frame import Runs
 
 _HERE = Path(__file__).parent
@@ -38,7 +37,7 @@ def page(runs: Runs, parts: Sequence[tables.Block]) -> str:
         unfinished=tables.unfinished(runs),
         dirty=any(origin.get("git_dirty") for origin in runs.finished["provenance"]),
         provenance=list(_provenance(runs)),
-        published={part.dataset: _published(part) for part in parts},
+        published={part.dataset: published.of_dataset(part.dataset) for part in parts},
         commands=list(_commands(runs)),
         sweep_file=_sweep_file(runs),
     )
@@ -85,13 +84,6 @@ def _provenance(runs: Runs) -> Iterator[_Origin]:
     packages = [p["packages"] for p in everything if isinstance(p.get("packages"), dict)]
     for package in sorted({name for found in packages for name in found}):
         yield _Origin(package, values(packages, package))
-
-
-def _published(part: tables.Block) -> list[dict[str, str]]:
-    """The papers' numbers for this dataset, as printed, with their source."""
-    name = part.dataset.partition(" (")[0]
-    with (_HERE / "published.csv").open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file) if row["dataset"].lower() == name]
 
 
 def _sweep_file(runs: Runs) -> str:

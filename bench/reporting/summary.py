@@ -9,15 +9,16 @@ from bench.store.frame import RECALLS, Runs
 from bench.store.naming import distinguish
 
 TABLE_COLUMNS = (
-    *("dataset", "backbone", "method", "config", "trainable_params", "seeds"),
+    *("dataset", "backbone", "method", "config", "recipe", "recipe_departs", "trainable_params", "seeds"),
     *(name for recall in RECALLS for name in (recall, f"{recall}_std")),
     *("val_mean_recall", "chosen", "train_seconds", "peak_bytes", "outside_grid"),
     *training.COLUMNS,
 )
-SHORT, OUTSIDE, CHOSEN = "†", "‡", "◆"  # marks of a row
+SHORT, OUTSIDE, CHOSEN, DEPARTS = "†", "‡", "◆", "§"  # marks of a row
 MEANINGS = {
     SHORT: "fewer finished runs than planned",
     OUTSIDE: "runs of other commands: not, or not with all these seeds, in the grid of this command",
+    DEPARTS: "other settings than the recipe's",
     CHOSEN: "the row that validation chooses among those of the method: highest mean recall on the validation split",
 }
 
@@ -28,6 +29,7 @@ def summarise(runs: Runs) -> pd.DataFrame:
     `seeds` counts the finished runs, `outside_grid` those of them that are not in the plan's grid. Recalls (of
     validation in val_mean_recall) and train_seconds are their means, `_std` the sample standard deviation (n - 1;
     missing for one seed), peak_bytes their maximum. `chosen`: as in `_chosen`.
+    `recipe`: the named one that the row was planned with, `recipe_departs` the keys in which it departs from it.
     Besides: `group`, `known` (seeds, finished or not), `whole` (the method trains the backbone itself), `curve` (the
     method and its settings that are not numbers, such as LoRA's targets: rows of one curve differ in numbers alone),
     `point` (those numbers), `settings`, `trains` (whether the method does), and `departs` (the keys in which the row
@@ -41,6 +43,8 @@ def summarise(runs: Runs) -> pd.DataFrame:
             "method": "first",
             "settings": "first",
             "own": "first",
+            "recipe": "first",
+            "recipe_departs": "first",
             "seed": "nunique",
         }
     )

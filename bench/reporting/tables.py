@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -11,15 +11,20 @@ from typing import Any
 import pandas as pd
 
 from bench.reporting import training
-from bench.reporting.summary import CHOSEN, MEANINGS, OUTSIDE, SHORT, TABLE_COLUMNS
+from bench.reporting.published import notes
+from bench.reporting.summary import CHOSEN, DEPARTS, MEANINGS, OUTSIDE, SHORT, TABLE_COLUMNS
 from bench.store.frame import RECALLS, Runs
 
 DASH = "–"
+PUBLISHED = "Published mean recall of these methods, as printed, from runs under other conditions"
 
 
 def csv(rows: pd.DataFrame) -> str:
     """The numbers in full precision; missing ones are empty."""
-    rows = rows.assign(chosen=rows["chosen"].map({True: "true", False: "false"}))
+    rows = rows.assign(
+        chosen=rows["chosen"].map({True: "true", False: "false"}),
+        recipe_departs=rows["recipe_departs"].map(" ".join),
+    )
     return rows[list(TABLE_COLUMNS)].to_csv(index=False, lineterminator="\n")
 
 
@@ -39,6 +44,7 @@ class Line:
 
     method: str
     config: str  # with the mark CHOSEN where the row is chosen
+    recipe: str  # its name, with the mark DEPARTS where the row departs from it; empty without one
     chosen: bool
     params: int | None
     seeds: str  # "3", or "2 of 3" where runs are missing
@@ -54,8 +60,10 @@ class Block:
 
     dataset: str
     backbone: str
-    recipe: str  # the shortest form; empty where nothing trains
+    training: str  # what most rows share, in the shortest form; empty where nothing trains
     facts: tuple[tuple[str, str], ...]
+    departures: tuple[str, ...]  # "harma-released: harma: train.epochs": who departs from a recipe, and in what
+    published: tuple[str, ...]  # of its methods
     lines: tuple[Line, ...]
     rows: pd.DataFrame
 
@@ -65,9 +73,16 @@ class Block:
         return f"{self.dataset}, {self.backbone}"
 
     @property
+    def columns(self) -> dict[str, str]:
+        """The columns between the method and its parameters, by the attribute of a line that they show."""
+        recipes = {line.recipe for line in self.lines}
+        named = {"config": any(line.config for line in self.lines), "recipe": len(recipes) > 1 or bool(self.departures)}
+        return {key: key.title() for key, shown in named.items() if shown}
+
+    @property
     def marks(self) -> list[str]:
         """The marks of its rows."""
-        used = {mark for line in self.lines for mark in line.marks + CHOSEN * line.chosen}
+        used = {mark for line in self.lines for mark in line.marks + line.recipe[-1:] + CHOSEN * line.chosen}
         return [mark for mark in MEANINGS if mark in used]
 
 
@@ -82,12 +97,14 @@ def blocks(runs: Runs, rows: pd.DataFrame) -> list[Block]:
         facts = (
             *_facts(str(dataset), str(backbone), here),
             *_training(shared, departs),
+            *_recipe(part),
             ("Seeds", _join(sorted(seeds.dropna().unique()))),
         )
         best = {name: _shown(part[name].max()) for name in RECALLS}
         lines = tuple(_line(row, best) for row in part.to_dict("records"))
         short = training.stated(shared, training.SHORTEST)
-        made.append(Block(str(dataset), str(backbone), short, facts, lines, part))
+        published = tuple(notes(str(dataset), set(part["method"])))
+        made.append(Block(str(dataset), str(backbone), short, facts, _departures(part), published, lines, part))
     return made
 
 
@@ -105,6 +122,7 @@ def _line(row: dict[str, Any], best: dict[str, str]) -> Line:
     return Line(
         method=row["method"],
         config=row["config"] + CHOSEN * bool(row["chosen"]),
+        recipe=row["recipe"] + DEPARTS * bool(row["recipe_departs"]),
         chosen=bool(row["chosen"]),
         params=None if pd.isna(row["trainable_params"]) else int(row["trainable_params"]),
         seeds=f"{row['seeds']} of {row['known']}" if short else str(row["seeds"]),
@@ -113,6 +131,22 @@ def _line(row: dict[str, Any], best: dict[str, str]) -> Line:
         time=Cell(_shown(row["train_seconds"], seconds), value=_number(row["train_seconds"])),
         memory=Cell(_shown(row["peak_bytes"], size), value=_number(row["peak_bytes"])),
     )
+
+
+def _recipe(rows: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """The recipe that all rows have, where none departs from it; otherwise there is a column."""
+    name = rows["recipe"].iloc[0]
+    if name and (rows["recipe"] == name).all() and not rows["recipe_departs"].map(len).any():
+        yield "Recipe", name
+
+
+def _departures(rows: pd.DataFrame) -> tuple[str, ...]:
+    """The rows that depart from their recipes, those with the same recipe and keys in one text."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for row in rows.itertuples():
+        if row.recipe_departs:
+            found.setdefault((str(row.recipe), ", ".join(row.recipe_departs)), {})[str(row.method)] = None
+    return tuple(f"{recipe}, {', '.join(methods)}: {keys}" for (recipe, keys), methods in found.items())
 
 
 def _training(shared: dict[str, Any], departs: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -224,7 +258,10 @@ def markdown(runs: Runs, parts: Sequence[Block]) -> str:
         out += ["", f"## {_md(block.title)}", "", *(f"- {name}: {_md(text)}" for name, text in block.facts), ""]
         out += _md_table(block)
         for mark in block.marks:
-            out += ["", f"{mark} {MEANINGS[mark]}."]
+            out += ["", f"{mark} {MEANINGS[mark]}{':' if mark == DEPARTS else '.'}"]
+            out += ["", *(f"- {_md(text)}" for text in block.departures)] if mark == DEPARTS else []
+        if block.published:
+            out += ["", f"{PUBLISHED}:", "", *(f"- {_md(text)}" for text in block.published)]
     left = unfinished(runs)
     if left:
         out += ["", f"## Not in the table: {len(left)} of {len(runs.frame)} runs", ""]
@@ -233,12 +270,11 @@ def markdown(runs: Runs, parts: Sequence[Block]) -> str:
 
 
 def _md_table(block: Block) -> list[str]:
-    named = any(line.config for line in block.lines)
-    head = ["Method", *(["Config"] if named else []), "Params", "Seeds", *HEADER, "Train time", "Peak memory"]
+    head = ["Method", *block.columns.values(), "Params", "Seeds", *HEADER, "Train time", "Peak memory"]
     rows = [
         [
             _md(line.method),
-            *([_md(line.config)] if named else []),
+            *(_md(getattr(line, key)) for key in block.columns),
             params(line.params),
             line.seeds + line.marks,
             *((f"**{c.text}**" if c.best else c.text) + (f" ± {c.std}" if c.std else "") for c in line.recalls),
@@ -248,7 +284,7 @@ def _md_table(block: Block) -> list[str]:
         for line in block.lines
     ]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    left = 2 if named else 1
+    left = 1 + len(block.columns)
     rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
 
     def joined(cells: Sequence[str]) -> str:
@@ -273,9 +309,9 @@ def tex(runs: Runs, parts: Sequence[Block]) -> str:
     """table.tex: one `table*` a block; needs only the package booktabs."""
     out = [f"% {' '.join(runs.sweep.split())}: written by python -m bench.report. Needs \\usepackage{{booktabs}}."]
     for i, block in enumerate(parts):
-        named = any(line.config for line in block.lines)
-        lead = 4 if named else 3
-        left = "ll" if named else "l"
+        lead = 3 + len(block.columns)
+        names = ["Method", *block.columns.values(), "Params", "Seeds"]
+        left = "l" * (1 + len(block.columns))
         facts = ". ".join(f"{name}: {text}" for name, text in block.facts)
         caption = f"Test recall in \\%, mean $\\pm$ sample standard deviation over seeds. {_tex(facts)}."
         caption += "".join(f" {_tex(mark)}: {_tex(MEANINGS[mark])}." for mark in block.marks)
@@ -289,21 +325,30 @@ def tex(runs: Runs, parts: Sequence[Block]) -> str:
             "\\toprule",
             f"{' & ' * lead}\\multicolumn{{3}}{{c}}{{Image to text}} & \\multicolumn{{3}}{{c}}{{Text to image}} & \\\\",
             f"\\cmidrule(lr){{{lead + 1}-{lead + 3}}}\\cmidrule(lr){{{lead + 4}-{lead + 6}}}",
-            f"Method & {'Config & ' if named else ''}Params & Seeds{' & R@1 & R@5 & R@10' * 2} & mR \\\\",
+            f"{' & '.join(names)}{' & R@1 & R@5 & R@10' * 2} & mR \\\\",
             "\\midrule",
-            *(_tex_row(line, named) for line in block.lines),
+            *(_tex_row(line, block.columns) for line in block.lines),
             "\\bottomrule",
             "\\end{tabular}",
+            *_tex_notes(block),
             "\\end{table*}",
             "",
         ]
     return "\n".join(out)
 
 
-def _tex_row(line: Line, named: bool) -> str:
+def _tex_notes(block: Block) -> Iterator[str]:
+    """What stands below a table: departures from recipes, and the published numbers."""
+    texts = [f"{DEPARTS} {text}" for text in block.departures]
+    texts += [f"{PUBLISHED}. {'. '.join(block.published)}"] if block.published else []
+    for text in texts:
+        yield f"\\par\\smallskip\\parbox{{\\linewidth}}{{\\footnotesize {_tex(text)}.}}"
+
+
+def _tex_row(line: Line, columns: Iterable[str]) -> str:
     cells = [
         _tex(line.method),
-        *([_tex(line.config)] if named else []),
+        *(_tex(getattr(line, key)) for key in columns),
         _tex(params(line.params, exact=False)),
         _tex(line.seeds + line.marks),
         *(
@@ -316,7 +361,7 @@ def _tex_row(line: Line, named: bool) -> str:
 
 
 _TEX = {
-    **{SHORT: "$^\\dagger$", OUTSIDE: "$^\\ddagger$", CHOSEN: "$^\\diamond$"},
+    **{SHORT: "$^\\dagger$", OUTSIDE: "$^\\ddagger$", CHOSEN: "$^\\diamond$", DEPARTS: "$^\\S$"},
     **{char: f"\\{char}" for char in "&%$#_{}"},
     **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"},
     **{"<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", DASH: "--", "…": "\\ldots{}"},
@@ -338,21 +383,20 @@ def terminal(runs: Runs, parts: Sequence[Block]) -> str:
     console = Console(width=160, color_system=None, legacy_windows=False, emoji=False)
     with console.capture() as capture:
         for block in parts:
-            named = any(line.config for line in block.lines)
             table = Table(box=SIMPLE_HEAD, title=Text(f"{block.title}: test recall in percent"), title_justify="left")
-            for name in ("method", *(["config"] if named else [])):
+            for name in ("method", *block.columns):
                 table.add_column(name, max_width=40, overflow="fold")
             for name in ("params", "seeds", *HEADER):
                 table.add_column(name, justify="right", no_wrap=True)
             for line in block.lines[:60]:
                 recalls = [c.text for c in line.recalls[:-1]]
                 mean = line.recalls[-1]
-                names = [line.method, *([line.config] if named else [])]
+                names = [line.method, *(getattr(line, key) for key in block.columns)]
                 cells = [*names, params(line.params, exact=False), line.seeds + line.marks]
                 table.add_row(*map(Text, [*cells, *recalls, mean.text + (f" ± {mean.std}" if mean.std else "")]))
             console.print(table)
-            if block.recipe:
-                console.print(Text(f"  trained with {block.recipe}; {training.CHOICE}"), soft_wrap=True)
+            if block.training:
+                console.print(Text(f"  trained with {block.training}; {training.CHOICE}"), soft_wrap=True)
             if len(block.lines) > 60:
                 console.print(f"  ... and {len(block.lines) - 60} more rows")
             for mark in block.marks:

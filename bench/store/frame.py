@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ COLUMNS = {
     "group": "str",  # canonical JSON of the settings without the seed; "" where the settings are unknown
     "settings": "object",  # the same as a dict with dotted keys
     "own": "object",  # keys of the method's and the loss's settings that are not defaults, where the plan says so
+    "recipe": "str",  # the recipe that the run was planned with; "" without one
+    "recipe_departs": "object",  # dotted keys in which the run departs from it
     "seed": "Int64",
     "dataset": "str",
     "backbone": "str",
@@ -99,10 +102,10 @@ def collect(folder: Path, plan: planned.Plan | None = None, *, only: bool = Fals
     if not only and not (plan and plan.start and plan.start.only):
         more = [_read_run(folder / run_id, None) | {"planned": False} for run_id in others]
         rows += [row for row in more if row["status"] == "finished"]
-    own = plan.own if plan else {}
+    plans = [plan] if plan else []
     if not all(row["planned"] for row in rows):
-        own = planned.own_settings(folder) | own
-    rows = [row | {"own": tuple(own.get(row["run_id"], ()))} for row in rows]
+        plans = [*planned.every(folder), *plans]
+    rows = [row | _said(row["run_id"], plans) for row in rows]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     _name_blocks(frame)
     _part_duplicates(frame)
@@ -115,6 +118,17 @@ def collect(folder: Path, plan: planned.Plan | None = None, *, only: bool = Fals
         content=plan.content if plan else {},
         plugins=tuple(plan.start.plugins) if plan and plan.start else (),
     )
+
+
+def _said(run_id: str, plans: Sequence[planned.Plan]) -> dict[str, Any]:
+    """What the plans say of a run beside its settings; the last plan that says it counts."""
+    found: dict[str, Any] = {"own": (), "recipe": "", "recipe_departs": ()}
+    for plan in plans:
+        if run_id in plan.own:
+            found["own"] = tuple(plan.own[run_id])
+        if run_id in plan.recipes:
+            found |= {"recipe": plan.recipes[run_id], "recipe_departs": tuple(plan.departs.get(run_id, ()))}
+    return found
 
 
 def _command(plan: planned.Plan | None) -> str | None:

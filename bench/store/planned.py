@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, field
 from functools import cached_property
@@ -51,8 +51,9 @@ class Plan:
     """The runs of a command's grid in order: run id -> settings as in run.yaml.
 
     file: the sweep file, None without one. start: how it was started. content: the sweep file with all overrides, as
-    plain data. own: run id -> the settings of its method and loss that are not the defaults, with dotted keys. Plans of
-    earlier versions have none of the latter three.
+    plain data. own: run id -> the settings of its method and loss that are not the defaults, with dotted keys. recipes:
+    run id -> the recipe that it was planned with; departs: run id -> the dotted keys in which it departs from that.
+    Plans of earlier versions have none of the latter five.
     """
 
     sweep: str
@@ -61,6 +62,8 @@ class Plan:
     start: Start | None = None
     content: dict[str, Any] = field(default_factory=dict)
     own: dict[str, list[str]] = field(default_factory=dict)
+    recipes: dict[str, str] = field(default_factory=dict)
+    departs: dict[str, list[str]] = field(default_factory=dict)
 
     @cached_property
     def id(self) -> str:
@@ -70,8 +73,9 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of its file."""
+        said: dict[str, Mapping[str, Any]] = {"own": self.own, "recipe": self.recipes, "departs": self.departs}
         runs = [
-            {"run_id": run_id, "spec": spec} | ({"own": self.own[run_id]} if run_id in self.own else {})
+            {"run_id": run_id, "spec": spec} | {key: by_run[run_id] for key, by_run in said.items() if run_id in by_run}
             for run_id, spec in self.runs.items()
         ]
         start = None if self.start is None else asdict(self.start)
@@ -97,8 +101,11 @@ def read(folder: Path, plan_id: str | None = None) -> Plan | None:
         if all(Path(run_id).name == run_id and run_id.isprintable() for run_id in runs):
             start = Start(**content["start"]) if content.get("start") else None
             sweep, resolved = content.get("sweep") or folder.resolve().name, content.get("content") or {}
-            own = {run["run_id"]: run["own"] for run in content["runs"] if "own" in run}
-            return Plan(sweep, runs, content.get("file"), start, resolved, own)
+            said = [
+                {run["run_id"]: run[key] for run in content["runs"] if key in run}
+                for key in ("own", "recipe", "departs")
+            ]
+            return Plan(sweep, runs, content.get("file"), start, resolved, *said)
     except (FileNotFoundError, NotADirectoryError):
         newest = read(folder) if plan_id is not None else None  # earlier versions kept no others
         return newest if newest and newest.id == plan_id else None
@@ -107,14 +114,12 @@ def read(folder: Path, plan_id: str | None = None) -> Plan | None:
     raise UserError(f"'{path}' is not a sweep's plan; run the sweep again, or delete it to report every run folder")
 
 
-def own_settings(folder: Path) -> dict[str, list[str]]:
-    """`Plan.own` of all plans of the sweep in this folder."""
-    found: dict[str, list[str]] = {}
+def every(folder: Path) -> Iterator[Plan]:
+    """All readable plans of the sweep in this folder, by their ids."""
     for path in sorted((folder / PLANS).glob("*.json")):
         with suppress(UserError):
-            plan = read(folder, path.stem)
-            found |= plan.own if plan else {}
-    return found
+            if plan := read(folder, path.stem):
+                yield plan
 
 
 def labels(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -29,7 +29,9 @@ name: y
 dataset: [{name: rsitmd, root: data, split: pir}, {name: rsitmd, root: data, val_fraction: [0.1, 0.2], split: precomp}]
 backbone: [{model: ViT-B-32, weights: random, seed: [1, 2]}, {model: tiny-clip, weights: demo}]
 loss: [info_nce, {harma: {margin: [0.1, 0.2]}}]
-grid: {budget: [100k, 1.5M], method: [lora, bitfit, {coop: {preset: [paper, table]}}, {vpt: {recipe: mrs-training}}]}
+grid:
+  budget: [100k, 1.5M]
+  method: [lora, bitfit, {coop: {preset: [paper, table]}}, {vpt: {recipe: common, backbone: {weights: random}}}]
 ---
 name: z
 dataset: {name: rsitmd, root: $FUZZ_ROOT, annotations: '${FUZZ_ROOT}', split: precomp, split_seed: 3}
@@ -92,8 +94,30 @@ KEYS = [
     "lr",
 ]
 OVERRIDDEN = [
-    *("train.lr", "train.epochs", "grid.seed", "grid.method", "loss", "train", "dataset.name", "dataset.root", "name"),
-    *("backbone.weights", "slurm.extra.x", "slurm", "a.b.c.d", "", ".", "train.lr.x", "grid.budget", "x\udcff"),
+    *(
+        "train.lr",
+        "train.epochs",
+        "grid.seed",
+        "grid.method",
+        "loss",
+        "train",
+        "dataset.name",
+        "dataset.root",
+        "name",
+        "recipe",
+    ),
+    *(
+        "backbone.weights",
+        "backbone",
+        "slurm.extra.x",
+        "slurm",
+        "a.b.c.d",
+        "",
+        ".",
+        "train.lr.x",
+        "grid.budget",
+        "x\udcff",
+    ),
 ]
 
 

@@ -1,4 +1,8 @@
-"""Bottlenecks of every kind. Every up-projection starts at zero, so a branch adds nothing before training."""
+"""Bottlenecks of every kind.
+
+Up-projections start at zero here, so that a branch adds nothing before training. Methods that were released with
+another start draw it themselves when they attach.
+"""
 
 from __future__ import annotations
 
@@ -60,16 +64,24 @@ class Bottleneck(nn.Module):
 
 
 class EmbeddingAdapter(nn.Module):
-    """CLIP-Adapter on an embedding f: `r W2 ReLU(W1 f) + (1 - r) f`, without biases (arXiv 2110.04544)."""
+    """CLIP-Adapter on an embedding f: `r act(W2 ReLU(W1 f)) + (1 - r) f`, without biases (arXiv 2110.04544).
 
-    def __init__(self, dim: int, bottleneck: int, ratio: float) -> None:
+    `outer_relu` is the released form: act is a ReLU, and both matrices have torch's random start. Without it act is the
+    identity, as in the paper's equation, and W2 starts at zero. (Behind a ReLU, a W2 of zero would get no gradient.)
+    """
+
+    def __init__(self, dim: int, bottleneck: int, ratio: float, outer_relu: bool) -> None:
         super().__init__()
         self.down = nn.Linear(dim, bottleneck, bias=False)
-        self.up = zeroed(nn.Linear(bottleneck, dim, bias=False))
-        self.ratio = ratio
+        self.up = nn.Linear(bottleneck, dim, bias=False)
+        self.ratio, self.outer_relu = ratio, outer_relu
+        if not outer_relu:
+            zeroed(self.up)
 
     def forward(self, f: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         adapted: Tensor = self.up(F.relu(self.down(f)))
+        if self.outer_relu:
+            adapted = F.relu(adapted)
         return self.ratio * adapted + (1 - self.ratio) * f
 
 
@@ -99,15 +111,17 @@ class TwoTowerBottleneck(nn.Module):
 
 
 class SharedDownBottleneck(nn.Module):
-    """UniAdapter's sharing (arXiv 2302.06605): one down-projection for both towers, an up-projection for each.
+    """UniAdapter's bottleneck of one depth (arXiv 2302.06605): one down-projection for both towers, an up for each.
 
-    `s Up_tower(ReLU(Down x))`. Where the towers differ in width, both share a matrix for as many inputs as the narrower
-    one has, and the wider tower has a matrix of its own for its other inputs.
+    `s Up_tower(ReLU(Down LN x))`. Where the towers have one width, they share the LayerNorm and all of Down, as
+    released. Where they differ, each has a LayerNorm, both share a matrix for as many inputs as the narrower one has,
+    and the wider tower has a matrix of its own for its other inputs.
     """
 
     def __init__(self, widths: Mapping[str, int], bottleneck: int, scale: float) -> None:
         super().__init__()
         self.common, self.scale = min(widths.values()), scale
+        self.norm = nn.ModuleDict({str(width): nn.LayerNorm(width) for width in sorted(set(widths.values()))})
         self.down = kaiming(nn.Linear(self.common, bottleneck))
         self.wider = nn.ModuleDict(
             {
@@ -119,9 +133,10 @@ class SharedDownBottleneck(nn.Module):
         self.up = nn.ModuleDict({side: zeroed(nn.Linear(bottleneck, width)) for side, width in widths.items()})
 
     def forward(self, x: Float[Tensor, "batch tokens width"], side: str) -> Float[Tensor, "batch tokens width"]:
-        z = self.down(x[..., : self.common])
+        normed = self.norm[str(x.shape[-1])](x)
+        z = self.down(normed[..., : self.common])
         if side in self.wider:
-            z = z + self.wider[side](x[..., self.common :])
+            z = z + self.wider[side](normed[..., self.common :])
         branch: Tensor = self.scale * self.up[side](F.relu(z))
         return branch
 
@@ -168,14 +183,21 @@ class ConvBottleneck(nn.Module):
         return branch
 
 
-class Normed(nn.Module):
-    """`branch(norm(x))` with a block's own frozen LayerNorm, which is not registered here a second time."""
+class DropPath(nn.Dropout):
+    """Stochastic depth: in training the whole of an item is zero with probability p, else divided by 1 - p."""
 
-    def __init__(self, norm: nn.Module, branch: nn.Module) -> None:
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        return x * F.dropout(x.new_ones(len(x), 1, 1), self.p, self.training)
+
+
+class Normed(nn.Module):
+    """`drop_path(branch(norm(x)))` with a block's own frozen LayerNorm, which is not registered here a second time."""
+
+    def __init__(self, norm: nn.Module, branch: nn.Module, drop_path: float) -> None:
         super().__init__()
-        self.branch = branch
+        self.branch, self.drop_path = branch, DropPath(drop_path)
         self._norm = (norm,)
 
     def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        normed: Tensor = self.branch(self._norm[0](x))
+        normed: Tensor = self.drop_path(self.branch(self._norm[0](x)))
         return normed

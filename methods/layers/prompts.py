@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -15,6 +14,22 @@ from bench.core.model import DualEncoder
 def normal_prompts(count: int, width: int, std: float) -> Float[nn.Parameter, "{count} {width}"]:
     """Learned tokens, drawn from a normal distribution with this standard deviation."""
     return nn.Parameter(torch.randn(count, width) * std)
+
+
+# "a photo of a" in CLIP's own tokenizer, whose vocabulary has this size; open_clip's other tokenizers have others.
+WORDS, VOCABULARY = (320, 1125, 539, 320), 49408
+
+
+def word_prompts(model: DualEncoder, count: int) -> tuple[Float[nn.Parameter, "{count} width"], tuple[int, ...]] | None:
+    """Learned tokens that start at the first `count` words of "a photo of a", and the ids of its other words.
+
+    None if the tokenizer is not CLIP's, or if there are more tokens than words: MaPLe's start (arXiv 2210.03117,
+    released code), where these other words stay in front of every text.
+    """
+    table = model.token_embedding.weight
+    if len(table) != VOCABULARY or count > len(WORDS):
+        return None
+    return nn.Parameter(table[torch.tensor(WORDS[:count])].detach().clone()), WORDS[count:]
 
 
 def uniform_prompts(count: int, width: int, patch: int) -> Float[nn.Parameter, "{count} {width}"]:
@@ -99,17 +114,20 @@ class PromptedEmbedding(nn.Embedding):
         return torch.cat([x[:, :1], _expand(self.tokens, x), x[:, 1 + len(self.tokens) :]], dim=1)
 
 
-def insert_placeholders(count: int) -> Callable[[Int[Tensor, "batch context"]], Int[Tensor, "batch context"]]:
-    """A function of token ids that makes room for `count` prompts behind the start token.
+def insert_placeholders(
+    count: int, words: Sequence[int] = ()
+) -> Callable[[Int[Tensor, "batch context"]], Int[Tensor, "batch context"]]:
+    """A function of token ids that makes room for `count` prompts behind the start token, and puts `words` behind them.
 
     The length stays the same. What leaves it at the end is padding; a caption without enough of it is cut, and its end
     token (the highest id, at which CLIP pools) takes the last position. Count 2, start 90, end 99: [90, 1, 2, 99, 0, 0]
     becomes [90, 0, 0, 1, 2, 99], and [90, 1, 2, 3, 4, 99] becomes [90, 0, 0, 1, 2, 99].
     """
+    inserted = [0] * count + list(words)
 
     def rewrite(ids: Int[Tensor, "batch context"]) -> Int[Tensor, "batch context"]:
-        longer = F.pad(ids[:, 1:], (count, 0))[:, : ids.shape[1] - 1]
-        rewritten = torch.cat([ids[:, :1], longer], dim=1)
+        middle = torch.tensor(inserted, dtype=ids.dtype, device=ids.device).expand(len(ids), -1)
+        rewritten = torch.cat([ids[:, :1], middle, ids[:, 1:]], dim=1)[:, : ids.shape[1]].contiguous()
         end = ids.amax(dim=1)
         lost = (rewritten != end[:, None]).all(dim=1)
         rewritten[:, -1] = torch.where(lost, end, rewritten[:, -1])
@@ -118,26 +136,33 @@ def insert_placeholders(count: int) -> Callable[[Int[Tensor, "batch context"]], 
     return rewrite
 
 
-def prompt_text(model: DualEncoder, owner: str, by_block: Sequence[Float[nn.Parameter, "n width"]]) -> None:
+def prompt_text(
+    model: DualEncoder, owner: str, by_block: Sequence[Float[nn.Parameter, "n width"]], words: Sequence[int] = ()
+) -> None:
     """Put n learned tokens behind the start token: the first set at the input, each other at the input of one block.
 
     From the second block on a set replaces the tokens at the places of the one before; blocks without a set pass these
-    on. Raises UserError, in the name of `owner`, for towers that don't pool at the end token.
+    on. `words` are ids of fixed words between the tokens and the caption. Raises UserError, in the name of `owner`, for
+    towers that don't pool at the end token.
     """
     model.check_pools_at_end_token(owner)
     model.replace_token_embedding(lambda embedding: PromptedEmbedding(embedding, by_block[0]))
-    model.token_rewrites.append(insert_placeholders(len(by_block[0])))
+    model.token_rewrites.append(insert_placeholders(len(by_block[0]), words))
     for block, tokens in zip(model.text_blocks.slotted()[1:], by_block[1:], strict=False):
         block.fill(enter=OverwriteTokens(tokens, start=1))
 
 
-def prompt_image(model: DualEncoder, by_block: Sequence[Tokens]) -> None:
+def prompt_image(model: DualEncoder, by_block: Sequence[Tokens], before_norm: bool = False) -> None:
     """Put n learned tokens behind the patches: one set for each of the first blocks, in place of the one before.
 
-    Blocks without a set pass the tokens on; the last block removes them.
+    Blocks without a set pass the tokens on; the last block removes them. The first set joins at the first block, or
+    with `before_norm` in front of the LayerNorm in front of it.
     """
     blocks, count = model.image_blocks.slotted(), len(by_block[0])
-    blocks[0].fill(enter=AppendTokens(by_block[0]))
+    if before_norm:
+        model.layer("image", "ln_pre").fill(before=AppendTokens(by_block[0]))
+    else:
+        blocks[0].fill(enter=AppendTokens(by_block[0]))
     for block, tokens in zip(blocks[1:], by_block[1:], strict=False):
         block.fill(enter=OverwriteTokens(tokens, start=-count))
     blocks[-1].fill(exit=DropLast(count))
