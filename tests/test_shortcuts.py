@@ -190,6 +190,14 @@ def test_a_prefix_is_computed_once_and_read_by_others(tmp_path):
     assert torch.equal(cache(None).get(["key"], lambda: parts([])), one)
 
 
+def test_what_an_evaluation_computes_can_be_trained_on():
+    with torch.inference_mode():
+        found = cache(None).get(["key"], lambda: parts([]))
+    layer = nn.Linear(3, 1, dtype=torch.bfloat16)
+    layer(found).sum().backward()
+    assert layer.weight.grad is not None
+
+
 @pytest.mark.parametrize("damage", ["flipped", "cut", "longer", "empty", "foreign"])
 def test_a_damaged_file_is_computed_anew(tmp_path, damage):
     cache(tmp_path).get(["key"], lambda: parts([]))

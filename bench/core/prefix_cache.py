@@ -40,7 +40,8 @@ class PrefixCache:
         """
         name = hashlib.sha256(json.dumps([VERSION, torch.__version__, *key]).encode()).hexdigest()[:32]
         if ("prefix", name) not in self.held:
-            self.held["prefix", name] = self._placed(self._read_or_computed(name, compute))
+            with torch.inference_mode(False):  # what an evaluation computes first may take part in training
+                self.held["prefix", name] = self._placed(self._read_or_computed(name, compute))
         found: Tensor = self.held["prefix", name]
         return found
 
