@@ -140,6 +140,8 @@ def test_layers_of_a_methods_settings_and_its_own_training(written):
     found = one({"coop": {"recipe": "high", "preset": "table", "init_std": 0.7}}, recipe="low")
     assert (found.method.n_ctx, found.method.prompt_depth, found.method.init_std) == (4, "all", 0.7)
     assert (found.train.lr, found.train.epochs) == (2, 6)  # of the recipe that it is like; on this dataset
+    written("deep", "method: {coop: {prompt_depth: 2}}\n")
+    assert one({"coop": {"preset": "table"}}, recipe="deep").method.prompt_depth == 2
 
 
 def test_a_recipe_sets_the_epochs_of_a_dataset(folder):
