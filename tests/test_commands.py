@@ -17,7 +17,14 @@ import bench
 import methods
 from bench import __main__ as petl_bench
 from bench import run, sweep
-from bench.config.settings import SCHEDULERS, BackboneSettings, CaptionSettings, DatasetSettings, TrainSettings
+from bench.config.settings import (
+    SCHEDULERS,
+    BackboneSettings,
+    CaptionSettings,
+    CoreSettings,
+    DatasetSettings,
+    TrainSettings,
+)
 from bench.config.version import VERSION
 from bench.plan import reference
 from bench.plan.grid import expand
@@ -106,7 +113,7 @@ def test_the_settings_reference_is_current():
 
 
 def test_every_setting_is_explained():
-    blocks = [DatasetSettings, CaptionSettings, BackboneSettings, TrainSettings, *SCHEDULERS.values()]
+    blocks = [DatasetSettings, CaptionSettings, BackboneSettings, TrainSettings, CoreSettings, *SCHEDULERS.values()]
     blocks += [methods.get(name) for name in methods.names()]
     blocks += [losses.get(name) for name in losses.names()]
     found = [(cls.__name__, each) for cls in blocks for each in reference.settings_of(cls)]

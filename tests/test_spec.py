@@ -429,6 +429,7 @@ def test_id(plan):
     ]
     assert [r.run_id for r in runs] == [r.run_id for r in plan().runs]
     assert plan({"name: x": "name: y"}, "train.workers=0").runs[0].run_id == runs[0].run_id
+    assert plan(None, "core={shortcuts: off, cache_gb: 1}").runs[0].run_id == runs[0].run_id
 
 
 def test_the_id_is_a_folders_name_whatever_the_method_is_called(plan):

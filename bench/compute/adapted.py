@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from bench import data
-from bench.compute.build import build, deterministic, pick_device
+from bench.compute.build import build, deterministic, pick_device, shortcuts_of
 from bench.compute.interpolate import Line
 from bench.config.errors import UserError
 from bench.core import ranks
@@ -65,7 +65,14 @@ class Adapted:
         dataset = data.load(self.spec.dataset)
         if dataset.sha256 != self.provenance["dataset_sha256"]:
             raise UserError(f"the annotations of {dataset.name} have changed since this run was scored")
-        inputs = Inputs(dataset, self.backbone, self.spec.train, next(self.model.parameters()).device)
+        inputs = Inputs(
+            dataset,
+            self.backbone,
+            self.spec.train,
+            next(self.model.parameters()).device,
+            shortcuts=shortcuts_of(self.spec, self.model),
+            core=self.spec.core,
+        )
         threads = torch.get_num_threads()
         torch.set_num_threads(self.provenance["threads"])
         try:

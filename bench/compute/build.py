@@ -16,7 +16,10 @@ import torch
 from bench import data
 from bench.config import backbones
 from bench.config.errors import GpuLost, UserError
+from bench.core import shortcuts
 from bench.core.inputs import Inputs
+from bench.core.model import DualEncoder
+from bench.core.shortcuts import Shortcuts
 from bench.core.train import seed_for
 from bench.core.weights import Backbone, load_backbone
 from bench.data import Dataset
@@ -130,6 +133,13 @@ def build(spec: RunSpec, device: torch.device, loaded: Backbone | None = None) -
     assert expected in (None, found), f"{spec.method.name} trains {found} parameters; its closed form says {expected}"
     backbone.model.to(device)
     return backbone
+
+
+def shortcuts_of(spec: RunSpec, model: DualEncoder) -> Shortcuts:
+    """What need not be computed in the run with this model, to which its method and loss are attached."""
+    if spec.core.shortcuts == "off":
+        return Shortcuts()
+    return shortcuts.find(model, trims_text=spec.method.trims_text, second_view=spec.loss.second_view)
 
 
 def preflight(specs: Sequence[RunSpec], on_pixels: Callable[[int, int], None] | None = None) -> None:

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 
 from bench.compute import interpolate
-from bench.compute.build import Loaded, build, deterministic, load, pick_device
+from bench.compute.build import Loaded, build, deterministic, load, pick_device, shortcuts_of
 from bench.compute.progress import Progress
 from bench.config.errors import GpuLost, Stopped, UserError
 from bench.config.files import write_bytes, write_json
 from bench.core import cost, ranks
-from bench.core.evaluate import EvalSet, evaluate, evaluate_alike
+from bench.core.evaluate import evaluate, evaluate_alike
 from bench.core.held import held_weights
 from bench.core.inputs import Inputs
 from bench.core.model import DualEncoder
@@ -150,12 +151,11 @@ def _code() -> dict[str, Any]:
     return provenance.describe()
 
 
-def _flops_per_pair(spec: RunSpec, model: DualEncoder, test: EvalSet, loaded: Loaded) -> int:
+def _flops_per_pair(spec: RunSpec, model: DualEncoder, inputs: Inputs, loaded: Loaded) -> int:
     """`cost.flops_per_pair`, counted once for all runs of this process that differ in seed and training alone."""
     key = ("flops", type(spec.method), spec.method.model_dump_json())
     if key not in loaded.prepared:
-        images, tokens = next(iter(test.images())), next(iter(test.texts()))
-        loaded.prepared[key] = cost.flops_per_pair(model, images, tokens)
+        loaded.prepared[key] = cost.flops_per_pair(model, *inputs.one_pair("test"))
     found: int = loaded.prepared[key]
     return found
 
@@ -176,7 +176,15 @@ def _compute(
     shares = spec.evaluation.interpolate
     if shares:
         interpolate.check(spec.method)
-    inputs = Inputs(loaded.dataset, backbone, spec.train, device, prepared=loaded.prepared)
+    inputs = Inputs(
+        loaded.dataset,
+        backbone,
+        spec.train,
+        device,
+        prepared=loaded.prepared,
+        shortcuts=shortcuts_of(spec, model),
+        core=spec.core,
+    )
     validation = inputs.eval_set("val")
     if spec.method.trains:
         batches = inputs.train_batches(spec.seed)
@@ -204,9 +212,8 @@ def _compute(
             line, shares, lambda: ranks.metrics(*evaluate(model, validation))
         )
     progress("test")
-    test = inputs.eval_set("test")
     items = loaded.dataset.test
-    (i2t, t2i), alike = evaluate_alike(model, test, torch.tensor(numbered(items)))
+    (i2t, t2i), alike = evaluate_alike(model, inputs.eval_set("test"), torch.tensor(numbered(items)))
     captions = np.array([len(item.captions) for item in items])
     write_bytes(run_dir / folder.RANKS, ranks.to_npz(ranks.Saved(i2t, t2i, captions, *alike)))
     return {
@@ -222,7 +229,7 @@ def _compute(
             images_per_second=done.pairs / done.seconds if done.seconds else None,
             peak_bytes=done.peak_bytes,
             adapter_bytes=(run_dir / folder.ADAPTER).stat().st_size,
-            flops_per_pair=_flops_per_pair(spec, model, test, loaded),
+            flops_per_pair=_flops_per_pair(spec, model, inputs, loaded),
         ),
         "provenance": _origin(device)
         | {
@@ -230,6 +237,7 @@ def _compute(
             "split": loaded.dataset.split,
             "weights": spec.backbone.weights,
             "weights_sha256": backbone.sha256,
+            "shortcuts": asdict(inputs.shortcuts),
             "plugins": registry.sources(type(spec.method), type(spec.loss)),
         },
     }
@@ -241,7 +249,7 @@ def _describe(error: Exception) -> Failure:
         first = message.splitlines()[0]
         message = (
             f"out of GPU memory ({first}); lower train.batch_size or train.eval_batch_size, or set "
-            "train.grad_checkpointing: true or train.precision: bf16"
+            "train.micro_batch, train.grad_checkpointing: true or train.precision: bf16"
         )
     trace = traceback.format_exc()
     return Failure(type=type(error).__name__, message=message, traceback=trace, user=isinstance(error, UserError))

@@ -163,7 +163,7 @@ class BackboneSettings(Settings):
 class TrainSettings(Settings):
     """How the trainable part is trained. No run id depends on `workers` (processes that load data)."""
 
-    added = ("decay",)
+    added = ("decay", "micro_batch", "views")
 
     epochs: int = Field(20, ge=1)
     """Passes over the training pairs."""
@@ -193,10 +193,14 @@ class TrainSettings(Settings):
     """The largest norm of the gradient; null: not clipped."""
     accumulate: int = Field(1, ge=1)
     """Batches an optimizer step."""
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    """Pairs computed at a time, with the gradients of the whole batch; halves if they don't fit. null: all at once."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the forward and backward pass; scores are float32."""
     augment: Literal["none", "clip", "harma"] = "none"
     """How training pictures are cropped, flipped and coloured."""
+    views: Annotated[int, Field(ge=1)] | None = None
+    """Fixed augmented views of each picture, from which all epochs and seeds draw; null: new ones in every epoch."""
     captions: Literal["none", "clip", "harma"] = "none"
     """How captions are cleaned before they are tokenised."""
     captions_per_epoch: Literal["all", "one"] = "all"
@@ -222,6 +226,15 @@ class EvaluationSettings(Settings):
     @classmethod
     def _in_order(cls, shares: tuple[float, ...] | None) -> tuple[float, ...] | None:
         return None if shares is None else tuple(sorted(set(shares)))
+
+
+class CoreSettings(Settings):
+    """How runs are computed. No run id depends on it: the results are the same but for rounding."""
+
+    shortcuts: Literal["on", "off"] = "on"
+    """Whether work is left out that changes nothing: padding of captions, and what frozen layers gave before."""
+    cache_gb: float = Field(4.0, ge=0)
+    """Of what frozen layers gave, so much is kept in a GPU's memory; the rest is read from files as it is needed."""
 
 
 class SlurmSettings(Settings):

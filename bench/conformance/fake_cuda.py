@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from bench.core.train import Batch
+from bench.conformance.tiny import Pairs
 
 DEVICE = torch.device("cuda:0")
 
@@ -48,9 +48,9 @@ class FakeCuda:
         """A fake tensor of the same shape and type on `cuda:0`."""
         return FakeTensor(self.mode, torch.empty_like(tensor, device="meta"), DEVICE)  # type: ignore[no-any-return]
 
-    def batch(self, batch: Batch) -> Batch:
+    def batch(self, batch: Pairs) -> Pairs:
         """The batch on `cuda:0`."""
-        return Batch(self.tensor(batch.images), self.tensor(batch.tokens), self.tensor(batch.image_ids))
+        return Pairs(self.tensor(batch.images), self.tensor(batch.tokens), self.tensor(batch.image_ids))
 
     def model(self, model: nn.Module) -> None:
         """Replace every parameter and buffer of the model by a fake one on `cuda:0`, a shared one by the same.

@@ -14,14 +14,14 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from bench.conformance import attaching, encoding, objective, training
+from bench.conformance import attaching, encoding, objective, shortcuts, training
 from bench.conformance.subject import LOSS_CHECKS, METHOD_CHECKS, Skip, Subject, built
 from bench.conformance.tiny import CLASSES
 from methods import losses
 from methods.base import Method
 from methods.losses import Loss
 
-CHECKS_IN = (attaching, training, encoding, objective)  # the modules whose checks are in the tables
+CHECKS_IN = (attaching, training, encoding, shortcuts, objective)  # the modules whose checks are in the tables
 
 Excuses = Mapping[tuple[str, str], str]
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import open_clip
 import torch
+from jaxtyping import Float, Int
 from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -145,7 +147,15 @@ def backbone(kind: str = "CLIP", number: int = 0) -> DualEncoder:
     return DualEncoder(_Assembled(_dismantled(kind, number)).load())
 
 
-def batch(seed: int = 1, image_size: int = 24) -> Batch:
+@dataclass(frozen=True)
+class Pairs(Batch):
+    """A batch of raw pictures and token ids."""
+
+    images: Float[Tensor, "batch 3 size size"]
+    tokens: Int[Tensor, "batch context"]
+
+
+def batch(seed: int = 1, image_size: int = 24) -> Pairs:
     """Four images with a caption each, of different lengths, the second and third of the same image."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.zeros(4, CONTEXT, dtype=torch.long)
@@ -154,7 +164,7 @@ def batch(seed: int = 1, image_size: int = 24) -> Batch:
         tokens[row, 1 : words + 1] = torch.randint(1, VOCABULARY - 2, (words,), generator=generator)
         tokens[row, words + 1] = VOCABULARY - 1
     images = torch.randn(4, 3, image_size, image_size, generator=generator)
-    return Batch(images, tokens, torch.tensor([0, 1, 1, 2]))
+    return Pairs(images, tokens, torch.tensor([0, 1, 1, 2]))
 
 
 def eval_set() -> EvalSet:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bench.core.model import DualEncoder
+from bench.core.passes import Prefix, Texts
 from bench.core.ranks import Ranks
 
 BLOCK = 2**26  # similarities that are held at once
@@ -26,8 +27,8 @@ class EvalSet:
     caption_image [0, 1].
     """
 
-    images: Callable[[], Iterable[Float[Tensor, "batch 3 size size"]]]
-    texts: Callable[[], Iterable[Int[Tensor, "batch context"]]]
+    images: Callable[[], Iterable[Float[Tensor, "batch 3 size size"] | Prefix]]
+    texts: Callable[[], Iterable[Int[Tensor, "batch context"] | Texts | Prefix]]
     caption_text: Int[Tensor, " captions"]
     caption_image: Int[Tensor, " captions"]
 

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int, Shaped, UInt8, UInt16
+from jaxtyping import Float32, Int, Int64, Shaped, UInt8, UInt16
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bench.config.errors import UserError
+from bench.config.files import cache_dir
 from bench.config.machine import cpu_cores
-from bench.config.settings import TrainSettings
+from bench.config.settings import CoreSettings, TrainSettings
 from bench.core.evaluate import EvalSet
+from bench.core.feed import CHUNK, ImageFeed, Source, TextFeed
+from bench.core.passes import Prefix, Texts
+from bench.core.prefix_cache import PrefixCache
+from bench.core.shortcuts import Shortcuts
 from bench.core.train import Batch, TrainBatches
 from bench.core.weights import Backbone
 from bench.data import Dataset, Item
 from bench.data.captions import clean
 from bench.data.pixels import prepare, prepare_to_crop
-from bench.data.transforms import PRESETS, Place, TrainPairs, epoch_pairs, normalise
+from bench.data.transforms import PRESETS, Place, TrainPairs, epoch_pairs, normalise, view_numbers
 
 SIGTERM_SECONDS = 30  # for which a loader lives on after SIGTERM
+VIEWS_SEED = 0  # of fixed views, which all runs share
 
 
 class Inputs:
     """Reads one dataset for one backbone. Pixels come from the memory-mapped cache, which is filled on first use.
 
     on_pixels(done, total) is called while the cache is filled. prepared: pixels and tokens that other runs on the same
-    dataset and backbone have read already; what is read here is added.
+    dataset and backbone have read already; what is read here is added. shortcuts: what of the model's work is left out,
+    by default nothing; then `core` says how much memory that may take.
     """
 
     def __init__(
@@ -42,6 +53,8 @@ class Inputs:
         *,
         on_pixels: Callable[[int, int], None] | None = None,
         prepared: dict[Hashable, Any] | None = None,
+        shortcuts: Shortcuts | None = None,
+        core: CoreSettings | None = None,
     ) -> None:
         self.dataset, self.backbone, self.settings, self.device = dataset, backbone, settings, device
         self.size = backbone.model.image_size
@@ -49,6 +62,10 @@ class Inputs:
         self.resize = "squash" if backbone.resize == "squash" else self.preset.resize
         self.on_pixels = on_pixels
         self.prepared = {} if prepared is None else prepared
+        self.shortcuts = shortcuts or Shortcuts()
+        self.cache = PrefixCache(
+            cache_dir() / "prefixes", self.prepared, device, (core or CoreSettings()).cache_gb * 1e9
+        )
         self.mean, self.std = (torch.tensor(each, device=device) for each in (backbone.mean, backbone.std))
 
     def items(self, split: str) -> tuple[Item, ...]:
@@ -110,22 +127,55 @@ class Inputs:
         found: Tensor = self.prepared[key]
         return found
 
+    def texts(self, tokens: Int[Tensor, "texts context"], *, training: bool = False) -> TextFeed:
+        """Texts with these token ids by index, as the model takes them in training or evaluation."""
+        depth = self.shortcuts.depth("text", training=training)
+        return TextFeed(self._source(training), tokens, cut=self.shortcuts.cuts_text, depth=depth)
+
+    def images(self, split: str, *, training: bool = False) -> ImageFeed:
+        """The pictures of a split by index, as the model takes them where nothing random is done to their pixels."""
+        pixels = self.pixels(split, self.size)
+
+        def load(index: Int[Tensor, " batch"]) -> Float32[Tensor, "batch 3 size size"]:
+            return self.to_tensor(torch.from_numpy(np.array(pixels[index.numpy()])))
+
+        def parts() -> Iterator[Float32[Tensor, "batch 3 size size"]]:
+            yield from map(load, torch.arange(len(pixels)).split(CHUNK))
+
+        depth = self.shortcuts.depth("image", training=training)
+        return ImageFeed(self._source(training), [self._file(pixels)], load, parts, depth=depth)
+
+    @staticmethod
+    def _file(pixels: UInt8[np.ndarray, "images edge edge 3"]) -> str:
+        """The name of the file of pixels, which says what is in it."""
+        return Path(str(pixels.filename)).name  # type: ignore[attr-defined]
+
+    def _source(self, training: bool) -> Source:
+        backbone, bf16 = self.backbone, training and self.settings.precision == "bf16"
+        key = (backbone.sha256, list(backbone.mean), list(backbone.std))
+        return Source(backbone.model, self.cache, key, self.send, bf16)
+
+    def one_pair(self, split: str) -> tuple[Float32[Tensor, "1 3 size size"], Int[Tensor, "1 context"]]:
+        """The first picture and the first caption of a split, raw."""
+        first = torch.from_numpy(np.array(self.pixels(split, self.size)[:1]))
+        return self.to_tensor(first), self.send(self.tokens(split)[:1])
+
     def eval_set(self, split: str) -> EvalSet:
         """The split `val` or `test`. Captions with the same tokens are encoded once, so that they tie exactly."""
-        items, pixels = self.items(split), self.pixels(split, self.size)
-        texts, caption_text = torch.unique(self.tokens(split), dim=0, return_inverse=True)
+        items, step = self.items(split), self.settings.eval_batch_size
+        tokens, caption_text = torch.unique(self.tokens(split), dim=0, return_inverse=True)
         counts = torch.tensor([len(item.captions) for item in items])
-        step = self.settings.eval_batch_size
+        images, texts = self.images(split), self.texts(tokens)
+        by_length = torch.argsort(texts.lengths, stable=True)
 
-        def images() -> Iterator[Float32[Tensor, "batch 3 size size"]]:
-            for start in range(0, len(pixels), step):
-                yield self.to_tensor(torch.from_numpy(np.array(pixels[start : start + step])))
+        def image_batches() -> Iterator[Float32[Tensor, "batch 3 size size"] | Prefix]:
+            yield from map(images, torch.arange(len(items)).split(step))
 
-        def batches() -> Iterator[Int[Tensor, "batch context"]]:
-            for chunk in texts.split(step):
-                yield self.send(chunk)
+        def text_batches() -> Iterator[Int[Tensor, "batch context"] | Texts | Prefix]:
+            yield from map(texts, by_length.split(step))
 
-        return EvalSet(images, batches, caption_text, torch.arange(len(items)).repeat_interleave(counts))
+        text_of_caption = torch.argsort(by_length)[caption_text]
+        return EvalSet(image_batches, text_batches, text_of_caption, torch.arange(len(items)).repeat_interleave(counts))
 
     def train_batches(self, seed: int) -> TrainBatches:
         """The training batches of every epoch; the last one is dropped if it is not full.
@@ -135,29 +185,97 @@ class Inputs:
         Raises UserError if not even one batch would be full.
         """
         items, settings = self.items("train"), self.settings
-        (pixels, sizes), tokens = self.training_pixels(), self.tokens("train")
+        tokens = self.tokens("train")
         first = torch.tensor([0, *(len(item.captions) for item in items)]).cumsum(0)
         count = len(items) if settings.captions_per_epoch == "one" else len(tokens)
         if settings.batch_size > count:
             raise UserError(f"train.batch_size {settings.batch_size} exceeds the {count} training pairs of an epoch")
-
-        dataset = TrainPairs(pixels, sizes, settings.augment, self.size, seed)
-        loaders = Loaders(dataset, settings, pin_memory=self.device.type == "cuda")
+        texts = self.texts(tokens, training=True)
+        places = partial(self._places, seed)
+        fixed = settings.views is not None or self.preset.scale is None
+        if fixed and self.shortcuts.depth("image", training=True):
+            pictures: _Loaded | _Kept = _Kept(self._train_images(), settings)
+        else:
+            dataset = self._train_pairs(seed)
+            pictures = _Loaded(Loaders(dataset, settings, pin_memory=self.device.type == "cuda"), self.to_tensor)
 
         def batches(epoch: int, skip: int) -> Generator[Batch, None, None]:
             pairs = epoch_pairs(items, settings.captions_per_epoch, seed, epoch)
-            places = [(epoch, position, image, caption) for position, (image, caption) in enumerate(pairs.tolist())]
-            for pictures, image, caption in loaders.batches(places[skip * settings.batch_size :]):
-                ids = tokens[first[image] + caption]
-                yield Batch(self.to_tensor(pictures), self.send(ids), self.send(image))
+            for images, image, caption in pictures.batches(places(epoch, pairs)[skip * settings.batch_size :]):
+                yield Batch(images, texts(first[image] + caption), self.send(image))
 
-        return TrainBatches(batches, count // settings.batch_size, loaders.close)
+        return TrainBatches(batches, count // settings.batch_size, pictures.close)
+
+    def _train_pairs(self, seed: int) -> TrainPairs:
+        """The training pictures; those with fixed views are the same for all seeds."""
+        settings, (pixels, sizes) = self.settings, self.training_pixels()
+        return TrainPairs(pixels, sizes, settings.augment, self.size, VIEWS_SEED if settings.views else seed)
+
+    def _places(self, seed: int, epoch: int, pairs: Int64[np.ndarray, "pairs 2"]) -> list[Place]:
+        """What is loaded for an epoch's pairs. With fixed views a picture's place is that of its view in all epochs."""
+        if self.settings.views is None:
+            return [(epoch, position, image, caption) for position, (image, caption) in enumerate(pairs.tolist())]
+        drawn = view_numbers(len(pairs), self.settings.views, seed, epoch).tolist()
+        return [(view, image, image, caption) for view, (image, caption) in zip(drawn, pairs.tolist(), strict=True)]
+
+    def _train_images(self) -> ImageFeed:
+        """The training pictures with fixed pixels by index; the views of a picture lie one behind the other."""
+        settings, views = self.settings, self.settings.views or 1
+        if self.settings.views is None:
+            return self.images("train", training=True)
+        dataset = self._train_pairs(VIEWS_SEED)
+
+        def parts() -> Iterator[Float32[Tensor, "batch 3 size size"]]:
+            places = [(view, image, image, 0) for image in range(len(dataset.pixels)) for view in range(views)]
+            chunks, pin = settings.model_copy(update={"batch_size": CHUNK}), self.device.type == "cuda"
+            loaders = Loaders(dataset, chunks, pin_memory=pin, drop_last=False)
+            with closing(loaders):
+                for pictures, _, _ in loaders.batches(places):
+                    yield self.to_tensor(pictures)
+
+        # The first picture's views stand for what the augmentation does.
+        drawn = b"".join(dataset[view, 0, 0, 0][0].numpy().tobytes() for view in range(views))
+        name = [self._file(dataset.pixels), settings.augment, views, hashlib.sha256(drawn).hexdigest()]
+        return ImageFeed(self._source(True), name, None, parts, depth=self.shortcuts.depth("image", training=True))
+
+
+class _Loaded:
+    """Pictures of an epoch's places from loaders."""
+
+    def __init__(self, loaders: Loaders, to_tensor: Callable[[Tensor], Tensor]) -> None:
+        self.loaders, self.to_tensor, self.close = loaders, to_tensor, loaders.close
+
+    def batches(self, places: Sequence[Place]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Full batches: pictures on the device, image indices and caption indices."""
+        for pictures, image, caption in self.loaders.batches(places):
+            yield self.to_tensor(pictures), image, caption
+
+
+class _Kept:
+    """Pictures of an epoch's places by index, as what the frozen image tower gave for them."""
+
+    def __init__(self, images: ImageFeed, settings: TrainSettings) -> None:
+        self.images, self.settings = images, settings
+
+    def batches(self, places: Sequence[Place]) -> Iterator[tuple[Prefix | Tensor, Tensor, Tensor]]:
+        """As `_Loaded.batches`."""
+        _draw_as_loaders_do()
+        size = self.settings.batch_size
+        for start in range(0, len(places) // size * size, size):
+            view, _, image, caption = torch.tensor(places[start : start + size]).T
+            index = image if self.settings.views is None else image * self.settings.views + view
+            yield self.images(index), image, caption
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Loaders:
     """Loads batches of training pictures, in `train.workers` processes, at most one a core, that live until `close`."""
 
-    def __init__(self, dataset: TrainPairs, settings: TrainSettings, *, pin_memory: bool) -> None:
+    def __init__(
+        self, dataset: TrainPairs, settings: TrainSettings, *, pin_memory: bool, drop_last: bool = True
+    ) -> None:
         self.places: list[Place] = []
         workers = min(settings.workers, cpu_cores())  # no number depends on how many there are
         self.loader: DataLoader | None = DataLoader(
@@ -166,7 +284,7 @@ class Loaders:
             batch_size=settings.batch_size,
             num_workers=workers,
             persistent_workers=workers > 0,
-            drop_last=True,
+            drop_last=drop_last,
             pin_memory=pin_memory,
             worker_init_fn=_outlive_sigterm,
             generator=torch.Generator(),
@@ -175,15 +293,22 @@ class Loaders:
     def batches(self, places: Sequence[Place]) -> Iterator[list[Shaped[Tensor, "*any"]]]:
         """Pictures, image indices and caption indices of these places, in batches that are full."""
         assert self.loader is not None, "closed"
-        # The number that a loader of torch draws when it starts. Drawn here, in each epoch, training's own random
-        # numbers do not depend on how long the workers live.
-        torch.empty((), dtype=torch.int64).random_()
+        _draw_as_loaders_do()
         self.places[:] = places
         return iter(self.loader)
 
     def close(self) -> None:
         """End the processes, once no epoch is open."""
         self.loader = None  # its iterator ends them when nothing refers to it
+
+
+def _draw_as_loaders_do() -> None:
+    """Draw the number that a loader of torch draws when it starts.
+
+    Drawn in each epoch, training's own random numbers depend neither on how long the workers live nor on whether
+    anything is loaded.
+    """
+    torch.empty((), dtype=torch.int64).random_()
 
 
 def _outlive_sigterm(worker: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from bench.config.errors import UserError
 from bench.config.files import write_bytes
-from bench.core import towers
+from bench.core import passes, towers
 from bench.core.layers import Layer, opened
+from bench.core.passes import Depth, Prefix, Texts
 from bench.core.teacher import Teacher
 
 # nn.MultiheadAttention takes another kernel in eval mode, which rounds otherwise and hides from the FLOP counter.
@@ -43,7 +44,7 @@ class Features:
     text: Float[Tensor, "batch dim"]
     image_view: Float[Tensor, "batch dim"] | None = None
     text_view: Float[Tensor, "batch dim"] | None = None
-    teacher: Features | None = None
+    teacher: Features | None = field(default=None, kw_only=True)
 
 
 @runtime_checkable
@@ -221,6 +222,10 @@ class DualEncoder(nn.Module):
     def _text_owner(self) -> nn.Module:
         return getattr(self.clip, "text", self.clip)  # CustomTextCLIP keeps the text tower apart, CLIP is flat
 
+    def tower(self, side: str) -> nn.Module:
+        """The module that holds the "image" or "text" tower; of a flat CLIP the text tower's is the whole model."""
+        return self.clip.visual if side == "image" else self._text_owner  # type: ignore[return-value]
+
     @property
     def image_blocks(self) -> Blocks:
         """The image tower's blocks. Raises UserError as `Blocks` does."""
@@ -317,25 +322,59 @@ class DualEncoder(nn.Module):
     # --- encoding ---
 
     def encode_image(
-        self, images: Float[Tensor, "batch 3 size size"], normalize: bool = False
+        self, images: Float[Tensor, "batch 3 size size"] | Prefix, normalize: bool = False
     ) -> Float32[Tensor, "batch dim"]:
         """Embeddings of pictures in float32, behind the image head; L2-normalised with `normalize`."""
-        features = self.image_head(self.clip.encode_image(images)).float()  # type: ignore[operator]
+        features = self.image_head(self.image_features(images)).float()
         return F.normalize(features, dim=-1) if normalize else features
 
     def encode_text(
-        self, tokens: Int[Tensor, "batch context"], normalize: bool = False
+        self, tokens: Int[Tensor, "batch context"] | Texts | Prefix, normalize: bool = False
     ) -> Float32[Tensor, "batch dim"]:
         """Embeddings of token ids in float32, behind the text head; L2-normalised with `normalize`."""
+        features = self.text_head(self.text_features(tokens)).float()
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def rewritten(self, tokens: Int[Tensor, "batch context"]) -> Int[Tensor, "batch context"]:
+        """Token ids with room for the prompts of the text tower."""
         for rewrite in self.token_rewrites:
             tokens = rewrite(tokens)
-        features = self.text_head(self.clip.encode_text(tokens)).float()  # type: ignore[operator]
-        return F.normalize(features, dim=-1) if normalize else features
+        return tokens
+
+    def image_features(self, images: Float[Tensor, "batch 3 size size"] | Prefix) -> Float[Tensor, "batch dim"]:
+        """The image tower's output, in front of the head."""
+        if not isinstance(images, Prefix):
+            return self.clip.encode_image(images)  # type: ignore[operator,no-any-return]
+        if images.depth == "whole":
+            return images.values
+        return passes.image_rest(self.clip.visual, images.values, images.depth)  # type: ignore[arg-type]
+
+    def text_features(self, tokens: Int[Tensor, "batch context"] | Texts | Prefix) -> Float[Tensor, "batch dim"]:
+        """The text tower's output, in front of the head."""
+        if isinstance(tokens, Prefix):
+            if tokens.depth == "whole":
+                return tokens.values
+            assert tokens.ids is not None
+            return passes.text_rest(self._text_owner, tokens.values, tokens.ids, tokens.depth)
+        ids = tokens.ids if isinstance(tokens, Texts) else self.rewritten(tokens)
+        if ids.shape[1] < self.context_length:
+            return passes.text_features(self._text_owner, ids)
+        return self.clip.encode_text(ids)  # type: ignore[operator,no-any-return]
+
+    def image_prefix(self, images: Float[Tensor, "batch 3 size size"], depth: Depth) -> Float[Tensor, "*any"]:
+        """`Prefix.values` of pictures: tokens after `depth` blocks, or the embeddings in front of the head."""
+        if depth == "whole":
+            return self.image_features(images)
+        return passes.image_start(self.clip.visual, images, depth)  # type: ignore[arg-type]
+
+    def text_prefix(self, texts: Texts, depth: Depth) -> Float[Tensor, "*any"]:
+        """`Prefix.values` of texts: tokens after `depth` blocks, or the embeddings in front of the head."""
+        return self.text_features(texts) if depth == "whole" else passes.text_start(self._text_owner, texts.ids, depth)
 
     def forward(
         self,
-        images: Float[Tensor, "batch 3 size size"],
-        tokens: Int[Tensor, "batch context"],
+        images: Float[Tensor, "batch 3 size size"] | Prefix,
+        tokens: Int[Tensor, "batch context"] | Texts | Prefix,
         second_view: float | None = None,
     ) -> Features:
         """Normalised embeddings of a batch of pairs; with `second_view` also those of a pass under dropout.
@@ -351,10 +390,12 @@ class DualEncoder(nn.Module):
             taught = self.teacher(self, images, tokens)
         if second_view is None:
             return Features(self.encode_image(images, True), self.encode_text(tokens, True), teacher=taught)
+        assert not isinstance(images, Prefix), "the dropout of a second view is in front of the first block"
+        assert not isinstance(tokens, Prefix), "the dropout of a second view is in front of the first block"
         with self._dropout_on_second_half(second_view):
-            image, image_view = self.encode_image(torch.cat([images, images]), True).chunk(2)
-            text, text_view = self.encode_text(torch.cat([tokens, tokens]), True).chunk(2)
-        return Features(image, text, image_view, text_view, taught)
+            image, image_view = self.encode_image(passes.twice(images), True).chunk(2)
+            text, text_view = self.encode_text(passes.twice(tokens), True).chunk(2)
+        return Features(image, text, image_view, text_view, teacher=taught)
 
     @contextmanager
     def _dropout_on_second_half(self, rate: float) -> Iterator[None]:

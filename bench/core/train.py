@@ -17,7 +17,9 @@ from bench.config.errors import Stopped
 from bench.config.settings import TrainSettings
 from bench.core import cost, state
 from bench.core.evaluate import EvalSet, evaluate
+from bench.core.micro import MicroBatches
 from bench.core.model import DualEncoder, Features
+from bench.core.passes import Prefix, Texts
 from bench.core.ranks import metrics
 from bench.core.state import Fit, Part, StateFiles
 
@@ -34,10 +36,13 @@ def _ignore(*_: Any, **__: Any) -> None:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch on the device: normalised pictures, their captions' token ids, and which image each picture is."""
+    """One batch on the device: normalised pictures, their captions' token ids, and which image each picture is.
 
-    images: Float[Tensor, "batch 3 size size"]
-    tokens: Int[Tensor, "batch context"]
+    Pictures and captions can also be what frozen layers gave for them, and token ids be cut: see `bench.core.passes`.
+    """
+
+    images: Float[Tensor, "batch 3 size size"] | Prefix
+    tokens: Int[Tensor, "batch context"] | Texts | Prefix
     image_ids: Int[Tensor, " batch"]
 
 
@@ -108,7 +113,10 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: TrainSettin
         {"params": [p for name, p in parameters.items() if not decays(name, p)], "weight_decay": 0.0},
     ]
     cls = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.optimizer]
-    return cls([group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    groups = [group for group in groups if group["params"]]
+    # On the CPU torch's default takes a pass over memory for each operation; on a GPU it has few of its own accord.
+    fused = all(p.device.type == "cpu" for p in parameters.values()) or None
+    return cls(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
 def fit(
@@ -138,6 +146,7 @@ def fit(
     trainable = model.trainable()
     optimizer = make_optimizer(trainable, settings)
     device = next(model.parameters()).device
+    micro = MicroBatches(settings.micro_batch, device, list(trainable.values())) if settings.micro_batch else None
     steps_per_epoch = math.ceil(batches.per_epoch / settings.accumulate)
     total = steps_per_epoch * settings.epochs
     found = state.resume(files, model, optimizer)
@@ -160,14 +169,9 @@ def fit(
             lr = settings.lr * lr_factor(step, total=total, steps_per_epoch=steps_per_epoch, settings=settings)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                features = model(batch.images, batch.tokens, loss.second_view)
-            value = loss(features, batch.image_ids, model)
-            for penalty in model.penalties:
-                value = value + penalty()
             window = index // settings.accumulate * settings.accumulate
-            (value / min(settings.accumulate, batches.per_epoch - window)).backward()
-            loss_sum += value.detach()
+            divisor = min(settings.accumulate, batches.per_epoch - window)
+            loss_sum += _backward(model, loss, batch, settings, divisor=divisor, micro=micro)
             part.pairs += len(batch.images)
             on_boundary = (index + 1) % settings.accumulate == 0 or index + 1 == batches.per_epoch
             if on_boundary:
@@ -217,6 +221,38 @@ def fit(
         if epoch < settings.epochs and should_stop():
             raise Stopped
     return done
+
+
+def _backward(
+    model: DualEncoder,
+    loss: Objective,
+    batch: Batch,
+    settings: TrainSettings,
+    *,
+    divisor: int,
+    micro: MicroBatches | None,
+) -> Float[Tensor, ""]:
+    """Add a batch's gradients, divided by `divisor`, to those of the parameters; returns the loss, not divided."""
+    kind = batch.image_ids.device.type
+    total = torch.zeros((), device=batch.image_ids.device)
+
+    def forward(pairs: slice) -> Features:
+        with torch.autocast(kind, torch.bfloat16, enabled=settings.precision == "bf16"):
+            features: Features = model(batch.images[pairs], batch.tokens[pairs], loss.second_view)
+        return features
+
+    def objective(features: Features) -> Float[Tensor, ""]:
+        value = loss(features, batch.image_ids, model)
+        for penalty in model.penalties:
+            value = value + penalty()
+        total.copy_(value.detach())
+        return value / divisor
+
+    if micro is None:
+        objective(forward(slice(None))).backward()
+    else:
+        micro.backward(len(batch.image_ids), forward, objective)
+    return total
 
 
 def _train_mode(model: DualEncoder) -> None:

@@ -161,7 +161,13 @@ def epoch_pairs(items: Sequence[Item], captions_per_epoch: str, seed: int, epoch
     return rng.permutation(pairs)
 
 
-Place = tuple[int, int, int, int]  # epoch, position within it, image, caption of the image
+def view_numbers(count: int, views: int, seed: int, epoch: int) -> Int64[np.ndarray, " {count}"]:
+    """Which of its fixed views each of an epoch's `count` pictures is; that follows from seed and epoch."""
+    return np.random.default_rng([seed, epoch, 1]).integers(views, size=count)
+
+
+# Epoch, position within it, image, caption of the image. With fixed views: view, image, image, caption.
+Place = tuple[int, int, int, int]
 
 
 class TrainPairs(torch.utils.data.Dataset):

@@ -24,6 +24,7 @@ from bench.config.settings import (
     AnyDataset,
     BackboneSettings,
     CaptionSettings,
+    CoreSettings,
     EvaluationSettings,
     ReportSettings,
     Settings,
@@ -61,6 +62,7 @@ class _File(Settings):
     loss: Any = None
     evaluation: Any = Field(default_factory=dict)
     report: ReportSettings = ReportSettings()
+    core: CoreSettings = CoreSettings()
     grid: _Grid
 
 
@@ -138,7 +140,15 @@ def expand_document(document: Document, overrides: Sequence[str] = (), *, file: 
             if each.method is None:
                 continue
             spec = RunSpec(
-                parts.name, stack.dataset, stack.backbone, each.method, each.loss, each.train, 0, each.evaluation
+                parts.name,
+                stack.dataset,
+                stack.backbone,
+                each.method,
+                each.loss,
+                each.train,
+                0,
+                each.evaluation,
+                parts.core,
             )
             found = [replace(spec, seed=seed) for seed in seeds] if each.method.trains else [untrained(spec)]
             total += len(found)

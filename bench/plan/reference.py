@@ -13,6 +13,7 @@ from bench.config.settings import (
     SCHEDULERS,
     BackboneSettings,
     CaptionSettings,
+    CoreSettings,
     DatasetSettings,
     EvaluationSettings,
     ReportSettings,
@@ -126,6 +127,7 @@ def page() -> str:
         "train": TrainSettings,
         "evaluation": EvaluationSettings,
         "report": ReportSettings,
+        "core": CoreSettings,
         **SCHEDULERS,
     }
     for name, cls in blocks.items():

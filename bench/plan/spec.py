@@ -21,6 +21,7 @@ from bench.config.parse import parse
 from bench.config.settings import (
     AnyDataset,
     BackboneSettings,
+    CoreSettings,
     EvaluationSettings,
     Settings,
     TrainSettings,
@@ -49,6 +50,7 @@ class RunSpec:
     train: TrainSettings
     seed: int
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    core: CoreSettings = field(default_factory=CoreSettings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in run.yaml and result.json. What came later is there only where it is set: ids stay."""
@@ -62,6 +64,7 @@ class RunSpec:
             "train": self.train.model_dump(mode="json"),
             "seed": self.seed,
             **({"evaluation": evaluation} if evaluation else {}),
+            "core": self.core.model_dump(mode="json"),
         }
 
     @classmethod
@@ -77,7 +80,8 @@ class RunSpec:
 
         method, loss = named("method", methods), named("loss", losses)
         dataset: AnyDataset = parse(dataset_class(flat.dataset), flat.dataset, "dataset", document, ("dataset",))
-        return cls(flat.sweep, dataset, flat.backbone, method, loss, flat.train, flat.seed, flat.evaluation)
+        parts = flat.train, flat.seed, flat.evaluation, flat.core
+        return cls(flat.sweep, dataset, flat.backbone, method, loss, *parts)
 
     @classmethod
     def load(cls, path: Path) -> RunSpec:
@@ -99,11 +103,11 @@ class RunSpec:
         """`<method>[-<settings that differ from the defaults>]-s<seed>-<hash8>`, safe as a folder's name.
 
         The hash covers all settings, and data and weights by content. It does not cover the sweep's name, the paths of
-        data and weights, a dataset's title, the number of loaders, and settings that came later (`Settings.added`) at
-        their defaults. UserError if data or weights are missing.
+        data and weights, a dataset's title, the number of loaders, `core`, and settings that came later
+        (`Settings.added`) at their defaults. UserError if data or weights are missing.
         """
         content = self.to_dict()
-        del content["sweep"], content["train"]["workers"]
+        del content["sweep"], content["core"], content["train"]["workers"]
         parts = {"dataset": self.dataset, "backbone": self.backbone, "method": self.method, "loss": self.loss}
         for part, settings in {**parts, "train": self.train}.items():
             for key in set(settings.added) - _departures(settings).keys():
@@ -160,6 +164,7 @@ class _Run(Settings):
     train: TrainSettings
     seed: int
     evaluation: EvaluationSettings = EvaluationSettings()
+    core: CoreSettings = CoreSettings()
 
 
 @cache

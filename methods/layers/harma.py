@@ -17,7 +17,11 @@ def _gate() -> nn.Parameter:
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """Multi-head self-attention over the tokens of one sample, without mask; dropout, if any, is on its weights."""
+    """Multi-head self-attention over the tokens of one sample, without mask; dropout, if any, is on its weights.
+
+    The parameters are those of `nn.MultiheadAttention`. Its own forward pass brings tokens in front of the batch and
+    copies q, k and v apart, which takes as long as the products on so few dimensions.
+    """
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__(dim, heads, dropout, batch_first=True)
@@ -25,7 +29,12 @@ class SelfAttention(nn.MultiheadAttention):
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "batch tokens dim"]
     ) -> Float[Tensor, "batch tokens dim"]:
-        return super().forward(x, x, x, need_weights=False)[0]
+        packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = packed.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        rate = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=rate).transpose(1, 2).flatten(2)
+        projected: Tensor = self.out_proj(mixed)
+        return projected
 
 
 class HarmaShared(nn.Module):
@@ -42,8 +51,9 @@ class HarmaShared(nn.Module):
         self.gate = _gate()
 
     def forward(self, u: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        d, low = torch.sigmoid(self.gate), self.down(u)
-        return u + self.up(d * self.attention(low) + (1 - d) * low)
+        low = self.down(u)
+        mixed: Tensor = self.up(torch.lerp(low, self.attention(low), torch.sigmoid(self.gate)))
+        return u + mixed
 
 
 class HarmaAdapter(nn.Module):
@@ -52,6 +62,8 @@ class HarmaAdapter(nn.Module):
     `A(m) = m + Wu [b h + (1 - b) u]`, with `h = GELU(Wd m)` and u computed in steps: `u = MHA(h)`, then `u = B(u)` if
     there is a shared module, then `u = MHA(u)` with the same weights. Wd goes from `width` to `dim`. The gates b and g
     start at sigmoid(0.6), Wu and its bias at zero.
+
+    Computed as `m + (g Wu) [...]`, which is the same: g scales a matrix instead of three tensors of m's size.
     """
 
     def __init__(self, width: int, dim: int, heads: int, shared: HarmaShared | None) -> None:
@@ -68,6 +80,6 @@ class HarmaAdapter(nn.Module):
         if self.shared is not None:
             u = self.shared(u)
         u = self.attention(u)
-        b, g = torch.sigmoid(self.inner_gate), torch.sigmoid(self.gate)
-        adapted = m + self.up(b * h + (1 - b) * u)
-        return g * adapted + (1 - g) * m
+        mixed = torch.lerp(u, h, torch.sigmoid(self.inner_gate))
+        g = torch.sigmoid(self.gate)
+        return m + F.linear(mixed, g * self.up.weight, g * self.up.bias)

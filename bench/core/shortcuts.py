@@ -1,0 +1,108 @@
+"""What need not be computed to train and score a model: found from what is trained in it, never from a method's name.
+
+Two facts follow from the model as a method left it. Text behind a caption's end changes nothing under a causal mask,
+unless the method says that it does (`trims_text`). And what lies in front of everything trained, attached or random
+gives the same numbers in every epoch: a whole tower, or its first blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from bench.config.errors import UserError
+from bench.core.model import DualEncoder
+from bench.core.passes import Depth, pools_at_the_end, splits
+
+# Where the modules of a plain tower come from; a module of any other origin was put there by a method.
+ORIGINS = ("torch.", "torchvision.", "open_clip.", "timm.", "transformers.", "bench.core.")
+BEHIND_BLOCKS = ("ln_post", "proj", "attn_pool", "ln_final", "text_projection")
+RATES = ("p", "prob", "drop_prob", "dropout")  # how modules with dropout call its rate
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What of a model's work can be left out; the default is nothing.
+
+    `cuts_text`: a batch of captions ends with its longest one. `image` and `text`: how much of the tower, from its
+    input on, is the same in every epoch. `second_view`: whether training puts dropout in front of the first blocks, so
+    that `image` and `text` hold for evaluation alone.
+    """
+
+    cuts_text: bool = False
+    image: Depth = 0
+    text: Depth = 0
+    second_view: bool = False
+
+    def depth(self, side: str, *, training: bool) -> Depth:
+        """How much of the "image" or "text" tower is computed once."""
+        return 0 if training and self.second_view else (self.image if side == "image" else self.text)
+
+
+def find(model: DualEncoder, *, trims_text: bool, second_view: float | None) -> Shortcuts:
+    """The shortcuts of a model to which method and loss are attached.
+
+    `trims_text` is the method's own word that its modules do not look behind a caption's end: no one can see that from
+    outside. `second_view` is the loss's. A method must not change the backbone's frozen weights, which the conformance
+    suite checks: cached prefixes are known by the weights that were loaded.
+    """
+    return Shortcuts(
+        cuts_text=trims_text and pools_at_the_end(model.tower("text")),
+        image=frozen_depth(model, "image"),
+        text=frozen_depth(model, "text"),
+        second_view=second_view is not None,
+    )
+
+
+def frozen_depth(model: DualEncoder, side: str) -> Depth:
+    """How much of a tower lies in front of all that is trained, attached or random in training.
+
+    "whole": all but the head. A number: so many blocks, 0 for none.
+    """
+    tower = model.tower(side)
+    if side == "text" and model.token_rewrites:
+        return 0
+    outside = [child for name, child in tower.named_children() if name not in ("transformer", "visual")]
+    trained = {name for name, weight in model.tower_parameters(side).items() if weight.requires_grad}
+    transformer = getattr(tower, "transformer", None)
+    inside = [transformer] if isinstance(transformer, nn.Module) else []
+    if tower is not model.clip and _itself_changed(tower, weights=False):
+        return 0
+    if not trained and not _changed([*outside, *inside]):
+        return "whole"
+    if not splits(tower) or (side == "text" and not pools_at_the_end(tower)):
+        return 0
+    try:
+        blocks = model.image_blocks if side == "image" else model.text_blocks
+    except UserError:
+        return 0
+    fronts = [child for name, child in tower.named_children() if name not in (*BEHIND_BLOCKS, "transformer", "visual")]
+    in_front = {name.removeprefix(blocks.prefix.removesuffix("transformer.resblocks")) for name in trained}
+    if _changed(fronts) or any(not name.startswith((*BEHIND_BLOCKS, "transformer.")) for name in in_front):
+        return 0
+    if transformer is None or _itself_changed(transformer):
+        return 0
+    return next((depth for depth, block in enumerate(blocks.list) if _changed([block])), len(blocks.list))
+
+
+def _changed(parts: Iterable[nn.Module]) -> bool:
+    """Whether anything in these modules is trained, was put there by a method, or is random in training."""
+    return any(_itself_changed(module) for part in parts for module in part.modules())
+
+
+def _itself_changed(module: nn.Module, *, weights: bool = True) -> bool:
+    """`_changed` of a module without those inside of it; with `weights` also of its own weights."""
+    hooked = bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
+    foreign = not type(module).__module__.startswith(ORIGINS)
+    filled = any(module._modules.get(slot) is not None for slot in getattr(module, "SLOTS", ()))
+    trained = weights and any(weight.requires_grad for weight in module.parameters(recurse=False))
+    return hooked or foreign or filled or trained or _is_random(module)
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Whether the module draws random numbers in training: dropout, drop path and patch dropout at a rate above 0."""
+    if "drop" not in type(module).__name__.lower() and not isinstance(module, nn.MultiheadAttention):
+        return False
+    return any(isinstance(rate := getattr(module, name, None), float) and rate > 0 for name in RATES)
