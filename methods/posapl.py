@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -49,8 +49,8 @@ class POSAPL(Method):
     """How the outputs of blocks are fused: one into the next, or as a sum, which leaves out the last block's."""
     fused: int = Field(4, ge=2)
     """The outputs of how many blocks are fused, the last block's included."""
-    stride: int = Field(2, ge=1)
-    """Blocks from one of these to the next."""
+    stride: Annotated[int, Field(ge=1)] | None = None
+    """Blocks from one of these to the next; null: 2 as released, or 1 where the towers have too few blocks for 2."""
     tags: Literal["none", "input", "blocks"] = "none"
     """Where the part-of-speech stream is added: nowhere, to the token embeddings, or there and in every text block."""
 
@@ -67,10 +67,12 @@ class POSAPL(Method):
     def check(self, shape: ModelShape) -> None:
         super().check(shape)
         check_pools_as_clip(self.name, shape)
-        shallow, span = min(tower.layers for tower in shape.towers), (self.fused - 1) * self.stride + 1
+        shallow = min(tower.layers for tower in shape.towers)
+        stride = self._stride(shallow)
+        span = (self.fused - 1) * stride + 1
         if span > shallow:
             raise UserError(
-                f"{self.name}: fused {self.fused} with stride {self.stride} spans {span} blocks; the shallower tower "
+                f"{self.name}: fused {self.fused} with stride {stride} spans {span} blocks; the shallower tower "
                 f"has {shallow}"
             )
         if self.tags != "none" and find_spec("textblob") is None:
@@ -79,8 +81,15 @@ class POSAPL(Method):
                 "`pip install textblob` (the extra `tags`), or set tags: none"
             )
 
+    def _stride(self, blocks: int) -> int:
+        """The stride in towers of which the shallower one has so many blocks."""
+        if self.stride is not None:
+            return self.stride
+        return 2 if 2 * (self.fused - 1) < blocks else 1
+
     def attach(self, model: DualEncoder) -> None:
         model.check_pools_at_class_token(self.name)
+        stride = self._stride(min(len(model.image_blocks.list), len(model.text_blocks.list)))
         for side, tower, norm in (("image", model.image_blocks, "ln_post"), ("text", model.text_blocks, "ln_final")):
             blocks = tower.slotted()
             for block in blocks:
@@ -89,7 +98,7 @@ class POSAPL(Method):
                 tower.width, self.fused, progressive=self.fusion == "progressive", image=side == "image"
             )
             last = len(blocks) - 1
-            sources = [last - k * self.stride for k in reversed(range(self.fused))]
+            sources = [last - k * stride for k in reversed(range(self.fused))]
             for index, tap in zip(sources, fusion.taps, strict=False):  # parallel fusion does not read the last one
                 blocks[index].fill(exit=tap)
             model.layer(side, norm).fill(after=fusion)

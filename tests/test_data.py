@@ -15,6 +15,7 @@ from PIL import Image
 import bench.demo
 from bench.config.errors import UserError
 from bench.config.files import cache_dir, file_sha256
+from bench.config.settings import DatasetSettings
 from bench.data import __main__ as cli
 from bench.data import identity, is_empty, load, locate
 from bench.data.captions import clean
@@ -26,7 +27,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "annotations"
 
 def dataset(root: Path, name: str = "rsitmd", split: str | None = None, **other):
     """Dataset settings as load() reads them."""
-    given = {"annotations": None, "val_fraction": 0.2, "split_seed": 0} | other
+    given = {"annotations": None, "val_fraction": 0.2, "split_seed": 0, "exclude": None, "shuffle_captions": 0} | other
     return SimpleNamespace(name=name, called=name, root=str(root), split=split, **given)
 
 
@@ -255,11 +256,7 @@ def test_an_odd_cache_folder_is_one_message_for_the_demo(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"can't write the cache .*file.* set PETL_BENCH_CACHE"):
-        load(
-            SimpleNamespace(
-                name="demo", called="demo", root=None, split=None, annotations=None, val_fraction=0.2, split_seed=0
-            )
-        )
+        load(DatasetSettings(name="demo"))
 
 
 def test_a_remembered_hash_is_believed_only_if_it_is_one(tmp_path, monkeypatch):
@@ -286,7 +283,7 @@ def test_missing_folders(tmp_path):
     with pytest.raises(UserError, match=r"dataset\.annotations of rsitmd: no folder"):
         load(dataset(tmp_path, annotations=str(tmp_path / "nowhere")))
     with pytest.raises(UserError, match=r"dataset\.root is not set"):
-        load(SimpleNamespace(name="rsitmd", called="rsitmd", root=None, split=None, annotations=None))
+        load(DatasetSettings(name="rsitmd"))
     with pytest.raises(UserError, match="no dataset 'coco'"):
         load(dataset(tmp_path, "coco"))
 
@@ -337,7 +334,7 @@ def test_demo_is_built_once(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bench.demo.world", SimpleNamespace(build=build))
     monkeypatch.setattr(bench.demo, "world", SimpleNamespace(build=build), raising=False)
     monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "cache"))
-    given = SimpleNamespace(name="demo", called="demo", root=None, split=None, annotations=None)
+    given = DatasetSettings(name="demo")
     first, second = load(given), load(given)
     assert first == second
     assert first.split == "demo"

@@ -247,7 +247,7 @@ FAULTS = {
 
 @pytest.mark.parametrize(("fault", "message"), FAULTS.items())
 def test_a_planted_fault_is_caught(gpu: FakeCuda, fault: type[Planted], message: str):
-    [subject, _] = suite.method_subjects(fault)
+    subject, *_ = suite.method_subjects(fault)
     for trace in (lambda: trace_losses(gpu, subject, False), lambda: trace_evaluation(gpu, subject)):
         with pytest.raises(Exception, match=message):
             trace()

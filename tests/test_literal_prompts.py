@@ -148,7 +148,7 @@ def coupled_without_bias(self) -> Tensor:
 placeholders, image_tokens = prompts.insert_placeholders, prompts.prompt_image
 
 
-def end_token_lost(count: int, words=()):
+def end_token_lost(count: int, words=(), pool="argmax"):
     inserted = [0] * count + list(words)
 
     def rewrite(ids: Tensor) -> Tensor:
@@ -168,10 +168,10 @@ FAULTS = {
     "vl_prompt: deep prompts one too far": ("OverwriteTokens.forward", one_too_far),
     "maple: coupling without bias": ("Coupled.forward", coupled_without_bias),
     "maple: behind ln_pre": ("prompt_image", lambda model, by_block, before_norm: image_tokens(model, by_block)),
-    "maple-words: fixed words lost": ("insert_placeholders", lambda count, words: placeholders(count)),
+    "maple-words: fixed words lost": ("insert_placeholders", lambda count, words, pool: placeholders(count)),
     "maple-words: fixed words reversed": (
         "insert_placeholders",
-        lambda count, words: placeholders(count, tuple(reversed(words))),
+        lambda count, words, pool: placeholders(count, tuple(reversed(words))),
     ),
 }
 

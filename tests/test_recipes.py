@@ -26,7 +26,7 @@ from tests.standins import render_all
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "annotations"
 RELEASED = {
-    **{"harma-released": "harma", "mrs-released": "mrs_adapter"},
+    **{"harma-released": "harma", "mrs-released": "mrs_adapter", "mrs-released-unfrozen": "mrs_adapter"},
     **{"posapl-released": "posapl", "mps-released": "mps_adapter"},
 }
 

@@ -60,12 +60,12 @@ def _open_clip_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.json"))}
 
 
-@cache
 def model_names() -> list[str]:
     """The names of open_clip's own models."""
     return list(_open_clip_configs())
 
 
+@cache
 def model_config(model: str) -> dict[str, Any]:
     """open_clip's model config of that name; UserError with the nearest name if there is none.
 

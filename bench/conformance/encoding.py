@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -68,7 +69,8 @@ def _trimmed(model: DualEncoder, tokens: Tensor) -> Tensor:
     owner.positional_embedding = nn.Parameter(owner.positional_embedding[:longest])
     if owner.attn_mask is not None:
         owner.attn_mask = owner.attn_mask[:longest, :longest]
-    return model.encode_text(tokens[:, :longest], True)
+    encode: Any = model.clip.encode_text  # open_clip's own pass, not the one that cuts captions
+    return F.normalize(model.text_head(encode(tokens[:, :longest])).float(), dim=-1)
 
 
 @on_method

@@ -18,7 +18,7 @@ from bench.conformance import attaching, encoding, objective, shortcuts, trainin
 from bench.conformance.subject import LOSS_CHECKS, METHOD_CHECKS, Skip, Subject, built
 from bench.conformance.tiny import CLASSES
 from methods import losses
-from methods.base import Method
+from methods.base import DoesNotFit, Method
 from methods.losses import Loss
 
 CHECKS_IN = (attaching, training, encoding, shortcuts, objective)  # the modules whose checks are in the tables
@@ -66,10 +66,21 @@ def run_check(name: str, subject: Subject, excuse: str | None = None) -> Outcome
 
 
 def method_subjects(cls: type[Method]) -> list[Subject]:
-    """A method under each of its examples, on each class of backbone."""
+    """A method under each of its examples, on each class of backbone that it does not refuse."""
     made = [(f"{cls.name} {label}".strip(), built(cls, settings)) for label, settings in cls.examples.items()]
     loss = built(losses.get(cls.default_loss), {})
-    return [Subject(label, kind, method, loss) for label, method in made for kind in CLASSES]
+    found = [Subject(label, kind, method, loss) for label, method in made for kind in CLASSES]
+    return [each for each in found if each.kind == CLASSES[0] or not _refused(each)]
+
+
+def _refused(subject: Subject) -> bool:
+    """Whether the method says while a sweep is planned that it does not work on this class."""
+    assert subject.method is not None
+    try:
+        subject.method.check(subject.shape)
+    except DoesNotFit:
+        return True
+    return False
 
 
 def loss_subjects(cls: type[Loss]) -> list[Subject]:

@@ -9,12 +9,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from bench.core.model import DualEncoder
 from bench.core.passes import Depth, Prefix, Texts, ends
 from bench.core.prefix_cache import PrefixCache
+
+Parts = Callable[[], Iterator[Float[Tensor, "*part"]]]  # makes values part by part
 
 CHUNK = 64  # items a batch when a prefix is computed: fixed, since sums round by the size of a batch
 
@@ -30,15 +32,15 @@ class Source:
     model: DualEncoder
     cache: PrefixCache
     key: tuple[Any, ...]
-    send: Callable[[Tensor], Tensor]
+    send: Callable[[Shaped[Tensor, "*any"]], Shaped[Tensor, "*any"]]
     bf16: bool = False
 
-    def compute(self, side: str, parts: Callable[[], Iterator[Tensor]]) -> Iterator[Tensor]:
+    def compute(self, side: str, parts: Parts) -> Iterator[Float[Tensor, "*part"]]:
         """The parts of a tower's output, computed without gradients and under the precision."""
         with torch.no_grad(), torch.autocast(self.cache.device.type, torch.bfloat16, enabled=self.bf16):
             yield from parts()
 
-    def values(self, side: str, depth: Depth, items: list[Any], parts: Callable[[], Iterator[Tensor]]) -> Tensor:
+    def values(self, side: str, depth: Depth, items: list[Any], parts: Parts) -> Float[Tensor, "*table"]:
         """A tower's output for all items, or that of its first blocks, from the cache if they are there."""
         tower, threads = describe(self.model.tower(side)), torch.get_num_threads()
         key = [*self.key, side, depth, self.bf16, hardware(self.cache.device), threads, tower, *items]
@@ -118,7 +120,7 @@ class TextFeed:
     def _values(self) -> Float[Tensor, "rows width"]:
         texts, _, lengths = self._different
 
-        def parts() -> Iterator[Tensor]:
+        def parts() -> Iterator[Float[Tensor, "*part"]]:
             for index in torch.arange(len(texts)).split(CHUNK):
                 longest = int(lengths[index].max())
                 values = self.source.model.text_prefix(self._cut(texts, index, longest), self.depth)

@@ -239,13 +239,20 @@ class Inputs:
         return ImageFeed(self._source(True), name, None, parts, depth=self.shortcuts.depth("image", training=True))
 
 
+Loaded = tuple[
+    Float32[Tensor, "batch 3 size size"] | Prefix, Int[Tensor, " batch"], Int[Tensor, " batch"]
+]  # pictures, image indices, caption indices
+
+
 class _Loaded:
     """Pictures of an epoch's places from loaders."""
 
-    def __init__(self, loaders: Loaders, to_tensor: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, loaders: Loaders, to_tensor: Callable[[UInt8[Tensor, "*pictures"]], Float32[Tensor, "*batch"]]
+    ) -> None:
         self.loaders, self.to_tensor, self.close = loaders, to_tensor, loaders.close
 
-    def batches(self, places: Sequence[Place]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def batches(self, places: Sequence[Place]) -> Iterator[Loaded]:
         """Full batches: pictures on the device, image indices and caption indices."""
         for pictures, image, caption in self.loaders.batches(places):
             yield self.to_tensor(pictures), image, caption
@@ -257,7 +264,7 @@ class _Kept:
     def __init__(self, images: ImageFeed, settings: TrainSettings) -> None:
         self.images, self.settings = images, settings
 
-    def batches(self, places: Sequence[Place]) -> Iterator[tuple[Prefix | Tensor, Tensor, Tensor]]:
+    def batches(self, places: Sequence[Place]) -> Iterator[Loaded]:
         """As `_Loaded.batches`."""
         _draw_as_loaders_do()
         size = self.settings.batch_size

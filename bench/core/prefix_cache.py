@@ -33,7 +33,7 @@ class PrefixCache:
     ) -> None:
         self.folder, self.held, self.device, self.device_bytes = folder, held, device, device_bytes
 
-    def get(self, key: list[Any], compute: Callable[[], Iterable[Tensor]]) -> Shaped[Tensor, "*table"]:
+    def get(self, key: list[Any], compute: Callable[[], Iterable[Shaped[Tensor, "*part"]]]) -> Shaped[Tensor, "*table"]:
         """The tensor of this key; `compute` gives it in parts, by rows.
 
         Raises UserError if the file can't be written.
@@ -45,7 +45,9 @@ class PrefixCache:
         found: Tensor = self.held["prefix", name]
         return found
 
-    def _read_or_computed(self, name: str, compute: Callable[[], Iterable[Tensor]]) -> Shaped[Tensor, "*table"]:
+    def _read_or_computed(
+        self, name: str, compute: Callable[[], Iterable[Shaped[Tensor, "*part"]]]
+    ) -> Shaped[Tensor, "*table"]:
         if self.folder is None:
             return torch.cat(list(compute()))
         path = self.folder / f"{name}.prefix"
@@ -62,7 +64,7 @@ class PrefixCache:
         return tensor.to(self.device) if fits else tensor
 
 
-def write(path: Path, parts: Iterable[Tensor]) -> None:
+def write(path: Path, parts: Iterable[Shaped[Tensor, "*part"]]) -> None:
     """Write parts of one tensor, by rows, to a file that appears when it is whole. UserError if the disk is full."""
     draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     rows, checksum, kind, shape = 0, 0, torch.float32, list[int]()

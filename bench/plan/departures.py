@@ -15,7 +15,7 @@ from methods import losses
 from methods.base import describe
 
 # Settings of training that change what a run costs, not what it computes.
-COSTS = ("grad_checkpointing", "eval_batch_size", "workers")
+COSTS = ("grad_checkpointing", "micro_batch", "eval_batch_size", "workers")
 
 
 def departures(spec: RunSpec, recipe: Recipe) -> list[str]:
