@@ -22,7 +22,7 @@ from bench.config.errors import UserError
 from benchmarks import gpu, measure, pixels, retrieval, runs, steps, work
 
 NAMES = ("step", "retrieval", "pixels", "overhead", "sweep", "prefix", "gpu")
-USUAL = NAMES[:-2]  # without a name; `prefix` needs `core.shortcuts`
+USUAL = NAMES[:-1]  # without a name
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from PIL import Image
 
 import methods
 from bench import data
-from bench.compute.build import Loaded
+from bench.compute.build import Loaded, shortcuts_of
 from bench.core.inputs import Inputs
 from bench.core.weights import Backbone, load_backbone
 from bench.plan.spec import RunSpec
@@ -41,7 +41,7 @@ Settings = Mapping[str, Any]
 def captions_like_rsitmd(count: int, seed: int = 0) -> list[str]:
     """`count` captions of drawn words, 4 to 40 of them, 11 in the mean: 2 tokens more each."""
     rng = np.random.default_rng(seed)
-    lengths = np.clip(4 + rng.negative_binomial(3, 3 / MEAN_WORDS, count), 4, MOST_WORDS)
+    lengths = np.clip(4 + rng.negative_binomial(3, 3 / (MEAN_WORDS - 1), count), 4, MOST_WORDS)
     return [" ".join(rng.choice(WORDS, length)) for length in lengths]
 
 
@@ -108,4 +108,12 @@ def load(spec: RunSpec) -> Loaded:
 def inputs_of(spec: RunSpec, loaded: Loaded, backbone: Backbone) -> Inputs:
     """What the core reads for a run whose method is attached to `backbone`."""
     device = next(backbone.model.parameters()).device
-    return Inputs(loaded.dataset, backbone, spec.train, device, prepared=loaded.prepared)
+    return Inputs(
+        loaded.dataset,
+        backbone,
+        spec.train,
+        device,
+        prepared=loaded.prepared,
+        shortcuts=shortcuts_of(spec, backbone.model),
+        core=spec.core,
+    )
