@@ -3,9 +3,9 @@
     python -m benchmarks.fuzz [--inputs 100000] [--seed 0] [--targets settings pictures] [--seconds 600]
     python -m benchmarks.fuzz --again 0/settings/123
 
-Reported are: any exception but UserError, anything that takes over 5 s or 300 MB, and whatever is accepted with a
-silently wrong result (see benchmarks/fuzzing). Exit codes: 0 nothing found, 1 findings. Expected time for 100,000
-inputs: an hour on one core. `--again` redoes one input, with its traceback.
+Reported are: any exception but UserError, anything that takes over 5 s of processor time or 300 MB, and whatever is
+accepted with a silently wrong result (see benchmarks/fuzzing). Exit codes: 0 nothing found, 1 findings. Expected time
+for 100,000 inputs: an hour on one core. `--again` redoes one input, with its traceback.
 """
 
 from __future__ import annotations
