@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.core import counting, evaluate
+from bench.core import evaluate
 from bench.core.evaluate import counts, score
 from bench.core.ranks import Ranks, metrics
 
@@ -42,7 +42,7 @@ def embeddings_with_ties(images: int, texts: int, captions: int) -> tuple[torch.
 def test_counts_are_those_of_the_whole_matrix_for_any_block(monkeypatch, block, tile):
     image, text, caption_text, caption_image = given = embeddings_with_ties(37, 90, 230)
     monkeypatch.setattr(evaluate, "BLOCK", block)
-    monkeypatch.setattr(counting, "TILE", tile)
+    monkeypatch.setattr(evaluate, "TILE", tile)
     i2t, t2i, finite = counts(*given)
     scores = (image @ text.T)[:, caption_text]
     correct = torch.arange(37)[:, None] == caption_image
@@ -52,20 +52,6 @@ def test_counts_are_those_of_the_whole_matrix_for_any_block(monkeypatch, block, 
     assert i2t[1].any()
     assert t2i[1].any()
     assert (i2t[2] > 1).any()
-
-
-@pytest.mark.parametrize("tile", [2**30, 2**18, 7])
-@pytest.mark.parametrize("scores", [np.ones((600, 2100)), np.arange(600.0)[:, None] % 3 + np.arange(2100.0) % 2])
-def test_bytes_that_count_do_not_overflow(monkeypatch, tile, scores):
-    monkeypatch.setattr(counting, "TILE", tile)
-    scores = scores.astype(np.float32)
-    rows = np.r_[np.arange(600), 5, 5, 3]
-    for bar in (np.float32(0), np.float32(1)):
-        by_column = counting.by_column(scores, rows, np.full(2100, bar), 2)
-        by_row = counting.by_row(scores, rows, np.full(603, bar), 2)
-        part = scores[rows]
-        assert (by_column == [(part > bar).sum(0), (part >= bar).sum(0)]).all()
-        assert (by_row == [(part > bar).sum(1), (part >= bar).sum(1)]).all()
 
 
 def test_counts_of_real_numbers_are_those_of_the_whole_matrix():
