@@ -24,8 +24,7 @@ from bench.data.duplicates import KS, ceilings, numbered, words
 from bench.data.similar import EDGE, near
 from bench.demo import world
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "annotations"
-REAL = Path("/work/shared/annotations") if not SHARED.is_dir() else SHARED
+REAL = Path(__file__).resolve().parents[2] / "shared" / "annotations"
 
 
 # --- captions and ceilings --------------------------------------------------------------------------------------------
