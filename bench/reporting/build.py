@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.config.errors import UserError
 from bench.config.files import write_bytes
-from bench.reporting import curves, figures, significance, summary, tables
+from bench.reporting import curves, figures, sections, significance, summary, tables
 from bench.reporting.page import page
 from bench.store.frame import collect
 from bench.store.planned import Plan
@@ -43,9 +43,9 @@ def build(
     only: leave out finished runs that are not in the plan, even if the sweep was started to keep them.
     plain: without intervals and marks of ties, even if the sweep file does not say so.
 
-    Files: table.csv, table.md, table.tex, recall_vs_params.png and .pdf, those of each of `curves.charts`, index.html,
-    each written atomically. The same results give the same bytes. UserError if there are no runs, or if the files can't
-    be written.
+    Files: table.csv, table.md, table.tex, recall_vs_params.png and .pdf, those of each of `curves.charts`, a csv of
+    each of `sections.sections`, index.html; each written atomically. The same results give the same bytes. UserError if
+    there are no runs, or if the files can't be written.
     """
     runs = collect(results_dir, plan, only=only)
     rows = summary.summarise(runs)
@@ -54,14 +54,16 @@ def build(
         rows, said = significance.add(runs, rows)
     parts = tables.blocks(runs, rows, said)
     charts = curves.charts(runs, rows)
+    more = sections.sections(runs, rows)
     drawn = {"recall_vs_params": figures.recall_vs_params(parts)}
     drawn |= {chart.name: curves.draw(chart) for chart in charts}
     files = {
         "table.csv": tables.csv(rows).encode(),
-        "table.md": tables.markdown(runs, parts).encode(),
+        "table.md": tables.markdown(runs, parts, more).encode(),
+        **{f"{section.name}.csv": sections.csv(section).encode() for section in more},
         "table.tex": tables.tex(runs, parts).encode(),
         **{f"{name}.{kind}": figures.save(figure, kind) for name, figure in drawn.items() for kind in ("png", "pdf")},
-        "index.html": page(runs, parts, charts).encode(),
+        "index.html": page(runs, parts, charts, more).encode(),
     }
     out_dir = Path("reports", results_dir.resolve().name) if out_dir is None else out_dir
     try:

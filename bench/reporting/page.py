@@ -16,13 +16,19 @@ from matplotlib.figure import Figure
 
 from bench.config.document import Dumper
 from bench.reporting import curves, figures, published, summary, tables
+from bench.reporting.sections import Section
 from bench.store.frame import Runs
 
 _HERE = Path(__file__).parent
 _MODES = {"light": False, "dark": True}
 
 
-def page(runs: Runs, parts: Sequence[tables.Block], charts: Sequence[curves.Chart] = ()) -> str:
+def page(
+    runs: Runs,
+    parts: Sequence[tables.Block],
+    charts: Sequence[curves.Chart] = (),
+    more: Sequence[Section] = (),
+) -> str:
     """index.html: what was measured, the figures (light and dark), the tables, what is missing, where it came from."""
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -34,6 +40,7 @@ def page(runs: Runs, parts: Sequence[tables.Block], charts: Sequence[curves.Char
         params=tables.params,
         figures={mode: _svg(figures.recall_vs_params(parts, dark)) for mode, dark in _MODES.items()},
         charts=[(chart, {mode: _svg(curves.draw(chart, dark)) for mode, dark in _MODES.items()}) for chart in charts],
+        more=more,
         outside=int((~runs.finished["planned"]).sum()),
         short=summary.SHORT,
         meanings=summary.MEANINGS,

@@ -13,6 +13,7 @@ import pandas as pd
 from bench.reporting import contamination, significance, training
 from bench.reporting.contamination import SEEN
 from bench.reporting.published import notes
+from bench.reporting.sections import Section
 from bench.reporting.significance import TIED
 from bench.reporting.summary import CHOSEN, DEPARTS, MEANINGS, OUTSIDE, SHORT, TABLE_COLUMNS
 from bench.store.frame import RECALLS, Runs
@@ -261,8 +262,8 @@ def code(runs: Runs) -> str:
 HEADER = ("I2T R@1", "R@5", "R@10", "T2I R@1", "R@5", "R@10", "mR")
 
 
-def markdown(runs: Runs, parts: Sequence[Block]) -> str:
-    """table.md: what the numbers are, then one table a block, then the runs that are missing from it."""
+def markdown(runs: Runs, parts: Sequence[Block], more: Sequence[Section] = ()) -> str:
+    """table.md: what the numbers are, one table a block, the further tables, then the runs without a result."""
     out = [
         f"# {_md(runs.sweep)}",
         "",
@@ -280,6 +281,10 @@ def markdown(runs: Runs, parts: Sequence[Block]) -> str:
             out += ["", *(f"- {_md(text)}" for text in block.departures)] if mark == DEPARTS else []
         if block.published:
             out += ["", f"{PUBLISHED}:", "", *(f"- {_md(text)}" for text in block.published)]
+    for section in more:
+        cells = [[_md(str(cell)) for cell in row] for row in section.shown.to_numpy().tolist()]
+        head = [_md(str(name)) for name in section.shown.columns]
+        out += ["", f"## {_md(section.title)}", "", _md(section.note), "", *_md_grid(head, cells, left=1)]
     left = unfinished(runs)
     if left:
         out += ["", f"## Not in the table: {len(left)} of {len(runs.frame)} runs", ""]
@@ -301,8 +306,12 @@ def _md_table(block: Block) -> list[str]:
         ]
         for line in block.lines
     ]
+    return _md_grid(head, rows, left=1 + len(block.columns))
+
+
+def _md_grid(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """A Markdown table of escaped cells; the first `left` columns are text, the others numbers."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    left = 1 + len(block.columns)
     rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
 
     def joined(cells: Sequence[str]) -> str:
