@@ -36,7 +36,7 @@ from bench.core.model import DualEncoder
 from bench.core.position import Position
 from bench.plan.spec import RunSpec
 from bench.run import main
-from bench.store import attempts, folder, record
+from bench.store import attempts, folder, record, testset
 from tests.test_backbone import batch, tiny
 
 
@@ -110,7 +110,8 @@ def test_a_finished_run_holds_what_is_promised(finished):
     values = [float(row["val_mean_recall"]) for row in numbers(finished)["history"]]
     assert best == 1 + values.index(max(values))
     assert result.metrics.val.mean_recall == max(values)
-    assert len(result.provenance["dataset_sha256"]) == 64
+    queries = testset.read(finished.parent, result.provenance["dataset_sha256"])
+    assert (len(queries.images), sum(map(len, queries.captions))) == (8, 16)
 
 
 def test_same_seed_same_numbers_other_seed_others(root, finished, tmp_path):

@@ -32,7 +32,7 @@ from bench.core.state import Fit, StateFiles, saved_position
 from bench.core.train import fit
 from bench.data.duplicates import numbered
 from bench.plan.spec import RUN_ID, RunSpec
-from bench.store import folder, provenance, record
+from bench.store import folder, provenance, record, testset
 from bench.store.attempts import GPUS_HELD, end_attempt, start_attempt
 from bench.store.record import Cost, Failure, Metrics, Record, Scores
 from methods import registry
@@ -216,6 +216,14 @@ def _compute(
     (i2t, t2i), alike = evaluate_alike(model, inputs.eval_set("test"), torch.tensor(numbered(items)))
     captions = np.array([len(item.captions) for item in items])
     write_bytes(run_dir / folder.RANKS, ranks.to_npz(ranks.Saved(i2t, t2i, captions, *alike)))
+    testset.write(
+        run_dir.parent,
+        loaded.dataset.name,
+        loaded.dataset.sha256,
+        [item.image for item in items],
+        [item.label for item in items],
+        [item.captions for item in items],
+    )
     return {
         "metrics": Metrics(
             best_epoch=done.best_epoch,
