@@ -37,6 +37,7 @@ from bench.core.position import Position
 from bench.plan.spec import RunSpec
 from bench.run import main
 from bench.store import attempts, folder, record, testset
+from bench.store.planned import PLAN
 from tests.test_backbone import batch, tiny
 
 
@@ -83,6 +84,7 @@ def epochs_done(run_dir: Path) -> int:
 @pytest.fixture(scope="module")
 def finished(root, tmp_path_factory) -> Path:
     run_dir = make_run(root, tmp_path_factory.mktemp("runs") / "whole", MRS, "hmmc", epochs=EPOCHS)
+    (run_dir.parent / PLAN).write_text("{}")
     assert execute(run_dir).error is None
     return run_dir
 

@@ -5,12 +5,15 @@ Reports show queries and what was found for them, also where the dataset itself 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from bench.config.errors import UserError
 from bench.config.files import write_json
+from bench.store.planned import PLAN
 
 FOLDER = "testsets"  # in a results folder: one file a dataset, named by the start of the dataset's hash
 
@@ -49,18 +52,26 @@ def write(
     labels: Sequence[str | None],
     captions: Sequence[Sequence[str]],
 ) -> None:
-    """Write the test set's file, if it is not there yet: the runs of a sweep share it."""
+    """Write the test set's file, if it is not there yet: the runs of a sweep share it.
+
+    Nothing is written beside a lone run, whose parent is no sweep's folder. No run fails for want of this file: a
+    failure to write it is a warning on stderr.
+    """
+    if not (results_dir / PLAN).exists() or read(results_dir, sha256) is not None:
+        return
     path = path_of(results_dir, sha256)
-    if read(results_dir, sha256) is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = Queries(
-            dataset=dataset,
-            sha256=sha256,
-            images=tuple(images),
-            labels=tuple(labels),
-            captions=tuple(map(tuple, captions)),
-        )
+    content = Queries(
+        dataset=dataset,
+        sha256=sha256,
+        images=tuple(images),
+        labels=tuple(labels),
+        captions=tuple(map(tuple, captions)),
+    )
+    try:
+        path.parent.mkdir(exist_ok=True)
         write_json(path, content.model_dump(mode="json"))
+    except (OSError, UserError) as error:
+        print(f"warning: {path} could not be written ({error}); reports show no queries", file=sys.stderr)
 
 
 def read(results_dir: Path, sha256: str) -> Queries | None:
