@@ -33,13 +33,27 @@ _check_methods()
 from bench import demo as demo  # noqa: E402  makes the demo's dataset and backbone known
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+    import pandas as pd
+
     from bench.compute.adapted import Adapted
 
-__all__ = ["__version__", "demo", "load"]
+__all__ = ["__version__", "demo", "load", "results"]
+
+
+def results(
+    folders: str | PathLike[str] | Sequence[str | PathLike[str]] = "results/*", *, unfinished: bool = False
+) -> pd.DataFrame:
+    """A tidy table with one row a run of these results folders: see `bench.store.tidy.results`."""
+    from bench.store.tidy import results as results_of
+
+    return results_of(folders, unfinished=unfinished)
 
 
 def load(run_dir: str | Path, device: str | None = None) -> Adapted:
-    """The adapted model of a finished run, with its preprocess and tokenizer: see `bench.compute.adapted.Adapted`.
+    """The adapted model of a finished run, ready to encode pictures and texts: see `bench.compute.adapted.Adapted`.
 
     `device` names a torch device; by default the first GPU, else the CPU. UserError if there is no finished run.
     """

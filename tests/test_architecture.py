@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "reporting": {"config", "evidence", "store"},
     "demo": {"config", "data", "core", "methods"},
     "commands": {"config", "methods", "plan", "store", "compute", "conformance", "launch", "reporting"},
-    "api": {"compute", "config", "demo"},
+    "api": {"compute", "config", "demo", "store"},
 }
 TORCH_FREE = ("config", "plan", "store", "evidence", "reporting", "launch", "commands", "api")
 HEAVY = {"torch", "open_clip", "timm", "peft", "submitit"}
