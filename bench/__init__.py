@@ -33,14 +33,15 @@ _check_methods()
 from bench import demo as demo  # noqa: E402  makes the demo's dataset and backbone known
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from os import PathLike
 
     import pandas as pd
 
     from bench.compute.adapted import Adapted
+    from bench.compute.retrieval import Retrieval
 
-__all__ = ["__version__", "demo", "load", "results"]
+__all__ = ["__version__", "demo", "load", "results", "retrieve"]
 
 
 def results(
@@ -60,3 +61,20 @@ def load(run_dir: str | Path, device: str | None = None) -> Adapted:
     from bench.compute.adapted import load as load_run
 
     return load_run(Path(run_dir), device)
+
+
+def retrieve(
+    run: str | Path | Adapted,
+    caption: str,
+    folder: str | Path,
+    top: int = 10,
+    device: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Retrieval:
+    """The `top` images under `folder` that fit the caption best: see `bench.compute.retrieval.retrieve`.
+
+    Iterating over it gives (path, score). The command `bench.retrieve`, once imported, can be called in the same way.
+    """
+    from bench.compute.retrieval import retrieve as find
+
+    return find(run, caption, folder, top, device, progress)

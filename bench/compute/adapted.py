@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from PIL import Image
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from bench.core.inputs import Inputs
 from bench.core.model import DualEncoder
 from bench.core.weights import Backbone
 from bench.data.captions import clean
-from bench.data.pixels import resized
+from bench.data.pixels import decode, fault, resized, strict
 from bench.data.transforms import PRESETS, normalise
 from bench.plan.spec import RunSpec
 from bench.store import record
@@ -31,7 +32,11 @@ from bench.store.folder import ADAPTER
 
 @dataclass(frozen=True)
 class Adapted:
-    """An adapted open_clip model in eval mode, with the preprocessing that it was scored with."""
+    """An adapted open_clip model in eval mode, with the preprocessing that it was scored with.
+
+    `encode_images(paths)` and `encode_texts(captions)` give embeddings, `similarity` compares them; `model`,
+    `preprocess` and `tokenizer` are for other uses.
+    """
 
     backbone: Backbone
     spec: RunSpec
@@ -46,10 +51,57 @@ class Adapted:
         """
         return self.backbone.model
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.model.parameters()).device
+
+    @torch.inference_mode()
+    def encode_images(
+        self, images: Iterable[str | Path | Image.Image], batch_size: int = 64
+    ) -> Float32[Tensor, "images dim"]:
+        """L2-normalised embeddings, on the CPU, of pictures or of the files at these paths, in batches.
+
+        UserError, with the path, for a file that can't be decoded.
+        """
+        parts, mode = [], self.resize
+        for batch in _batches(images, batch_size):
+            pixels = [resized(_picture(each), self.model.image_size, mode) for each in batch]
+            parts.append(self.encode_pixels(np.stack([np.array(each) for each in pixels])))
+        if not parts:
+            raise UserError("no pictures were given to encode")
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: np.ndarray) -> Float32[Tensor, "images dim"]:
+        """L2-normalised embeddings, on the CPU, of uint8 pixels (images, size, size, RGB) as `resized` gives them."""
+        inputs = normalise(torch.from_numpy(pixels), self.backbone.mean, self.backbone.std)
+        return self.model.encode_image(inputs.to(self.device), normalize=True).cpu()
+
+    @torch.inference_mode()
+    def encode_texts(self, captions: str | Sequence[str], batch_size: int = 256) -> Float32[Tensor, "captions dim"]:
+        """L2-normalised embeddings, on the CPU, of one caption or several, in batches."""
+        if not captions:
+            raise UserError("no captions were given to encode")
+        tokens = self.tokenizer(captions)
+        parts = [self.model.encode_text(part.to(self.device), normalize=True).cpu() for part in tokens.split(batch_size)]
+        return torch.cat(parts)
+
+    @staticmethod
+    def similarity(
+        images: Float32[Tensor, "images dim"], texts: Float32[Tensor, "captions dim"]
+    ) -> Float32[Tensor, "images captions"]:
+        """Cosine similarities of embeddings of pictures and of captions, from -1 to 1."""
+        return images @ texts.T
+
+    @property
+    def resize(self) -> str:
+        """How pictures are brought to the size of the model: see `bench.data.pixels.resized`."""
+        return "squash" if self.backbone.resize == "squash" else PRESETS[self.spec.train.augment].resize
+
     def preprocess(self, image: Image.Image) -> Tensor:
         """A picture to normalised float32 (3, size, size)."""
-        mode = "squash" if self.backbone.resize == "squash" else PRESETS[self.spec.train.augment].resize
-        pixels = np.array(resized(image.convert("RGB"), self.model.image_size, mode))
+        pixels = np.array(resized(image.convert("RGB"), self.model.image_size, self.resize))
         return normalise(torch.from_numpy(pixels)[None], self.backbone.mean, self.backbone.std)[0]
 
     def tokenizer(self, captions: str | Sequence[str]) -> Tensor:
@@ -69,7 +121,7 @@ class Adapted:
             dataset,
             self.backbone,
             self.spec.train,
-            next(self.model.parameters()).device,
+            self.device,
             shortcuts=shortcuts_of(self.spec, self.model),
             core=self.spec.core,
         )
@@ -80,6 +132,28 @@ class Adapted:
                 return ranks.metrics(*evaluate(self.model, inputs.eval_set(split)))
         finally:
             torch.set_num_threads(threads)
+
+
+def _batches(images: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for each in images:
+        batch.append(each)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _picture(image: str | Path | Image.Image) -> Image.Image:
+    """The picture as RGB; of a path, the file's. UserError if that can't be decoded."""
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    try:
+        with strict():
+            return decode(Path(image))
+    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+        raise UserError(f"{image} can't be read as a picture: {fault(error)}") from error
 
 
 def load(run_dir: Path, device: str | torch.device | None = None) -> Adapted:

@@ -24,7 +24,7 @@ _SPLIT_WORDS = {
 # The split folders in which an image may lie whose name has none. Validation is part of training in some layouts and
 # held out of it in others, so these two share; a test picture never comes from theirs, nor theirs from test.
 _SPLIT_FOLDERS = {"train": ("train", "val"), "val": ("val", "train"), "test": ("test",)}
-_PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm")
+PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm")
 SHOWN = 10  # problems that a message lists
 _MOST_FILES = 5_000_000  # in a root: beyond it, the root is no folder of pictures
 _RACY_SECONDS = 2  # a folder that changed so shortly before it was read may change again without a new time
@@ -232,7 +232,7 @@ def _is_general(part: str) -> bool:
 
 
 def _is_picture(file: str) -> bool:
-    return file.lower().endswith(_PICTURES)
+    return file.lower().endswith(PICTURES)
 
 
 def _stem(file: str) -> str:

@@ -30,6 +30,7 @@ from bench.data.images import SHOWN, images, locate_all
 VERSION = 2  # raise it when the same file would give other pixels
 RESIZES = ("crop", "squash")
 OWN = "own"  # behind the name of a resize: small images keep their own pixels
+DRAWN = ("EPS", "WMF")  # Pillow hands them to other programs, whatever the file's name says
 _CHUNK = 256  # images in memory at once
 _LONGEST = (
     100  # times the shorter side: the shorter side is brought to the model's size, so longer ones fill the memory
@@ -123,6 +124,8 @@ def decode(path: Path) -> Image.Image:
     bomb too. `fault` makes words of either.
     """
     with Image.open(path) as image:
+        if image.format in DRAWN:
+            raise UserError(f"{image.format} is a program that draws a picture; save the picture as png or jpg")
         width, height = image.size
         if max(width, height) > _LONGEST * min(width, height):
             raise UserError(f"{width} x {height} pixels: one side is over {_LONGEST} times the other; cut it to pieces")
