@@ -53,14 +53,15 @@ def results(
     return results_of(folders, unfinished=unfinished)
 
 
-def load(run_dir: str | Path, device: str | None = None) -> Adapted:
+def load(run_dir: str | Path, device: str | None = None, weights: str | None = None) -> Adapted:
     """The adapted model of a finished run, ready to encode pictures and texts: see `bench.compute.adapted.Adapted`.
 
-    `device` names a torch device; by default the first GPU, else the CPU. UserError if there is no finished run.
+    `device` names a torch device; by default the first GPU, else the CPU. `weights`: where the backbone's are on this
+    machine, if not where the run had them. UserError if there is no finished run.
     """
     from bench.compute.adapted import load as load_run
 
-    return load_run(Path(run_dir), device)
+    return load_run(Path(run_dir), device, weights)
 
 
 def retrieve(

@@ -69,7 +69,9 @@ def _lines(found: Retrieval) -> list[str]:
     from bench.compute.sheet import printable
 
     names = [printable(str(path.relative_to(found.folder))) for path, _ in found]
-    lines = [f"{rank:>3}  {score:6.3f}  {name}" for rank, (name, (_, score)) in enumerate(zip(names, found, strict=True), 1)]
+    lines = [
+        f"{rank:>3}  {score:6.3f}  {name}" for rank, (name, (_, score)) in enumerate(zip(names, found, strict=True), 1)
+    ]
     if found.skipped:
         shown = [f"  {printable(str(path))}: {printable(reason)}" for path, reason in found.skipped[:SKIPPED]]
         more = len(found.skipped) - len(shown)

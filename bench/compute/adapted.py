@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,9 @@ class Adapted:
         if not captions:
             raise UserError("no captions were given to encode")
         tokens = self.tokenizer(captions)
-        parts = [self.model.encode_text(part.to(self.device), normalize=True).cpu() for part in tokens.split(batch_size)]
+        parts = [
+            self.model.encode_text(part.to(self.device), normalize=True).cpu() for part in tokens.split(batch_size)
+        ]
         return torch.cat(parts)
 
     @staticmethod
@@ -156,12 +158,18 @@ def _picture(image: str | Path | Image.Image) -> Image.Image:
         raise UserError(f"{image} can't be read as a picture: {fault(error)}") from error
 
 
-def load(run_dir: Path, device: str | torch.device | None = None) -> Adapted:
-    """The adapted model of a finished run, on `device` (default: as runs choose it); UserError if there is none."""
-    result = record.read(run_dir)
+def load(run_dir: Path, device: str | torch.device | None = None, weights: str | None = None) -> Adapted:
+    """The adapted model of a finished run, whatever its folder is called now, on `device` (default: as runs choose it).
+
+    weights: where the backbone's are on this machine, if not where the run had them. UserError if there is no finished
+    run, or if the weights are others.
+    """
+    result = record.read(run_dir, named=False)
     if result is None or not result.finished:
         raise UserError(f"{run_dir} holds no finished run")
     spec = RunSpec.from_dict(result.spec)
+    if weights is not None:
+        spec = replace(spec, backbone=spec.backbone.model_copy(update={"weights": weights}))
     backbone = build(spec, pick_device() if device is None else torch.device(device))
     origin = result.provenance or {}
     if origin.get("weights_sha256") != backbone.sha256:

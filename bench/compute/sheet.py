@@ -29,7 +29,9 @@ def sheet(result: Retrieval) -> Image.Image:
     columns = max(2, min(COLUMNS, len(result.best)))
     width = columns * (TILE + MARGIN) + MARGIN
     title = wrapped(f"“{result.caption}”", TITLE, width - 2 * MARGIN, _TITLE_LINES)
-    about = f"best {len(result)} of {result.searched:,} pictures in {result.folder}, by cosine similarity"
+    about = (
+        f"best {len(result)} of {result.searched:,} pictures in {result.folder.resolve().name}, by cosine similarity"
+    )
     top = MARGIN + len(title) * round(1.4 * TITLE) + round(2.2 * TEXT)
     cell = TILE + round(2.8 * TEXT) + MARGIN
     page = Image.new("RGB", (width, top + -(-len(result) // columns) * cell), _PAPER)

@@ -132,24 +132,25 @@ def parse(text: bytes) -> Record:
         raise Unreadable(f"{RESULT}: {place + ': ' if place else ''}{first['msg']}") from error
 
 
-def load(run_dir: Path) -> Record | None:
+def load(run_dir: Path, *, named: bool = True) -> Record | None:
     """The run's record, finished or failed; None if there is none yet.
 
-    Unreadable if it does not keep to the schema or is another run's; OSError if it can't be read.
+    Unreadable if it does not keep to the schema or, unless `named` is false, is of a run that the folder is not named
+    after; OSError if it can't be read.
     """
     try:
         found = parse((run_dir / RESULT).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if found.run_id != run_dir.name:
+    if named and found.run_id != run_dir.name:
         raise Unreadable(f"{RESULT}: the result of run '{found.run_id}', not of '{run_dir.name}'")
     return found
 
 
-def read(run_dir: Path) -> Record | None:
-    """The run's record; None if there is none yet, and also if the file does not keep to the schema."""
+def read(run_dir: Path, *, named: bool = True) -> Record | None:
+    """The run's record; None if there is none yet, and also if `load` finds the file unreadable."""
     try:
-        return load(run_dir)
+        return load(run_dir, named=named)
     except Unreadable:
         return None
 

@@ -33,7 +33,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "loss": ("str", "name of the loss"),
     "recipe": ("str", "recipe that the run was planned with; empty without one"),
     "seed": ("Int64", "seed of training"),
-    **{name: ("float64", "test set, percent") for name in RECALLS},
+    **dict.fromkeys(RECALLS, ("float64", "test set, percent")),
     "mean_recall_pessimistic": ("float64", "mean recall if every tie were lost"),
     "mean_recall_optimistic": ("float64", "mean recall if every tie were won"),
     "val_mean_recall": ("float64", "mean recall of the chosen epoch on the validation split, percent"),
