@@ -159,12 +159,12 @@ def _origin(provenance: dict[str, Any]) -> dict[str, Any]:
     return {key: provenance[key] for key in kept if provenance.get(key) is not None}
 
 
-# --- text of others inside Markdown -------------------------------------------------------------------------------------
+# --- text of others inside Markdown -----------------------------------------------------------------------------------
 
 
 def _plain(text: str) -> str:
     """Text in a line of Markdown, with nothing that means something there."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$-])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]<>()#!|~&$])", r"\\\1", " ".join(text.split()))
 
 
 def _code(text: str) -> str:

@@ -157,7 +157,6 @@ def _write_adapter(adapted: Adapted, run_dir: Path, part: Path, result: Record) 
 
 def _config(adapted: Adapted) -> dict[str, Any]:
     """The content of open_clip_config.json: how the model is built, and how its pictures are prepared."""
-    config = {key: value for key, value in backbones.model_config(adapted.spec.backbone.model).items()}
     preprocess = {
         "size": [adapted.model.image_size] * 2,
         "mode": "RGB",
@@ -167,7 +166,7 @@ def _config(adapted: Adapted) -> dict[str, Any]:
         "resize_mode": "squash" if adapted.resize == "squash" else "shortest",
         "fill_color": 0,
     }
-    return {"model_cfg": config, "preprocess_cfg": preprocess}
+    return {"model_cfg": backbones.model_config(adapted.spec.backbone.model), "preprocess_cfg": preprocess}
 
 
 @torch.inference_mode()

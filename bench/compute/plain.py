@@ -74,8 +74,8 @@ def _packed_lora(clip: nn.Module, like: nn.Module, config: Any) -> tuple[Any, St
     """The library's config and tensors of an equal LoRA on packed attention.
 
     Every layer gets the same rank, with rows of zeros where its own is lower, and alpha is that rank: the scale is in
-    B. The library's LoRA of open_clip's attention always has an update of the output projection: zeros if there is
-    none here.
+    B. The library's LoRA of open_clip's attention always has an update of the output projection, which must be zero:
+    it is added twice (up to 0.21; huggingface/peft, pull request 3774). timm's attention has layers of its own.
     """
     from peft import LoraConfig
     from peft.tuners.lora import Linear
@@ -117,6 +117,11 @@ def _packed(
 
     Of open_clip's attention both are given, since the library has no one without the other.
     """
+    multihead = isinstance(like.get_submodule(name), nn.MultiheadAttention)
+    if multihead and f"{name}.out" in updates:
+        raise UserError(
+            "it adapts attn.out of open_clip's attention, an update that the peft library adds twice (up to 0.21)"
+        )
     width = clip.get_submodule(f"{name}.out").out_features
     empty = torch.zeros(0, width), torch.zeros(width, 0)
     parts = [updates.get(f"{name}.{part}", empty) for part in ("q", "k", "v")]
@@ -124,7 +129,6 @@ def _packed(
         "qkv": (torch.cat([a for a, _ in parts]), torch.block_diag(*(b for _, b in parts))),
         "proj": updates.get(f"{name}.out", empty),
     }
-    multihead = isinstance(like.get_submodule(name), nn.MultiheadAttention)
     return {layer: update for layer, update in found.items() if multihead or len(update[0])}
 
 

@@ -17,7 +17,7 @@ TILE, MARGIN, COLUMNS = 224, 20, 4
 TITLE, TEXT = 24, 15  # pixels of a line's letters
 _TITLE_LINES = 3
 _INK, _FAINT, _PAPER = "#1a1a1a", "#5c5c5c", "#ffffff"
-# Tried in this order for letters that the font before has not; the first comes with matplotlib, the others with systems.
+# Tried in this order for letters that the fonts before have not; matplotlib brings the first, systems the others.
 _FONTS = (
     *("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "WenQuanYi Zen Hei", "Arial Unicode MS"),
     *("Hiragino Sans GB", "Microsoft YaHei", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Emoji", "Symbola"),
