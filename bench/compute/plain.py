@@ -63,7 +63,10 @@ def write_peft(clip: nn.Module, like: nn.Module, out_dir: Path, model: str) -> N
     else:
         from peft import get_peft_model_state_dict
 
-        state = get_peft_model_state_dict(clip, adapter_name=ADAPTER)
+        try:
+            state = get_peft_model_state_dict(clip, adapter_name=ADAPTER)
+        except ValueError as error:  # VeRA's shared matrices have other names outside of the library's own model
+            raise UserError(f"the peft library can't write it from here ({error})") from error
     config.base_model_name_or_path = model
     tensors = {f"{PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     config.save_pretrained(out_dir)
