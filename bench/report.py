@@ -13,13 +13,20 @@ PROG = "python -m bench.report"
 
 def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
     """The exit code: 0 when the report is written, even if runs are missing from it, 2 for a user's mistake."""
-    return command(_run, parser(prog).parse_args(argv))
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["compare"]:
+        from bench.reporting import compare
+
+        return command(compare.run, compare.parser(f"{prog} compare").parse_args(words[1:]))
+    return command(_run, parser(prog).parse_args(words))
 
 
 def parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The command's options."""
     parser = argparse.ArgumentParser(
-        prog=prog, description="Write tables, the figure and a page from the results of a sweep."
+        prog=prog,
+        description="Write tables, the figure and a page from the results of a sweep.",
+        epilog=f"`{prog} compare A B` compares two sets of results: `{prog} compare --help`.",
     )
     parser.add_argument("results", type=given_path, help="the folder of the sweep's results, such as results/demo")
     parser.add_argument("--out", type=given_path, help="where to write (default: reports/<name of the results folder>)")

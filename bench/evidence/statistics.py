@@ -140,6 +140,16 @@ def intervals(
 ) -> Float64[np.ndarray, "rows 7 2"]:
     """Lower and upper end of each row's seven recalls, in percent, at LEVEL.
 
+    As `_percentiles`, but between 0 and 100.
+    """
+    return np.clip(_percentiles(tables, captions, seeds, draws), 0, 100)
+
+
+def _percentiles(
+    tables: Float[np.ndarray, "rows images 6"], captions: Int[np.ndarray, " images"], seeds: SeedError, draws: int
+) -> Float64[np.ndarray, "rows 7 2"]:
+    """Lower and upper end of seven recalls, or of differences of recalls where the tables are differences.
+
     Percentiles of a bootstrap over images: a draw has as many images as the test set, with replacement, the same ones
     for every row and recall. Text-to-image recalls are ratios, since a draw's number of captions varies. Each draw adds
     the error of the seeds from Student's t. The same tables give the same ends.
@@ -158,7 +168,7 @@ def intervals(
         seven = np.concatenate([six, six.mean(axis=2, keepdims=True)], axis=2)
         seven += _noise(rng, seeds.variance[part], seeds.freedom[part], draws)
         ends[part] = np.moveaxis(np.quantile(seven, [outside, 1 - outside], axis=0), 0, 2)
-    return np.clip(ends, 0, 100)
+    return ends
 
 
 @cache
@@ -233,6 +243,68 @@ def compare(
     square_p = np.ones((rows, rows))
     square_p[i, j] = square_p[j, i] = holm(p)
     return Comparison(difference, np.sqrt(variance), df, square_p)
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What changed from each row's before to its after, in points of recall: the intervals at LEVEL, paired by image.
+
+    p: Holm's, over all rows, that the mean recall has not changed.
+    """
+
+    difference: Float64[np.ndarray, "rows 7"]
+    intervals: Float64[np.ndarray, "rows 7 2"]
+    p: Float64[np.ndarray, " rows"]
+
+
+def moves(
+    before: Float[np.ndarray, "rows images 6"],
+    after: Float[np.ndarray, "rows images 6"],
+    captions: Int[np.ndarray, " images"],
+    seeds: SeedError,
+    *,
+    draws: int = DRAWS,
+) -> Moves:
+    """Each row's after against its before, on the same images. `seeds`: the error that they leave in the difference.
+
+    Intervals are as in `intervals`, of the difference. p is that of Student's t with the variance that flips of whole
+    images' signs have, as `compare` has it for many rows.
+    """
+    change = after.astype(float) - before
+    y = shares(change, captions)
+    of_images, of_seeds, freedom = (y**2).sum(axis=0), seeds.variance[:, -1], seeds.freedom[:, -1]
+    variance = of_images + of_seeds
+    with np.errstate(divide="ignore", invalid="ignore"):
+        df = variance**2 / (of_images**2 / max(len(captions) - 1, 1) + of_seeds**2 / freedom)
+        t = np.where(variance > 0, np.abs(y.sum(axis=0)) / np.sqrt(variance), 0)
+    p = 2 * special.stdtr(np.where(variance > 0, df, np.inf), -t)
+    return Moves(recalls(change, captions), _percentiles(change, captions, seeds, draws), holm(p))
+
+
+def seed_error_of_differences(
+    before: Sequence[Float64[np.ndarray, "_ 7"]],
+    after: Sequence[Float64[np.ndarray, "_ 7"]],
+    same_seeds: Sequence[bool],
+) -> SeedError:
+    """The error that few seeds leave in each row's difference, from the recalls of its runs before and after.
+
+    Where the runs of both have the same seeds, in the same order, it is that of the differences seed by seed; else both
+    sides' errors add up.
+    """
+    shape = (len(before), RECALLS)
+    variance, freedom = np.zeros(shape), np.full(shape, np.inf)
+    paired = [row for row, same in enumerate(same_seeds) if same]
+    others = [row for row, same in enumerate(same_seeds) if not same]
+    if paired:
+        found = seed_error([after[row] - before[row] for row in paired])
+        variance[paired], freedom[paired] = found.variance, found.freedom
+    if others:
+        a, b = (seed_error([side[row] for row in others]) for side in (before, after))
+        variance[others] = a.variance + b.variance
+        with np.errstate(divide="ignore", invalid="ignore"):
+            df = variance[others] ** 2 / (a.variance**2 / a.freedom + b.variance**2 / b.freedom)
+        freedom[others] = np.where(variance[others] > 0, df, np.inf)
+    return SeedError(variance, freedom)
 
 
 def holm(p: Float64[np.ndarray, " tests"]) -> Float64[np.ndarray, " tests"]:
