@@ -19,6 +19,7 @@ import torch
 
 from bench.compute import interpolate
 from bench.compute.build import Loaded, build, deterministic, load, pick_device, shortcuts_of
+from bench.compute.loggers import Log, Rows
 from bench.compute.progress import Progress
 from bench.config.errors import GpuLost, Stopped, UserError
 from bench.config.files import write_bytes, write_json
@@ -188,7 +189,12 @@ def _compute(
     validation = inputs.eval_set("val")
     if spec.method.trains:
         batches = inputs.train_batches(spec.seed)
-        with closing(batches), held_weights(model, spec.train.precision):
+
+        def note(rows: Rows) -> None:
+            folder.write_history(run_dir, rows)
+            log(rows)
+
+        with closing(batches), closing(Log(spec, run_dir)) as log, held_weights(model, spec.train.precision):
             done = fit(
                 model,
                 loss=spec.loss,
@@ -198,7 +204,7 @@ def _compute(
                 seed=spec.seed,
                 files=files,
                 on_progress=progress,
-                on_history=lambda rows: folder.write_history(run_dir, rows),
+                on_history=note,
                 should_stop=should_stop,
             )
         model.load_adapter(files.best_of(done.best_epoch))

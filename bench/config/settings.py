@@ -235,6 +235,8 @@ class CoreSettings(Settings):
     """Whether work is left out that changes nothing: padding of captions, and what frozen layers gave before."""
     cache_gb: float = Field(4.0, ge=0)
     """Of what frozen layers gave, so much is kept in a GPU's memory; the rest is read from files as it is needed."""
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where each epoch's values go beside history.csv; both packages are extras of the same name."""
 
 
 class SlurmSettings(Settings):

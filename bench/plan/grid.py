@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -114,6 +115,7 @@ def expand_document(document: Document, overrides: Sequence[str] = (), *, file: 
     blocks = {
         name: parse(cls, document.data.get(name, {}), name, document, (name,)) for name, cls in SCHEDULERS.items()
     }
+    _check_loggers(document, parts.core.loggers)
     seeds = _seeds(document, parts.grid.seed)
     budgets = _budgets(document, parts.grid.budget)
     common = uses(document, ("recipe",), parts.recipe)
@@ -172,6 +174,17 @@ def _departing(runs: Mapping[str, RunSpec], recipes: Mapping[str, tuple[str, lis
         if keys:
             found.setdefault((name, ", ".join(keys)), {})[runs[run_id].method.name] = None
     return [f"not as in recipe {name}: {', '.join(methods)}: {keys}" for (name, keys), methods in found.items()]
+
+
+def _check_loggers(document: Document, names: Sequence[str]) -> None:
+    """UserError for a logger whose package is not installed; none is imported."""
+    for name in names:
+        found = find_spec(name)
+        if found is None or found.origin is None:  # a folder of that name in the current one has no origin
+            raise UserError(
+                f"{document.at(('core', 'loggers'))}: core: loggers: {name} is not installed; "
+                f"`pip install 'petl-bench[{name}]'`, or leave it out"
+            )
 
 
 def _seeds(document: Document, listed: Any) -> list[int]:
