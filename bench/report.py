@@ -26,7 +26,7 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Write tables, the figure and a page from the results of a sweep.",
-        epilog=f"`{prog} compare A B` compares two sets of results: `{prog} compare --help`.",
+        epilog="`compare A B` in place of all these compares two sets of results; `compare --help` says more.",
     )
     parser.add_argument("results", type=given_path, help="the folder of the sweep's results, such as results/demo")
     parser.add_argument("--out", type=given_path, help="where to write (default: reports/<name of the results folder>)")

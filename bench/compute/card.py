@@ -77,7 +77,7 @@ def _loading(adapted: Adapted, chosen: str) -> str:
     if chosen == "adapter":
         return _fenced(
             "python",
-            'import bench  # pip install petl-bench\n\nadapted = bench.load("THIS_FOLDER")  # weights="FILE" where the '
+            'import bench  # PETL-Bench\n\nadapted = bench.load("THIS_FOLDER")  # weights="FILE" where the '
             'backbone\'s lie elsewhere\nadapted.encode_images(["a.png"])\nadapted.encode_texts("two planes")',
         )
     if chosen == "open_clip":

@@ -236,7 +236,7 @@ class CoreSettings(Settings):
     cache_gb: float = Field(4.0, ge=0)
     """Of what frozen layers gave, so much is kept in a GPU's memory; the rest is read from files as it is needed."""
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where each epoch's values go beside history.csv; both packages are extras of the same name."""
+    """Where each epoch's values go beside history.csv: docs/sharing.md; no package comes with the harness."""
 
 
 class SlurmSettings(Settings):

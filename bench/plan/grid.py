@@ -183,7 +183,7 @@ def _check_loggers(document: Document, names: Sequence[str]) -> None:
         if found is None or found.origin is None:  # a folder of that name in the current one has no origin
             raise UserError(
                 f"{document.at(('core', 'loggers'))}: core: loggers: {name} is not installed; "
-                f"`pip install 'petl-bench[{name}]'`, or leave it out"
+                f"`pip install {name}`, or leave it out"
             )
 
 

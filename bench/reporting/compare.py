@@ -311,7 +311,7 @@ HEADER = ("method", "settings", "A", "B", "B − A", "95% interval", "moved", "b
 def cells(compared: Compared) -> list[tuple[str, ...]]:
     """The rows of the table as text, the largest change first: mean recall, as HEADER says."""
     several = len({(row.dataset, row.backbone) for row in (*compared.a.rows, *compared.b.rows) if row.runs.size}) > 1
-    found = []
+    found: list[tuple[str, ...]] = []
     for pair in sorted(compared.pairs, key=lambda pair: -abs(pair.difference["mean_recall"] or 0)):
         own = pair.a if pair.a.runs.size else pair.b
         place = [own.dataset, own.backbone] if several else []
