@@ -98,8 +98,15 @@ def _feed(model: DualEncoder, pairs: Pairs, found: Shortcuts) -> _Feed:
 
     source = Source(model, PrefixCache(None, {}, torch.device("cpu"), 0.0), (), send)
     return _Feed(
-        ImageFeed(source, [], lambda index: pairs.images[index], lambda: iter([pairs.images]), depth=found.image),
-        TextFeed(source, pairs.tokens, cut=found.cuts_text, depth=found.text),
+        ImageFeed(
+            source,
+            [],
+            lambda index: pairs.images[index],
+            lambda: iter([pairs.images]),
+            depth=found.image,
+            pooled="image" in found.pooled,
+        ),
+        TextFeed(source, pairs.tokens, cut=found.cuts_text, depth=found.text, pooled="text" in found.pooled),
         pairs.image_ids,
     )
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 SLOTS = ("before", "beside", "after")
 PARTS = ("q", "k", "v")  # in the order in which nn.MultiheadAttention packs them
+Mask = Float[Tensor, "attending attended"] | Float[Tensor, "batch_heads attending attended"]
 
 
 def attend(
@@ -24,9 +25,14 @@ def attend(
     k: Float[Tensor, "batch attended width"],
     v: Float[Tensor, "batch attended width"],
     heads: int,
-    mask: Float[Tensor, "attending attended"] | None,
+    mask: Mask | None,
 ) -> Float[Tensor, "batch attending width"]:
-    """Multi-head attention between its projections; `mask` is added to the scores."""
+    """Multi-head attention between its projections; `mask` is added to the scores.
+
+    With three dimensions it is one for each item and head, as `nn.MultiheadAttention` takes it.
+    """
+    if mask is not None and mask.ndim == 3:
+        mask = mask.unflatten(0, (-1, heads))
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
@@ -75,7 +81,7 @@ class OpenAttention(nn.Module):
         key: Float[Tensor, "batch attended width"],
         value: Float[Tensor, "batch attended width"],
         need_weights: bool = False,
-        attn_mask: Float[Tensor, "attending attended"] | None = None,
+        attn_mask: Mask | None = None,
     ) -> tuple[Float[Tensor, "batch attending width"], None]:
         """What `nn.MultiheadAttention(batch_first=True)` gives without weights; `attn_mask` is added to the scores."""
         weights, biases = (each.chunk(3) for each in self.packed)
@@ -196,3 +202,6 @@ def _leave(layer: nn.Module, inputs: tuple[Any, ...], output: Float[Tensor, "*sh
     if layer.beside is not None:
         output = output + layer.beside(inputs[0])  # type: ignore[operator]
     return output if layer.after is None else layer.after(output)  # type: ignore[operator,no-any-return]
+
+
+SLOT_HOOKS = (_enter, _leave)  # by which slots work
