@@ -8,7 +8,7 @@ so that the others are left out where all behind its attention looks at each tok
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from open_clip.transformer import LayerScale, QuickGELU
 from torch import nn
 
 from bench.config.errors import UserError
-from bench.core.layers import SLOT_HOOKS, OpenAttention, Projection
+from bench.core.layers import SLOT_HOOKS, OpenAttention, Projection, opened
 from bench.core.model import DualEncoder
 from bench.core.passes import Depth, pools_at_the_end, splits
 
@@ -39,6 +39,7 @@ class Shortcuts:
     `image` and `text`: how much of the tower, from its input on, is the same in every epoch. `second_view`: whether
     training puts dropout in front of the first blocks, so that `image` and `text` hold for evaluation alone. `pooled`:
     the towers whose last block is computed at one token, where the embedding is taken; its attention sees all.
+    `opens_attention`: torch's attention layers are replaced by the core's, which round otherwise (`apply`).
     """
 
     cuts_text: bool = False
@@ -46,6 +47,7 @@ class Shortcuts:
     text: Depth = 0
     second_view: bool = False
     pooled: tuple[str, ...] = ()
+    opens_attention: bool = False
 
     def depth(self, side: str, *, training: bool) -> Depth:
         """How much of the "image" or "text" tower is computed once."""
@@ -65,7 +67,28 @@ def find(model: DualEncoder, *, trims_text: bool, second_view: float | None) -> 
         text=frozen_depth(model, "text"),
         second_view=second_view is not None,
         pooled=tuple(side for side in ("image", "text") if keeps_one_token(model, side)),
+        opens_attention=any(_packed(model)),
     )
+
+
+def apply(model: DualEncoder, found: Shortcuts) -> None:
+    """Change the model, in place, as the shortcuts found in it need it; no name and no weight changes."""
+    for block in _packed(model) if found.opens_attention else ():
+        block.attn = opened(block.attn)  # type: ignore[arg-type]
+
+
+def _packed(model: DualEncoder) -> Iterator[nn.Module]:
+    """The blocks with an attention layer of torch's own without dropout, which the core's can replace."""
+    for side in ("image", "text"):
+        try:
+            blocks = model.image_blocks if side == "image" else model.text_blocks
+        except UserError:
+            continue
+        for block in blocks.list:
+            attention = block._modules.get("attn")
+            plain = type(attention) is nn.MultiheadAttention and attention.batch_first and not attention.dropout
+            if plain and not (attention._forward_hooks or attention._forward_pre_hooks or "forward" in vars(attention)):
+                yield block
 
 
 def keeps_one_token(model: DualEncoder, side: str) -> bool:
@@ -85,12 +108,12 @@ def keeps_one_token(model: DualEncoder, side: str) -> bool:
     depth = frozen_depth(model, side)
     if not at_one or depth == "whole" or depth == len(blocks.list) or getattr(tower, "output_tokens", False):
         return False
-    last = blocks.slotted()[-1]
+    last = blocks.list[-1]
     inside = [child for name, child in last.named_children() if name not in ("enter", "attn") and child is not None]
     behind = [child for name, child in tower.named_children() if name in BEHIND_BLOCKS]
     if _meddled(tower.transformer) or _meddled(last) or _meddled(tower):
         return False
-    return _attends_apart(last.attn) and all(map(token_wise, (*inside, *behind)))
+    return _attends_apart(last.get_submodule("attn")) and all(map(token_wise, (*inside, *behind)))
 
 
 def token_wise(module: nn.Module) -> bool:
