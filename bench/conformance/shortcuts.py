@@ -140,9 +140,7 @@ def _compare_features(models: tuple[DualEncoder, DualEncoder], batches: tuple[Ba
         assert moved < CLOSE, f"the {side} embeddings move by {moved:.1e} {when}"
 
 
-def _compare_gradients(
-    subject: Subject, models: tuple[DualEncoder, DualEncoder], batches: tuple[Batch, Batch]
-) -> None:
+def _compare_gradients(subject: Subject, models: tuple[DualEncoder, DualEncoder], batches: tuple[Batch, Batch]) -> None:
     found = []
     for model, data in zip(models, batches, strict=True):
         model.zero_grad(set_to_none=True)

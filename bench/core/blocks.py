@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bench.config.errors import UserError
 from bench.core import towers
-from bench.core.layers import Layer, Mask, opened
+from bench.core.layers import Layer, opened
 
 
 @dataclass(frozen=True)

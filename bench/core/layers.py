@@ -50,12 +50,14 @@ class Projection(nn.Module):
 
 
 class OpenAttention(nn.Module):
-    """A block's attention whose projections q, k, v and out can be reached: it calls them one by one if any has slots.
+    """A block's attention whose projections q, k, v and out can be reached. If q, k or v has slots, all are called.
 
-    Else q, k and v are one product. `nn.MultiheadAttention` brings tokens in front of the batch and multiplies token by
-    token where its weights are frozen, which takes twice as long on a CPU. It takes over the packed weights under their names: `in_proj_weight`, `in_proj_bias`, `out_proj`. No dropout and no
-    weights are given back, as in CLIP's blocks. `nn.MultiheadAttention` reads `out_proj`'s weights without calling it,
-    so that a hook on it there never runs.
+    Else they are one product. `nn.MultiheadAttention` brings tokens in front of the batch and, where its weights are
+    frozen, multiplies token by token, which takes twice as long on a CPU. It reads `out_proj`'s weights without calling
+    it, so that a hook on it there never runs.
+
+    This takes over the packed weights under their names: `in_proj_weight`, `in_proj_bias`, `out_proj`. No dropout and
+    no weights are given back, as in CLIP's blocks.
     """
 
     def __init__(self, packed: nn.MultiheadAttention) -> None:

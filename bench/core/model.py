@@ -6,7 +6,7 @@ with what is added to them; `width` of a tower; `dim` of the embeddings; `contex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,12 +197,13 @@ class DualEncoder(nn.Module):
 
     def _parts(self, tokens: Int[Tensor, "batch context"] | Texts | Prefix) -> list[tuple[Any, Int[Tensor, " some"]]]:
         """The texts with their places in the batch: on a CPU, where that leaves out padding, the short and the long."""
-        parts = []
-        if not isinstance(tokens, Tensor) and tokens.trimmed and tokens.ids is not None and tokens.ids.is_cpu:
-            lengths = passes.ends(self._text_owner, tokens.ids) + 1
-            parts = passes.parted(lengths, tokens.views)
+        everything = [(tokens, torch.arange(len(tokens)))]
+        if isinstance(tokens, Tensor) or not tokens.trimmed or tokens.ids is None or not tokens.ids.is_cpu:
+            return everything
+        lengths = passes.ends(self._text_owner, tokens.ids) + 1
+        parts = passes.parted(lengths, tokens.views)
         if len(parts) < 2:
-            return [(tokens, torch.arange(len(tokens)))]
+            return everything
         return [(tokens.picked(part, int(lengths[part].max())), part) for part in parts]
 
     def rewritten(self, tokens: Int[Tensor, "batch context"]) -> Int[Tensor, "batch context"]:
@@ -211,7 +212,9 @@ class DualEncoder(nn.Module):
             tokens = rewrite(tokens)
         return tokens
 
-    def image_features(self, images: Float[Tensor, "batch 3 size size"] | Pictures | Prefix) -> Float[Tensor, "batch dim"]:
+    def image_features(
+        self, images: Float[Tensor, "batch 3 size size"] | Pictures | Prefix
+    ) -> Float[Tensor, "batch dim"]:
         """The image tower's output, in front of the head."""
         if isinstance(images, Pictures):
             with self._last_block("image").keeping(None):

@@ -7,7 +7,7 @@ and what lies in front of everything trained gives the same numbers in every epo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -81,10 +81,7 @@ class Prefix:
         return replace(self, values=self.values[index, :tokens], ids=self.ids[index, :tokens])
 
 
-Items = TypeVar("Items", Tensor, Texts, Pictures)
-
-
-def twice(items: Items) -> Items:
+def twice(items: Float[Tensor, "batch 3 size size"] | Int[Tensor, "batch context"] | Pictures | Texts) -> Any:
     """The batch, and once more behind it."""
     if isinstance(items, Texts):
         return replace(items, ids=items.ids.repeat(2, 1), views=2)
@@ -180,13 +177,11 @@ def _mask(owner: Any, ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "tokens
 
 
 def _pooled(
-    owner: Any, x: Float[Tensor, "batch tokens width"], ids: Int[Tensor, "batch tokens"]
+    owner: Any, x: Float[Tensor, "batch tokens_given width"], ids: Int[Tensor, "batch tokens"]
 ) -> Float[Tensor, "batch dim"]:
     x = owner.ln_final(x)
-    if x.shape[1] == ids.shape[1]:
-        x = x[torch.arange(len(x), device=x.device), ends(owner, ids)]
-    else:  # the last block kept the end tokens alone
-        x = x[:, 0]
+    whole = x.shape[1] == ids.shape[1]  # else the last block kept the end tokens alone
+    x = x[torch.arange(len(x), device=x.device), ends(owner, ids)] if whole else x[:, 0]
     projection = owner.text_projection
     if projection is None:
         return x
@@ -196,8 +191,8 @@ def _pooled(
 
 def _blocks(
     transformer: Any, x: Float[Tensor, "batch tokens width"], part: slice, mask: Float[Tensor, "tokens tokens"] | None
-) -> Float[Tensor, "batch tokens width"]:
-    """These blocks of a transformer, as its own forward pass calls them."""
+) -> Float[Tensor, "batch tokens_given width"]:
+    """These blocks of a transformer, as its own forward pass calls them. The last one may give one token alone."""
     for block in transformer.resblocks[part]:
         if transformer.grad_checkpointing:
             x = checkpoint(block, x, None, None, mask, use_reentrant=False)

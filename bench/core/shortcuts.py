@@ -73,6 +73,8 @@ def find(model: DualEncoder, *, trims_text: bool, second_view: float | None) -> 
 
 def apply(model: DualEncoder, found: Shortcuts) -> None:
     """Change the model, in place, as the shortcuts found in it need it; no name and no weight changes."""
+    for side in found.pooled:
+        (model.image_blocks if side == "image" else model.text_blocks).slotted()
     for block in _packed(model) if found.opens_attention else ():
         block.attn = opened(block.attn)  # type: ignore[arg-type]
 
@@ -86,8 +88,7 @@ def _packed(model: DualEncoder) -> Iterator[nn.Module]:
             continue
         for block in blocks.list:
             attention = block._modules.get("attn")
-            plain = type(attention) is nn.MultiheadAttention and attention.batch_first and not attention.dropout
-            if plain and not (attention._forward_hooks or attention._forward_pre_hooks or "forward" in vars(attention)):
+            if type(attention) is nn.MultiheadAttention and not attention.dropout and not _meddled(attention):
                 yield block
 
 

@@ -91,7 +91,7 @@ class OverwriteTokens(nn.Module):
 
 
 class DropLast(nn.Module):
-    """Removes the last `count` tokens of the sequence. Of a block that gives one token alone, none are left to remove."""
+    """Removes the last `count` tokens of the sequence. A sequence of one token, from a block that keeps one, passes."""
 
     token_wise = True
 
