@@ -24,8 +24,9 @@ from bench.core.ranks import Ranks
 from bench.core.train import Batch
 from bench.data.transforms import normalise
 from methods import losses
+from methods.layers import prompts
 from methods.layers.bottlenecks import Bottleneck
-from methods.layers import prompts, insert_placeholders
+from methods.layers.prompts import insert_placeholders
 from methods.losses.info_nce import info_nce
 from tests.conftest import unchecked
 
