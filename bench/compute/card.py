@@ -23,6 +23,12 @@ _RECALL_NAMES = {
     "mean_recall": "mean recall",
 }
 
+_ATTENTION = (
+    "PyTorch's attention has q, k and v in one matrix. The peft library merges its update of that for each batch, "
+    "which is slow and rounds: `merge_and_unload` merges it once. Where q, k and v had updates of their own, these were "
+    "put together (rank: the sum of theirs), which gives the same product."
+)
+
 
 def text(adapted: Adapted, result: Record, chosen: str, name: str, licence: str | None, difference: float) -> str:
     """The card as Markdown with a YAML head. Missing numbers are dashes; no path of this machine is in it."""
@@ -34,12 +40,14 @@ def text(adapted: Adapted, result: Record, chosen: str, name: str, licence: str 
     }
     if hub.scheme(spec.backbone.model) == hub.HUB:
         head["base_model"] = spec.backbone.model.removeprefix(hub.HUB)
+    done = "trained" if spec.method.trains else "scored"
     terms = f"`{_code(licence)}`" if licence else "not stated by who exported it"
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {_plain(name)}",
-        f"`{_code(spec.method.name)}` on `{_code(_backbone(adapted))}`, trained on {_plain(spec.dataset.called)} for "
-        f"image-text retrieval, by the run `{_code(result.run_id)}` of PETL-Bench {VERSION}.",
+        f"`{_code(spec.method.name)}` on `{_code(_backbone(adapted))}`, {done} on "
+        f"{_plain(spec.dataset.called)} for image-text retrieval, by the run `{_code(result.run_id)}` of PETL-Bench "
+        f"{VERSION}.",
         f"Licence: {terms}. The backbone's weights and the data have licences of their own, which hold as well.",
         "## Load it",
         _loading(adapted, chosen),
@@ -91,15 +99,8 @@ def _loading(adapted: Adapted, chosen: str) -> str:
             file = "THIS_FOLDER/open_clip_model.safetensors"
             lines += ["# or:", f'model = open_clip.create_model("{spec.backbone.model}", pretrained="{file}")']
         return _fenced("python", "\n".join(lines)) + more
-    return (
-        _fenced("python", "\n".join(_peft_lines(adapted)))
-        + (
-            "\n\nPyTorch's attention has q, k and v in one matrix. The peft library merges its update of that for each "
-            "batch, which is slow and rounds: `merge_and_unload` merges it once. Where q, k and v had updates of their "
-            "own, these were put together (rank: the sum of theirs), which gives the same product."
-        )
-        + more
-    )
+    adapts = any(target.startswith("attn.") for target in getattr(spec.method, "targets", ()))
+    return _fenced("python", "\n".join(_peft_lines(adapted))) + (f"\n\n{_ATTENTION}" if adapts else "") + more
 
 
 def _peft_lines(adapted: Adapted) -> list[str]:
@@ -126,7 +127,8 @@ def _scores(result: Record) -> str:
     val, test = result.metrics.val, result.metrics.test
     rows = [f"| {_RECALL_NAMES[key]} | {_number(test, key)} | {_number(val, key)} |" for key in RECALLS]
     size = f" Test set: {test.images:,} images, {test.captions:,} captions." if test.images and test.captions else ""
-    note = f"Recall in percent, one seed. The epoch was chosen on the validation split.{size}"
+    chosen = " The epoch was chosen on the validation split." if result.metrics.best_epoch is not None else ""
+    note = f"Recall in percent, one seed.{chosen}{size}"
     return "\n".join([note, "", "| | test | validation |", "|---|---:|---:|", *rows])
 
 

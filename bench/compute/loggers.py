@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
@@ -68,7 +68,7 @@ class WeightsAndBiases:
         self.run.finish()
 
 
-LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+LOGGERS: dict[str, Callable[[RunSpec, Path], Logger]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
 
 
 class Log:

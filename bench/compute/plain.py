@@ -89,8 +89,8 @@ def _packed_lora(clip: nn.Module, like: nn.Module, config: Any) -> tuple[Any, St
     updates: dict[str, tuple[Tensor, Tensor]] = {}
     for name, module in clip.named_modules():
         if isinstance(module, Linear):
-            weights = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight * module.scaling[ADAPTER]
-            updates[name] = weights[0].detach(), weights[1].detach()
+            a, b = (getattr(module, part)[ADAPTER].weight.detach() for part in ("lora_A", "lora_B"))
+            updates[name] = a, b * module.scaling[ADAPTER]
     packed = {name: _packed(clip, like, name, updates) for name in _split(clip)}
     updates = {name: each for name, each in updates.items() if name.rpartition(".")[0] not in packed}
     targets = list(updates)
@@ -125,7 +125,7 @@ def _packed(
         raise UserError(
             "it adapts attn.out of open_clip's attention, an update that the peft library adds twice (up to 0.21)"
         )
-    width = clip.get_submodule(f"{name}.out").out_features
+    width = int(clip.get_submodule(f"{name}.out").out_features)  # type: ignore[arg-type]
     empty = torch.zeros(0, width), torch.zeros(width, 0)
     parts = [updates.get(f"{name}.{part}", empty) for part in ("q", "k", "v")]
     found = {

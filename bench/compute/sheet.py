@@ -75,7 +75,8 @@ def printable(text: str) -> str:
 
 def wrapped(text: str, size: int, width: int, lines: int) -> list[str]:
     """The text in at most so many lines of this width in pixels; what does not fit ends with an ellipsis."""
-    found, rest = [], printable(text)
+    found: list[str] = []
+    rest = printable(text)
     while rest and len(found) < lines:
         if len(found) == lines - 1:
             return [*found, shortened(rest, size, width, middle=False)]
