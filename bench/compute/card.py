@@ -25,8 +25,8 @@ _RECALL_NAMES = {
 
 _ATTENTION = (
     "PyTorch's attention has q, k and v in one matrix. The peft library merges its update of that for each batch, "
-    "which is slow and rounds: `merge_and_unload` merges it once. Where q, k and v had updates of their own, these were "
-    "put together (rank: the sum of theirs), which gives the same product."
+    "which is slow and rounds: `merge_and_unload` merges it once. Where q, k and v had updates of their own, these "
+    "were put together (rank: the sum of theirs), which gives the same product."
 )
 
 
