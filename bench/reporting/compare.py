@@ -404,7 +404,7 @@ def terminal(compared: Compared) -> str:
         if len(rows) > 60:
             console.print(f"  ... and {len(rows) - 60} more rows")
         for note in notes(compared):
-            console.print(Text(note), soft_wrap=True)
+            console.print(Text(note))
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")
 
 
