@@ -16,7 +16,7 @@ from bench.config import backbones, hub
 from bench.config.document import read_yaml
 from bench.config.errors import UserError
 from bench.config.files import is_folder
-from bench.config.settings import CoreSettings
+from bench.config.settings import BehaviourSettings, CoreSettings
 from bench.store import planned, record
 from bench.store.folder import PROGRESS, RESULT, RUN, runs_in
 from bench.store.naming import canonical, distinguish, flatten
@@ -53,7 +53,11 @@ COLUMNS = {
 }
 
 # Not part of a group: names, paths, the number of loaders and `core`. Data and weights differ by their hashes.
-_APART = ("sweep", "seed", "train.workers", *(f"core.{key}" for key in CoreSettings.model_fields))
+_APART = (
+    *("sweep", "seed", "train.workers"),
+    *(f"core.{key}" for key in CoreSettings.model_fields),
+    *(f"behaviour.{key}" for key in BehaviourSettings.model_fields),
+)
 _PATHS = (
     *("dataset.root", "dataset.annotations", "dataset.title"),
     *("dataset.file", *(f"dataset.file.{split}" for split in ("train", "val", "test"))),
