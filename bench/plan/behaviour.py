@@ -29,7 +29,7 @@ def read(document: Document, written: Any, resolve: Callable[[Document, Choice, 
 def _datasets(
     document: Document, path: Key, written: Any, resolve: Callable[[Document, Choice, Key], AnyDataset]
 ) -> tuple[AnyDataset, ...]:
-    """The datasets of one list, or the one that is written without a list; each once."""
+    """The datasets of one list, or the one that is written without a list."""
     if written is None or written == []:
         return ()
     listed, found = isinstance(written, list), []
@@ -41,7 +41,10 @@ def _datasets(
         inside: Key = (*path, index) if listed else path
         places = {key: document.at((*inside, key)) if isinstance(item, Mapping) else place for key in settings}
         found.append(resolve(document, Choice(dict(settings), places | {"name": places.get("name", place)}), inside))
-    return tuple(dict.fromkeys(found))
+    names = [each.called for each in found]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{document.at(path)}: {'.'.join(map(str, path))}: two datasets are called {show(double)}")
+    return tuple(found)
 
 
 def _named(name: str) -> dict[str, Any]:
