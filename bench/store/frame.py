@@ -17,7 +17,7 @@ from bench.config.document import read_yaml
 from bench.config.errors import UserError
 from bench.config.files import is_folder
 from bench.config.settings import BehaviourSettings, CoreSettings
-from bench.store import planned, record
+from bench.store import behaviour, planned, record
 from bench.store.folder import PROGRESS, RESULT, RUN, runs_in
 from bench.store.naming import canonical, distinguish, flatten
 from bench.store.record import RECALLS, Record
@@ -49,6 +49,7 @@ COLUMNS = {
     "total_params": "Int64",
     "train_seconds": "float64",
     "peak_bytes": "Int64",
+    "behaviour": "object",  # `bench.store.behaviour.Behaviour`; None where nothing was measured
     "provenance": "object",  # dict as in result.json; empty where there is no result
 }
 
@@ -149,6 +150,7 @@ def _read_run(run_dir: Path, spec: dict[str, Any] | None) -> dict[str, Any]:
         result = record.load(run_dir)
         if result is not None:
             row |= _outcome(result, spec)
+            row["behaviour"] = behaviour.read(run_dir) if row["status"] == "finished" else None
             spec = spec or result.spec
         elif (run_dir / PROGRESS).exists():
             row["note"] = "no result yet: still running, or interrupted"
