@@ -15,6 +15,7 @@ COMMANDS = {
     "run": "one run: of a method by name, from its folder, or again to compare",
     "status": "the state of every run of a sweep; try failed ones again; cancel",
     "report": "tables, a figure and a page from a sweep's results",
+    "behaviour": "what adaptation did to finished runs' models: geometry, transfer, forgetting",
     "data": "the known datasets; check one on disk; find duplicates in several",
     "methods": "the methods there are; what one is, its settings and its paper",
     "check": "the conformance suite on a method of your own",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from torch import Tensor
 
 import methods
 from bench import data
-from bench.compute.build import Loaded, shortcuts_of
-from bench.config.errors import GpuLost
+from bench.compute import adapted
+from bench.compute.build import deterministic, shortcuts_of
+from bench.config.errors import GpuLost, UserError
 from bench.core import geometry, ranks
 from bench.core.evaluate import encode, score
 from bench.core.inputs import Inputs
@@ -46,31 +47,62 @@ class _Set:
     owner: Tensor
     classes: Tensor
     names: tuple[str, ...]
+    templates: tuple[str, ...]
 
 
-def record(run_dir: Path, spec: RunSpec, adapted: Backbone, loaded: Loaded) -> None:
+def record(
+    run_dir: Path, spec: RunSpec, model: Backbone, dataset: Dataset, prepared: dict[Hashable, Any]
+) -> list[TestSet]:
     """Measure what the run's settings ask for of its adapted model, and write it to the run's folder.
 
-    `loaded`: the run's own data. What can't be measured is noted in the file, and the run goes on.
+    dataset: the run's own. prepared: what was read of it for this backbone, and kept for the next run on both. What
+    can't be measured is noted in the file, and the run goes on.
     """
-    asked = spec.behaviour.model_dump(mode="json", exclude_defaults=True)
+    asked = asked_of(spec)
+    found = measure(spec, model, dataset, prepared) if asked else []
     if asked:
-        store.write(run_dir, measure(spec, adapted, loaded), asked)
-    else:
-        (run_dir / store.FILE).unlink(missing_ok=True)  # of an earlier result with this id
+        store.write(run_dir, found, asked)
+    return found
 
 
-def measure(spec: RunSpec, adapted: Backbone, loaded: Loaded) -> list[TestSet]:
+def asked_of(spec: RunSpec) -> dict[str, Any]:
+    """The run's settings of this kind as plain data; empty if nothing is asked for."""
+    return spec.behaviour.model_dump(mode="json", exclude_defaults=True)
+
+
+class Finished:
+    """Measures finished runs, of which datasets and the frozen backbones' embeddings are kept for the next one."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, tuple[Dataset, dict[Hashable, Any]]] = {}
+
+    def record(self, run_dir: Path, spec: RunSpec) -> list[TestSet]:
+        """As `record`, of the adapted model in the run's folder. UserError if it is no longer the one that was scored.
+
+        `spec`: the run's, with what is asked for now.
+        """
+        found = adapted.load(run_dir)
+        key = spec.dataset.model_dump_json() + spec.backbone.model_dump_json()
+        if key not in self.kept:
+            self.kept = {key: (data.load(spec.dataset), {})}
+        dataset, prepared = self.kept[key]
+        if dataset.sha256 != found.provenance["dataset_sha256"]:
+            raise UserError(f"the annotations of {dataset.name} have changed since {run_dir} was scored")
+        with deterministic():
+            return record(run_dir, spec, found.backbone, dataset, prepared)
+
+
+def measure(spec: RunSpec, model: Backbone, dataset: Dataset, prepared: dict[Hashable, Any]) -> list[TestSet]:
     """What the run's settings ask for, of its adapted model: its own test set first."""
-    own = replace(loaded.dataset, train=(), val=(), sha256=data.test_sha256(loaded.dataset.test))
-    found, device = [], next(adapted.model.parameters()).device
+    own = replace(dataset, train=(), val=(), sha256=data.test_sha256(dataset.test))
+    found, device = [], next(model.model.parameters()).device
     for role, name, load in _asked(spec, own):
         try:
             dataset = load()
             if role == "own" or dataset.test != own.test:
                 key = ("behaviour", dataset.sha256)
-                prepared = loaded.prepared if role == "own" else loaded.prepared.setdefault(key, {})
-                found.append(_test_set(role, dataset, spec, adapted, prepared))
+                kept = prepared if role == "own" else prepared.setdefault(key, {})
+                found.append(_test_set(role, dataset, spec, model, kept))
         except GpuLost:
             raise
         except Exception as error:
@@ -91,11 +123,11 @@ def _asked(spec: RunSpec, own: Dataset) -> Iterator[tuple[Role, str, Any]]:
             yield role, settings.called, lambda settings=settings: data.load_test(settings)
 
 
-def _test_set(role: Role, dataset: Dataset, spec: RunSpec, adapted: Backbone, prepared: dict[Any, Any]) -> TestSet:
+def _test_set(role: Role, dataset: Dataset, spec: RunSpec, model: Backbone, prepared: dict[Hashable, Any]) -> TestSet:
     """The frozen backbone and the adapted model on one test set."""
-    device = next(adapted.model.parameters()).device
-    inputs = _inputs(spec, dataset, adapted, device, prepared)
-    key = ("frozen", dataset.sha256, spec.train.captions, inputs.resize, str(device), spec.behaviour.classify)
+    device = next(model.model.parameters()).device
+    inputs = _inputs(spec, dataset, model, device, prepared)
+    key = ("frozen", dataset.sha256, spec.train.captions, inputs.resize, str(device), _asked_prompts(spec))
     if key not in prepared:
         plain = replace(spec, method=methods.get("zero_shot")())
         frozen = load_backbone(spec.backbone)
@@ -116,10 +148,14 @@ def _test_set(role: Role, dataset: Dataset, spec: RunSpec, adapted: Backbone, pr
 
 
 def _inputs(
-    spec: RunSpec, dataset: Dataset, backbone: Backbone, device: torch.device, prepared: dict[Any, Any]
+    spec: RunSpec, dataset: Dataset, backbone: Backbone, device: torch.device, prepared: dict[Hashable, Any]
 ) -> Inputs:
     short = shortcuts_of(spec, backbone.model)
     return Inputs(dataset, backbone, spec.train, device, prepared=prepared, shortcuts=short, core=spec.core)
+
+
+def _asked_prompts(spec: RunSpec) -> tuple[str, ...]:
+    return spec.behaviour.templates if spec.behaviour.classify else ()
 
 
 def _set(spec: RunSpec, inputs: Inputs) -> _Set:
@@ -128,7 +164,7 @@ def _set(spec: RunSpec, inputs: Inputs) -> _Set:
     classes = [names.index(item.label) if item.label else -1 for item in items]
     owner = inputs.eval_set("test").caption_image.to(inputs.device)
     asked = tuple(names) if spec.behaviour.classify and len(names) > 1 else ()
-    return _Set(inputs, owner, torch.tensor(classes, device=inputs.device), asked)
+    return _Set(inputs, owner, torch.tensor(classes, device=inputs.device), asked, spec.behaviour.templates)
 
 
 @torch.inference_mode()
@@ -136,7 +172,7 @@ def _embed(test: _Set) -> Embedded:
     """What the model of these inputs gives for the test set, and for the prompts of its classes."""
     inputs = test.inputs
     split = inputs.eval_set("test")
-    said = [clean(each, inputs.settings.captions) for each in geometry.prompts(test.names)]
+    said = [clean(each, inputs.settings.captions) for each in geometry.prompts(test.names, test.templates)]
     tokens = inputs.backbone.tokenizer(said) if said else None
 
     def texts() -> Iterator[Any]:
@@ -176,5 +212,5 @@ def _geometry(found: Embedded, test: _Set) -> Geometry:
 
 def _classification(found: Embedded, test: _Set) -> Classification:
     known = test.classes >= 0
-    top, each = geometry.accuracy(found.images[known], found.prompts, test.classes[known])
+    top, each = geometry.accuracy(found.images[known], found.prompts, test.classes[known], len(test.names))
     return Classification(accuracy=top, mean_per_class=each, classes=len(test.names), images=int(known.sum()))

@@ -224,7 +224,7 @@ def _compute(
         [item.label for item in items],
         [item.captions for item in items],
     )
-    behaviour.record(run_dir, spec, backbone, loaded)
+    behaviour.record(run_dir, spec, backbone, loaded.dataset, loaded.prepared)
     return {
         "metrics": Metrics(
             best_epoch=done.best_epoch,

@@ -228,6 +228,16 @@ class EvaluationSettings(Settings):
         return None if shares is None else tuple(sorted(set(shares)))
 
 
+# The prompts of CLIP's authors for scenes from above (RESISC45, in the notebook with the prompts of the CLIP paper).
+TEMPLATES = tuple(
+    f"{kind} {what} of {article}{{}}."
+    for article in ("", "a ", "the ")
+    for what in ("imagery", "photo", "view")
+    for kind in ("satellite", "aerial")
+)
+Template = Annotated[str, Field(pattern=r"\{\}", max_length=200)]
+
+
 class BehaviourSettings(Settings):
     """What is measured of a tested model beside its recall, and of the backbone before it was adapted.
 
@@ -239,6 +249,8 @@ class BehaviourSettings(Settings):
     """How the test set's embeddings lie, and how far they moved: gap, alignment, uniformity, effective rank, drift."""
     classify: bool = False
     """Zero-shot land-use classification of the test images by their class names, where the dataset has them."""
+    templates: Annotated[tuple[Template, ...], Field(min_length=1)] = TEMPLATES
+    """The prompts of a class, `{}` standing for its name; default: those of CLIP's authors for scenes from above."""
     evaluate: tuple[DatasetSettings | CaptionSettings, ...] = ()
     """Other datasets whose test sets are scored: names (`rsicd` lies in $RSICD_ROOT) or settings as under `dataset`."""
     forgetting: tuple[DatasetSettings | CaptionSettings, ...] = ()

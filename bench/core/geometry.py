@@ -14,13 +14,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BLOCK = 1024  # rows whose distances to all others are held at once: 22 MB for RSICD's 5,465 captions
-# The prompts of CLIP's authors for scenes from above (RESISC45, in the notebook with the prompts of the CLIP paper).
-TEMPLATES = tuple(
-    f"{kind} {what} of {article}{{}}."
-    for article in ("", "a ", "the ")
-    for what in ("imagery", "photo", "view")
-    for kind in ("satellite", "aerial")
-)
 
 
 @dataclass(frozen=True)
@@ -118,22 +111,23 @@ def class_name(label: str) -> str:
     return " ".join(parted.split()).lower()
 
 
-def prompts(names: Sequence[str]) -> list[str]:
-    """Every template filled with every class name: all of the first class, then all of the second."""
-    return [template.format(class_name(name)) for name in names for template in TEMPLATES]
+def prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every template, `{}` in which stands for the name, with every class: all of the first class, then the second."""
+    return [template.replace("{}", class_name(name)) for name in names for template in templates]
 
 
 def accuracy(
     images: Float[Tensor, "images dim"],
     prompted: Float[Tensor, "prompts dim"],
     classes: Int[Tensor, " images"],
+    count: int,
 ) -> tuple[float, float]:
     """Top-1 accuracy in percent over all images, and its mean over the classes that have images.
 
-    `prompted`: the embeddings of `prompts`; a class is the mean of its own, as in CLIP. `classes`: each image's true
-    one. An image whose class ties with others at the top counts as its chance under a random order.
+    `prompted`: the embeddings of `prompts`, for `count` classes; a class is the mean of its own, as in CLIP. `classes`:
+    each image's true one. An image whose class ties with others at the top counts as its chance under a random order.
     """
-    means = torch.nn.functional.normalize(prompted.float().unflatten(0, (-1, len(TEMPLATES))).mean(dim=1), dim=-1)
+    means = torch.nn.functional.normalize(prompted.float().unflatten(0, (count, -1)).mean(dim=1), dim=-1)
     scores = images.float() @ means.T
     best = scores == scores.amax(dim=1, keepdim=True)
     right = best.gather(1, classes[:, None])[:, 0].double() / best.sum(dim=1)

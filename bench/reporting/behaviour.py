@@ -43,6 +43,8 @@ class _Row:
     method: str
     config: str
     base: str  # the dataset without what tells it from others of its name
+    place: int  # in the main table
+    trains: bool
     finished: int
     mean_recall: float
     std: float
@@ -65,9 +67,14 @@ class _Row:
         values = [each[key] for each in self.after if key in each]
         return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it is the backbone's."""
+        return self.method == FROZEN
+
     def frozen(self) -> _Row:
         """The row of the backbone as this row's runs saw it."""
-        return replace(self, method=FROZEN, config="", finished=1, before=(), after=self.before[:1])
+        return replace(self, method=FROZEN, config="", place=-1, finished=1, before=(), after=self.before[:1])
 
     def change(self, key: str) -> float:
         """The mean over runs of what the adapted model has more than the frozen backbone; NaN for the backbone."""
@@ -83,21 +90,29 @@ class _Row:
 def transfer(runs: Runs, rows: pd.DataFrame) -> list[Section]:
     """Mean recall of each row on every dataset that was evaluated: trained on x tested on."""
     found = _rows(runs, rows, "evaluate")
-    tested = list(dict.fromkeys(each.tested for each in found if each.tested))
-    if not tested:
+    if not any(each.tested for each in found):
         return []
+    evaluated = {each.tested for each in found} - {""}
+    tested = list(dict.fromkeys(each.base for each in found if each.base in evaluated))
+    tested += sorted(evaluated - {*tested})
     numbers, shown = [], []
     lines: dict[tuple[str, ...], dict[str, _Row]] = {}
-    for each in [*_frozen(found), *found]:
-        trained = "" if each.method == FROZEN else each.dataset
+    for each in found:
+        trained = "" if each.is_frozen else each.dataset
         line = lines.setdefault((each.backbone, each.method, each.config, trained), {})
         line.setdefault(each.tested or each.base, each)
-        if each.method != FROZEN:
+        if not each.is_frozen:
             line.setdefault(each.base, replace(each, tested="", after=()))
-    cells = {}
+    cells: dict[tuple[str, str], Numbers] = {}
+    plain: dict[str, Numbers] = {}  # of each frozen backbone
     for (backbone, method, config, trained), line in lines.items():
         values = {name: _cell(line.get(name), name) for name in tested}
-        cells[f"{method} {config}".strip(), trained] = {name: value for name, (value, _) in values.items()}
+        means = {name: value for name, (value, _) in values.items()}
+        if trained:
+            panel = " ".join([method, config, *_several(found, backbone).values()]).replace("  ", " ").strip()
+            cells |= {(panel, trained): means, (panel, ""): plain.get(backbone, {})}
+        else:
+            plain[backbone] = means
         origin = {"trained_on": trained, "backbone": backbone, "method": method, "config": config}
         numbers.append(
             origin
@@ -110,7 +125,7 @@ def transfer(runs: Runs, rows: pd.DataFrame) -> list[Section]:
             | {f"on {name}": _text(value, 1, std) for name, (value, std) in values.items()}
         )
     trained_on = list(dict.fromkeys(trained for _, trained in cells if trained))
-    draw = partial(heatmap.draw, cells, trained_on, tested) if len(trained_on) > 1 else None
+    draw = partial(heatmap.draw, cells, [*trained_on, ""], tested) if len(trained_on) > 1 else None
     note = (
         "Mean recall on the test sets of other data, in percent, by the model of the epoch that was chosen on the "
         "validation split of its own data. On its own data: the number of the main table." + _failures(runs, "evaluate")
@@ -124,7 +139,7 @@ def _cell(row: _Row | None, tested: str) -> tuple[float, float]:
         return math.nan, math.nan
     if row.after:
         return row.mean("mean_recall"), row.deviation("mean_recall")
-    return (row.mean_recall, row.std) if row.base == tested and row.method != FROZEN else (math.nan, math.nan)
+    return (row.mean_recall, row.std) if row.base == tested and not row.is_frozen else (math.nan, math.nan)
 
 
 def forgetting(runs: Runs, rows: pd.DataFrame) -> list[Section]:
@@ -134,8 +149,8 @@ def forgetting(runs: Runs, rows: pd.DataFrame) -> list[Section]:
         return []
     keys = {"i2t_r1": "I2T R@1", "t2i_r1": "T2I R@1", "mean_recall": "Mean recall"}
     numbers, shown = [], []
-    for each in [*_frozen(found), *found]:
-        adapted = each.method != FROZEN
+    for each in found:
+        adapted = not each.is_frozen
         numbers.append(
             each.origin()
             | {
@@ -155,7 +170,7 @@ def forgetting(runs: Runs, rows: pd.DataFrame) -> list[Section]:
     note = (
         "Recall in percent on data of what the backbone could do before, by the frozen backbone and by each adapted "
         "model. Change: of mean recall, in points; kept: the share that is left. Drift: mean of 1 − cosine between "
-        "both models' embeddings of an item." + _failures(runs, "forgetting")
+        "both models' embeddings of an item; none where they have different dimensions." + _failures(runs, "forgetting")
     )
     return [Section("forgetting", "Forgetting", note, pd.DataFrame(numbers), pd.DataFrame(shown))]
 
@@ -167,19 +182,19 @@ def geometry(runs: Runs, rows: pd.DataFrame) -> list[Section]:
         return []
     keys = [key for key in _keys(found) if key in GEOMETRY or key.partition("_image")[0] in GEOMETRY or "_text" in key]
     numbers, shown = [], []
-    for each in [*_frozen(found), *found]:
+    for each in found:
         numbers.append(each.origin() | _with_spread(each, keys))
         cells = {"modality_gap": _text(each.mean("modality_gap"), 3), "alignment": _text(each.mean("alignment"), 3)}
         for key in GEOMETRY:
             cells.setdefault(key, _pair(each, key, 1 if key == "effective_rank" else 3))
-        shown.append(_head(found, each) | {title: cells[key] for key, title in GEOMETRY.items()})
+        shown.append(_head(found, each, own=True) | {title: cells[key] for key, title in GEOMETRY.items()})
     note = (
         "Of the L2-normalised embeddings of the test set. Modality gap: distance of the mean image and the mean "
-        "caption embedding. Alignment: mean squared distance of a caption and its image. Uniformity: log of the mean of "
-        "exp(−2d²) over pairs of one modality (lower: spread more evenly). Similarity: mean cosine over these pairs, "
-        "and over those of one class. Effective rank: exp of the entropy of the singular values. Drift: mean of "
-        "1 − cosine to the frozen backbone's embedding. Means over seeds; the csv has their spread."
-        + _failures(runs, "own")
+        "caption embedding. Alignment: mean squared distance of a caption and its image. Uniformity: log of the mean "
+        "of exp(−2d²) over pairs of one modality (lower: spread more evenly). Similarity: mean cosine over these "
+        "pairs, and over those of one class. Effective rank: exp of the entropy of the singular values. Drift: mean of "
+        "1 − cosine to the frozen backbone's embedding; none where a method's embeddings have another dimension. "
+        "Means over seeds; the csv has their spread." + _failures(runs, "own")
     )
     return [Section("geometry", "Geometry of the embeddings", note, pd.DataFrame(numbers), pd.DataFrame(shown))]
 
@@ -190,9 +205,10 @@ def classification(runs: Runs, rows: pd.DataFrame) -> list[Section]:
     found = [each for each in found if any("accuracy" in one for one in each.after)]
     if not found:
         return []
-    order = {each.tested: None for each in found}
+    tested = list(dict.fromkeys(each.tested for each in found))
+    once = {(each.tested, each.place, each.backbone): each for each in found}.values()
     numbers, shown = [], []
-    for each in sorted([*_frozen(found), *found], key=lambda each: list(order).index(each.tested)):
+    for each in sorted(once, key=lambda each: (tested.index(each.tested), each.place)):
         numbers.append(
             each.origin()
             | {key: each.mean(key) for key in ("classes", "images")}
@@ -218,15 +234,26 @@ def classification(runs: Runs, rows: pd.DataFrame) -> list[Section]:
 
 
 def _rows(runs: Runs, rows: pd.DataFrame, role: str) -> list[_Row]:
-    """Each row of the main table with each test set of this role that any run measured; without one, with none."""
+    """Each row of the main table with each test set of this role that its runs measured; without one, with none.
+
+    The frozen backbone's rows come first: in place of those of methods that train nothing.
+    """
     measured = runs.finished[runs.finished["behaviour"].notna()]
     by_group = {group: list(found) for group, found in measured.groupby("group", sort=False)["behaviour"]}
     found: list[_Row] = []
-    for row in rows.to_dict("records"):
+    for place, row in enumerate(rows.to_dict("records")):
         settings = row["settings"]
         base = str(settings.get("dataset.title") or settings.get("dataset.name"))
         names = row["dataset"], row["backbone"], row["method"], row["config"]
-        plain = _Row(*map(str, names), base, int(row["seeds"]), row["mean_recall"], row["mean_recall_std"])
+        plain = _Row(
+            *map(str, names),
+            base=base,
+            place=place,
+            trains=bool(row["trains"]),
+            finished=int(row["seeds"]),
+            mean_recall=row["mean_recall"],
+            std=row["mean_recall_std"],
+        )
         sets: dict[str, list[TestSet]] = {}
         for behaviour in by_group.get(row["group"], ()):
             for each in behaviour.sets:
@@ -236,7 +263,7 @@ def _rows(runs: Runs, rows: pd.DataFrame, role: str) -> list[_Row]:
             replace(plain, tested=name, before=tuple(map(_before, each)), after=tuple(map(_after, each)))
             for name, each in sets.items()
         ] or [plain]
-    return found
+    return [*_frozen(found), *(each for each in found if each.trains)]
 
 
 def _frozen(found: Sequence[_Row]) -> list[_Row]:
@@ -291,14 +318,13 @@ def _failures(runs: Runs, role: Role | str) -> str:
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def _head(found: Sequence[_Row], row: _Row) -> dict[str, str]:
-    """The first columns: the row's name, and what tells it from others."""
-    trained = list(dict.fromkeys(each.dataset for each in found))
-    tested = list(dict.fromkeys(each.tested for each in found))
-    own = len(trained) > 1 or tested != [row.tested]
+def _head(found: Sequence[_Row], row: _Row, own: bool = False) -> dict[str, str]:
+    """The first columns: the row's name, and what tells it from others. own: each is tested on its own data."""
     head = {"Method": row.name}
-    if own:
-        head |= {"Trained on": DASH if row.method == FROZEN else row.dataset, "Tested on": row.tested}
+    if not own and len({each.dataset for each in found}) > 1:
+        head["Trained on"] = DASH if row.is_frozen else row.dataset
+    if len({each.tested for each in found}) > 1:
+        head["Tested on"] = row.tested
     return head | _several(found, row.backbone)
 
 
@@ -320,12 +346,12 @@ def _pair(row: _Row, key: str, digits: int) -> str:
 def _text(value: float, digits: int, spread: float = math.nan, unit: str = "") -> str:
     if math.isnan(value):
         return DASH
-    shown = f"{value:.{digits}f}{unit}".replace("-", MINUS)
+    shown = f"{round(value, digits) + 0.0:.{digits}f}{unit}".replace("-", MINUS)  # + 0.0: no minus before a zero
     return shown if math.isnan(spread) else f"{shown} ± {spread:.{digits}f}"
 
 
 def _signed(value: float) -> str:
-    return DASH if math.isnan(value) else f"{value:+.1f}".replace("-", MINUS)
+    return DASH if math.isnan(value) else f"{round(value, 1) + 0.0:+.1f}".replace("-", MINUS)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -22,22 +22,20 @@ def draw(
 ) -> Figure:
     """The figure of the first MOST methods. `cells`: (method, trained on) -> mean recall in percent by test set.
 
-    The frozen backbone, trained on "", is the last line of every panel. A missing number is an empty cell.
+    Trained on "" is the frozen backbone. A missing number is an empty cell.
     """
-    frozen = next((line for (_, on), line in cells.items() if not on), {})
-    methods = list(dict.fromkeys(method for method, on in cells if on))[:MOST]
+    methods = list(dict.fromkeys(method for method, _ in cells))[:MOST]
     across = min(3, len(methods))
     down = math.ceil(len(methods) / across)
-    lines = [*trained, ""]
     grids = [
-        np.array([[(cells.get((m, on), {}) if on else frozen).get(t, math.nan) for t in tested] for on in lines])
-        for m in methods
+        np.array([[cells.get((method, on), {}).get(name, math.nan) for name in tested] for on in trained])
+        for method in methods
     ]
     top = max([10.0, *(float(value) for grid in grids for value in grid.flat if not math.isnan(value))])
     _, rc = style(dark)
     rc = {**rc, "axes.grid": False}
     with matplotlib.rc_context(rc):
-        height = down * (0.28 * len(lines) + 0.45) + 0.6
+        height = down * (0.28 * len(trained) + 0.45) + 0.6
         figure = Figure(figsize=(PAGE * min(1, (across + 1) / 4), height), layout="constrained")
         FigureCanvasAgg(figure)
         axes = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
@@ -45,7 +43,7 @@ def draw(
             _panel(panel, grid, top)
             panel.set_title(method.replace("$", r"\$"), loc="left")
             panel.set_xticks(range(len(tested)), [_short(name) for name in tested], rotation=30, ha="right")
-            panel.set_yticks(range(len(lines)), [_short(name or NONE) for name in lines])
+            panel.set_yticks(range(len(trained)), [_short(name or NONE) for name in trained])
         for empty in axes[len(methods) :]:
             empty.set_visible(False)
         figure.supxlabel("tested on", fontsize=7.5)

@@ -12,6 +12,7 @@ from bench.config.files import write_json
 from bench.store.record import Count, Percent, Scores, _Part
 
 FILE = "behaviour.json"
+DATASETS = ("evaluate", "forgetting")  # the settings that list datasets
 Role = Literal["own", "evaluate", "forgetting"]
 
 
@@ -81,10 +82,13 @@ class Behaviour(_Part):
 
     def answers(self, asked: dict[str, Any]) -> bool:
         """Whether all that these settings ask for was measured without a failure."""
-        return not any(each.note for each in self.sets) and all(
-            all(each in self.asked.get(key, ()) for each in value) if isinstance(value, list) else key in self.asked
-            for key, value in asked.items()
-            if value
+        measured = [key for key, value in asked.items() if key not in DATASETS and value]
+        if asked.get("classify"):
+            measured.append("templates")
+        return (
+            not any(each.note for each in self.sets)
+            and all(self.asked.get(key) == asked.get(key) for key in measured)
+            and all(each in self.asked.get(key, ()) for key in DATASETS for each in asked.get(key, ()))
         )
 
 
@@ -102,8 +106,8 @@ def write(run_dir: Path, sets: Sequence[TestSet], asked: dict[str, Any]) -> None
     new = {(each.role, each.dataset) for each in sets}
     kept = [each for each in old.sets if (each.role, each.dataset) not in new and not each.note]
     both = old.asked | asked
-    for key, value in asked.items():
-        if isinstance(value, list):
-            both[key] = [*(each for each in old.asked.get(key, ()) if each not in value), *value]
+    for key in DATASETS:
+        if lists := [each.get(key, []) for each in (old.asked, asked)]:
+            both[key] = [*(each for each in lists[0] if each not in lists[1]), *lists[1]]
     found = Behaviour(asked=both, sets=(*sets, *kept))
     write_json(run_dir / FILE, found.model_dump(mode="json", by_alias=True))
