@@ -201,7 +201,7 @@ def _measured(spec: RunSpec, found: Embedded, test: _Set) -> Measured:
 
 def _geometry(found: Embedded, test: _Set) -> Geometry:
     sides = geometry.modality(found.images, test.classes), geometry.modality(found.captions, test.classes[test.owner])
-    image, text = (side and store.Modality(**asdict(side)) for side in sides)
+    image, text = (store.Modality(**asdict(side)) if side else None for side in sides)
     return Geometry(
         modality_gap=geometry.modality_gap(found.images, found.captions),
         alignment=geometry.alignment(found.images, found.captions, test.owner),

@@ -83,7 +83,8 @@ class _Row:
 
     def origin(self) -> dict[str, object]:
         """What every csv file says of a row first."""
-        found = {"trained_on": self.dataset, "backbone": self.backbone, "method": self.method, "config": self.config}
+        trained_on = "" if self.is_frozen else self.dataset
+        found = {"trained_on": trained_on, "backbone": self.backbone, "method": self.method, "config": self.config}
         return {**found, "tested_on": self.tested, "runs": len(self.after)}
 
 
@@ -187,7 +188,7 @@ def geometry(runs: Runs, rows: pd.DataFrame) -> list[Section]:
         cells = {"modality_gap": _text(each.mean("modality_gap"), 3), "alignment": _text(each.mean("alignment"), 3)}
         for key in GEOMETRY:
             cells.setdefault(key, _pair(each, key, 1 if key == "effective_rank" else 3))
-        shown.append(_head(found, each, own=True) | {title: cells[key] for key, title in GEOMETRY.items()})
+        shown.append(_head(found, each) | {title: cells[key] for key, title in GEOMETRY.items()})
     note = (
         "Of the L2-normalised embeddings of the test set. Modality gap: distance of the mean image and the mean "
         "caption embedding. Alignment: mean squared distance of a caption and its image. Uniformity: log of the mean "
@@ -244,9 +245,11 @@ def _rows(runs: Runs, rows: pd.DataFrame, role: str) -> list[_Row]:
     for place, row in enumerate(rows.to_dict("records")):
         settings = row["settings"]
         base = str(settings.get("dataset.title") or settings.get("dataset.name"))
-        names = row["dataset"], row["backbone"], row["method"], row["config"]
         plain = _Row(
-            *map(str, names),
+            dataset=row["dataset"],
+            backbone=row["backbone"],
+            method=row["method"],
+            config=row["config"],
             base=base,
             place=place,
             trains=bool(row["trains"]),
@@ -318,12 +321,14 @@ def _failures(runs: Runs, role: Role | str) -> str:
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def _head(found: Sequence[_Row], row: _Row, own: bool = False) -> dict[str, str]:
-    """The first columns: the row's name, and what tells it from others. own: each is tested on its own data."""
+def _head(found: Sequence[_Row], row: _Row) -> dict[str, str]:
+    """The first columns: the row's name, and what tells it from others."""
+    trained, tested = ({getattr(each, key) for each in found} for key in ("dataset", "tested"))
+    own = all(each.tested in ("", each.base) for each in found)  # one column says both
     head = {"Method": row.name}
-    if not own and len({each.dataset for each in found}) > 1:
+    if len(trained) > (len(tested) if own else 1):
         head["Trained on"] = DASH if row.is_frozen else row.dataset
-    if len({each.tested for each in found}) > 1:
+    if not own or len(tested) > 1:
         head["Tested on"] = row.tested
     return head | _several(found, row.backbone)
 
