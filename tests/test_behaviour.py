@@ -48,15 +48,19 @@ def labelled(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def coco(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some of the pictures in COCO's layout: no splits, an image without captions, an annotation a caption."""
+def coco(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Some of the pictures as COCO lies on disk: no splits, an image without captions, an annotation a caption."""
     target = tmp_path_factory.mktemp("coco")
+    for name in ("val2017", "annotations"):
+        (target / name).mkdir()
     images = [{"id": 7 * index, "file_name": f"{index}.png"} for index in range(6)]
     for image in images:
-        shutil.copy(root / image["file_name"], target)
+        shutil.copy(root / str(image["file_name"]), target / "val2017")
     said = [{"id": n, "image_id": 7 * (n // 2), "caption": f"picture {n // 2}, said {n}"} for n in range(10)]
-    (target / "captions.json").write_text(json.dumps({"images": images, "annotations": said}))
-    return target
+    content = {"images": images, "annotations": said}
+    (target / "annotations" / "captions_val2017.json").write_text(json.dumps(content))
+    file = "../annotations/captions_val2017.json"
+    return {"name": "captions", "root": str(target / "val2017"), "file": file, "title": "COCO"}
 
 
 def sweep_file(tmp_path: Path, labelled: Path, asked: Any, **more: Any) -> Path:
@@ -82,7 +86,7 @@ def test_a_run_keeps_its_id_and_its_settings(tmp_path, labelled, coco, monkeypat
     asked = {
         "geometry": True,
         "evaluate": ["demo-haze", {"name": "ucm", "root": "$UCM_ROOT", "split": "karpathy"}],
-        "forgetting": {"name": "captions", "root": str(coco), "file": "captions.json", "title": "COCO"},
+        "forgetting": coco,
     }
     found = expand(sweep_file(tmp_path, labelled, asked))
     assert [run.run_id for run in found.runs] == [run.run_id for run in plain.runs]
@@ -131,7 +135,7 @@ def test_mistakes(tmp_path, labelled, asked, message):
 
 
 def test_coco_without_splits_is_all_test(coco):
-    found = data.load_test(CaptionSettings(name="captions", root=str(coco), title="COCO"))
+    found = data.load_test(CaptionSettings(**coco))
     assert (found.name, found.split, found.train, found.val) == ("COCO", "all images", (), ())
     assert [item.image for item in found.test] == [f"{n}.png" for n in range(5)], (
         "an image without a caption is left out"
@@ -190,9 +194,8 @@ def embeddings(adapted: Any, dataset: Any) -> tuple[np.ndarray, np.ndarray, list
 def measured(labelled, coco, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
     """(sweep file, run folders by method) of two runs that measured everything."""
     tmp_path = tmp_path_factory.mktemp("measured")
-    captions = {"name": "captions", "root": str(coco), "title": "COCO"}
     same = {"name": "ucm", "root": str(labelled), "split": "karpathy"}
-    asked = {"geometry": True, "classify": True, "templates": TEMPLATES, "evaluate": [same], "forgetting": captions}
+    asked = {"geometry": True, "classify": True, "templates": TEMPLATES, "evaluate": [same], "forgetting": coco}
     path = sweep_file(tmp_path, labelled, asked)
     runs = {run.method.name: start(run, tmp_path / "results" / "t") for run in expand(path).runs}
     for run_dir in runs.values():
@@ -211,7 +214,7 @@ def test_a_runs_measures_are_those_of_its_model(measured, labelled, coco):
         (own, data.load(RunSpec.load(run_dir / folder.RUN).dataset)),
         (
             forgotten,
-            data.load_test(CaptionSettings(name="captions", root=str(coco), title="COCO")),
+            data.load_test(CaptionSettings(**coco)),
         ),
     )
     for test, dataset in sets:
@@ -267,13 +270,9 @@ def test_the_backbone_is_embedded_once_for_runs_that_share_it(measured, monkeypa
 
 
 def test_what_can_not_be_measured_is_noted_and_the_run_is_finished(labelled, coco, tmp_path):
-    broken = tmp_path / "broken"
-    shutil.copytree(coco, broken)
-    (broken / "3.png").write_bytes(b"no picture")
-    asked = {
-        "evaluate": [{"name": "captions", "root": str(broken)}],
-        "forgetting": {"name": "captions", "root": str(coco)},
-    }
+    shutil.copytree(Path(coco["root"]).parent, tmp_path / "broken")
+    (tmp_path / "broken/val2017/3.png").write_bytes(b"no picture")
+    asked = {"evaluate": [coco | {"root": str(tmp_path / "broken/val2017")}], "forgetting": coco}
     run_dir = start(expand(sweep_file(tmp_path, labelled, asked)).runs[0], tmp_path)
     assert execute(run_dir).finished
     bad, good = behaviour.read(run_dir).sets

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from bench.reporting import heatmap
-from bench.reporting.section import Section
+from bench.reporting.further import Section
 from bench.store.behaviour import Measured, Role, TestSet
 from bench.store.frame import Runs
 

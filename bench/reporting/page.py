@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from bench.config.document import Dumper
 from bench.reporting import curves, figures, published, summary, tables
-from bench.reporting.section import Section
+from bench.reporting.further import Section
 from bench.store.frame import Runs
 
 _HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from bench.reporting import behaviour
-from bench.reporting.section import Section
+from bench.reporting.further import Section
 from bench.store.frame import Runs
 
 __all__ = ["PROVIDERS", "Section", "csv", "sections"]
