@@ -20,13 +20,13 @@ from bench.store.frame import Runs
 
 FROZEN, DASH, MINUS = "frozen backbone", "–", "−"
 GEOMETRY = {
-    "modality_gap": "Modality gap",
+    "modality_gap": "Gap",
     "alignment": "Alignment",
-    "uniformity": "Uniformity, image / text",
-    "similarity": "Similarity, image / text",
-    "class_similarity": "In-class similarity, image / text",
-    "effective_rank": "Effective rank, image / text",
-    "drift": "Drift, image / text",
+    "uniformity": "Uniformity",
+    "similarity": "Similarity",
+    "class_similarity": "In-class",
+    "effective_rank": "Effective rank",
+    "drift": "Drift",
 }
 Numbers = Mapping[str, float]
 
@@ -166,12 +166,13 @@ def forgetting(runs: Runs, rows: pd.DataFrame) -> list[Section]:
             _head(found, each)
             | {title: _text(each.mean(key), 1, each.deviation(key)) for key, title in keys.items()}
             | {"Change": _signed(each.change("mean_recall")), "Kept": _text(_share(each), 0, unit="%")}
-            | {"Drift, image / text": _pair(each, "drift", 3) if adapted else DASH}
+            | {"Drift": _pair(each, "drift", 3) if adapted else DASH}
         )
     note = (
         "Recall in percent on data of what the backbone could do before, by the frozen backbone and by each adapted "
         "model. Change: of mean recall, in points; kept: the share that is left. Drift: mean of 1 − cosine between "
-        "both models' embeddings of an item; none where they have different dimensions." + _failures(runs, "forgetting")
+        "both models' embeddings of an item, images / captions; none where they have different dimensions."
+        + _failures(runs, "forgetting")
     )
     return [Section("forgetting", "Forgetting", note, pd.DataFrame(numbers), pd.DataFrame(shown))]
 
@@ -187,14 +188,15 @@ def geometry(runs: Runs, rows: pd.DataFrame) -> list[Section]:
         numbers.append(each.origin() | _with_spread(each, keys))
         cells = {"modality_gap": _text(each.mean("modality_gap"), 3), "alignment": _text(each.mean("alignment"), 3)}
         for key in GEOMETRY:
-            cells.setdefault(key, _pair(each, key, 1 if key == "effective_rank" else 3))
+            cells.setdefault(key, _pair(each, key, {"effective_rank": 1, "drift": 3}.get(key, 2)))
         shown.append(_head(found, each) | {title: cells[key] for key, title in GEOMETRY.items()})
     note = (
-        "Of the L2-normalised embeddings of the test set. Modality gap: distance of the mean image and the mean "
-        "caption embedding. Alignment: mean squared distance of a caption and its image. Uniformity: log of the mean "
-        "of exp(−2d²) over pairs of one modality (lower: spread more evenly). Similarity: mean cosine over these "
-        "pairs, and over those of one class. Effective rank: exp of the entropy of the singular values. Drift: mean of "
-        "1 − cosine to the frozen backbone's embedding; none where a method's embeddings have another dimension. "
+        "Of the L2-normalised embeddings of the test set; two numbers are images / captions. Gap: distance of the mean "
+        "image and the mean caption embedding. Alignment: mean squared distance of a caption and its image. "
+        "Uniformity: log of the mean of exp(−2d²) over pairs of one modality (lower: spread more evenly). Similarity: "
+        "mean cosine over these pairs; in-class: over those of one class. Effective rank: exp of the entropy of the "
+        "singular values. Drift: mean of 1 − cosine to the frozen backbone's embedding; none where a method's "
+        "embeddings have another dimension. "
         "Means over seeds; the csv has their spread." + _failures(runs, "own")
     )
     return [Section("geometry", "Geometry of the embeddings", note, pd.DataFrame(numbers), pd.DataFrame(shown))]
@@ -225,7 +227,8 @@ def classification(runs: Runs, rows: pd.DataFrame) -> list[Section]:
         )
     note = (
         "Zero-shot classification of the test images by the names of their classes: top-1 accuracy in percent. A class "
-        "is the mean embedding of its prompts (`behaviour.templates`). Change: against the frozen backbone, in points."
+        "is the mean embedding of its prompts (the setting behaviour.templates). Change: against the frozen backbone, "
+        "in points."
     )
     title = "Zero-shot land-use classification"
     return [Section("classification", title, note, pd.DataFrame(numbers), pd.DataFrame(shown))]
