@@ -46,7 +46,7 @@ def top() -> argparse.ArgumentParser:
         prog=PROG,
         description="PETL-Bench: compare methods that adapt CLIP to remote-sensing image-text retrieval.",
         epilog=f"`{PROG} COMMAND --help` says more. `python -m bench.COMMAND` is the same command.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30),
     )
     parser.add_argument("--version", action="version", version=f"{PROG} {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
