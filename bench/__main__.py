@@ -15,7 +15,7 @@ COMMANDS = {
     "run": "one run: of a method by name, from its folder, or again to compare",
     "status": "the state of every run of a sweep; try failed ones again; cancel",
     "report": "tables, a figure and a page from a sweep's results",
-    "behaviour": "what adaptation did to finished runs' models: geometry, transfer, forgetting",
+    "measure": "what adaptation did to finished runs' models: geometry, transfer, forgetting",
     "data": "the known datasets; check one on disk; find duplicates in several",
     "methods": "the methods there are; what one is, its settings and its paper",
     "check": "the conformance suite on a method of your own",
@@ -46,7 +46,7 @@ def top() -> argparse.ArgumentParser:
         prog=PROG,
         description="PETL-Bench: compare methods that adapt CLIP to remote-sensing image-text retrieval.",
         epilog=f"`{PROG} COMMAND --help` says more. `python -m bench.COMMAND` is the same command.",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"{PROG} {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")

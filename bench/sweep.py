@@ -246,8 +246,8 @@ def _print_counts(sweep: Sweep, folder: Path, arguments: argparse.Namespace) -> 
 
 def _unmeasured(sweep: Sweep, folder: Path) -> list[str]:
     """At most one note: how many finished runs lack something of the section `behaviour`."""
-    from bench.behaviour import PROG as MEASURE
-    from bench.behaviour import unmeasured
+    from bench.measure import PROG as MEASURE
+    from bench.measure import unmeasured
 
     lacking = len(unmeasured(sweep, folder))
     hint = f"`{MEASURE} {sweep.file or 'FILE'}` measures them; nothing is trained again"

@@ -16,8 +16,8 @@ import yaml
 from PIL import Image
 
 import bench
-from bench import behaviour as command
 from bench import data
+from bench import measure as command
 from bench.compute import behaviour as compute
 from bench.compute.execute import execute
 from bench.config import files
@@ -319,9 +319,7 @@ def test_a_sweep_says_that_finished_runs_lack_measures(measured, tmp_path, capsy
         sweep.main([str(path), "--results", str(results), "--reports", str(tmp_path / "r"), "--executor", "inline"])
         == 0
     )
-    assert re.search(
-        r"note: 1 finished runs lack what `behaviour` asks for: `.*bench.behaviour", capsys.readouterr().out
-    )
+    assert re.search(r"note: 1 finished runs lack what `behaviour` asks for: `.*bench.measure", capsys.readouterr().out)
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

@@ -241,7 +241,7 @@ Template = Annotated[str, Field(pattern=r"\{\}", max_length=200)]
 class BehaviourSettings(Settings):
     """What is measured of a tested model beside its recall, and of the backbone before it was adapted.
 
-    No run id depends on it; `petl-bench behaviour` measures finished runs. A measure that fails is missing, with the
+    No run id depends on it; `petl-bench measure` measures finished runs. A measure that fails is missing, with the
     reason, and no run fails for it.
     """
 

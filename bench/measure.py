@@ -1,6 +1,6 @@
 """Measure finished runs anew: what the section `behaviour` of a sweep file asks for. Nothing is trained.
 
-python -m bench.behaviour sweeps/rsitmd.yaml --set behaviour.geometry=true 'behaviour.evaluate=[rsicd, ucm]'
+python -m bench.measure sweeps/rsitmd.yaml --set behaviour.geometry=true 'behaviour.evaluate=[rsicd, ucm]'
 
 Runs that have been measured for all of it are left alone. A report of the sweep then has the tables.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bench.plan.grid import Sweep
     from bench.plan.spec import RunSpec
 
-PROG = "python -m bench.behaviour"
+PROG = "python -m bench.measure"
 
 
 def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
