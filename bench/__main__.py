@@ -17,6 +17,7 @@ COMMANDS = {
     "report": "tables, a figure and a page from a sweep's results",
     "retrieve": "the images of a folder that fit a caption best, with a finished run's model",
     "export": "a finished run's model as a plain checkpoint or an adapter folder, with a model card",
+    "measure": "what adaptation did to finished runs' models: geometry, transfer, forgetting",
     "data": "the known datasets; check one on disk; find duplicates in several",
     "methods": "the methods there are; what one is, its settings and its paper",
     "check": "the conformance suite on a method of your own",

@@ -147,7 +147,7 @@ def sweep_of(arguments: argparse.Namespace) -> Sweep:
     from bench.config.document import Document, parse_yaml
     from bench.plan.grid import expand_document
 
-    model, weights = DEMO if arguments.dataset == "demo" else USUAL
+    model, weights = DEMO if arguments.dataset.partition("-")[0] == "demo" else USUAL
     method: dict[str, Any] = {}
     overrides = []
     for setting in arguments.settings:

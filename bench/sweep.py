@@ -239,9 +239,19 @@ def _print_counts(sweep: Sweep, folder: Path, arguments: argparse.Namespace) -> 
         does = "leaves them out of" if arguments.only else "keeps them in"
         hint = "" if arguments.only else ", marked; --only leaves them out"
         print(f"note: {runs} of other commands in {folder} are not in this grid; this command {does} the report{hint}")
-    for note in (*sweep.notes, *stale(sweep, folder)):
+    for note in (*sweep.notes, *stale(sweep, folder), *_unmeasured(sweep, folder)):
         print(f"note: {note}")
     sys.stdout.flush()
+
+
+def _unmeasured(sweep: Sweep, folder: Path) -> list[str]:
+    """At most one note: how many finished runs lack something of the section `behaviour`."""
+    from bench.measure import PROG as MEASURE
+    from bench.measure import unmeasured
+
+    lacking = len(unmeasured(sweep, folder))
+    hint = f"`{MEASURE} {sweep.file or 'FILE'}` measures them; nothing is trained again"
+    return [f"{lacking} finished runs lack what `behaviour` asks for: {hint}"] if lacking else []
 
 
 def _report(plan: Plan, folder: Path, reports: Path) -> int:

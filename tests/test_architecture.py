@@ -214,7 +214,7 @@ def test_planning_imports_no_heavy_library():
 
 def test_bench_holds_commands_and_folders():
     commands = {name for name in files() if room(name) == "commands"}
-    names = ("__main__", "check", "export", "methods", "report", "retrieve", "run", "status", "sweep")
+    names = ("__main__", "check", "export", "measure", "methods", "report", "retrieve", "run", "status", "sweep")
     assert commands == {f"bench.{name}" for name in names}
     for name in commands:
         assert "def main(" in files()[name].read_text(encoding="utf-8")

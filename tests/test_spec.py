@@ -528,12 +528,12 @@ def test_shipped_sweeps(file, tmp_path, monkeypatch):
     karpathy(tmp_path / "data")
     for name in ("RSITMD", "RSICD", "UCM", "CAPTIONS"):
         monkeypatch.setenv(f"{name}_ROOT", str(tmp_path / "data"))
-    own = {"demo": [], "demo-budget": [], "demo-robustness": [], "captions": ["dataset.file=dataset.json"]}
-    overrides = ["backbone.weights=random", *own.get(file.stem, ["dataset.split=karpathy"])]
+    own = ["dataset.file=dataset.json"] if file.stem == "captions" else ["dataset.split=karpathy"]
+    overrides = ["backbone.weights=random", *([] if file.stem.startswith("demo") else own)]
     sweep = expand(file, overrides)
     assert sweep.name == file.stem
     some = {"zero_shot", "lora"} if file.stem != "rsitmd-released" else set()
-    some |= {"mrs_adapter", "harma"} if file.stem not in ("captions", "demo-robustness") else set()
+    some |= {"mrs_adapter", "harma"} if file.stem not in ("captions", "demo-robustness", "demo-behaviour") else set()
     assert {run.method.name for run in sweep.runs} >= some
     assert all(run.trainable_params() is not None for run in sweep.runs)
 

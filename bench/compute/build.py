@@ -157,10 +157,17 @@ def preflight(specs: Sequence[RunSpec], on_pixels: Callable[[int, int], None] | 
         by_backbone.setdefault(spec.backbone.model_dump_json(), []).append(spec)
     for group in by_backbone.values():
         backbone = load_backbone(group[0].backbone)
-        seen = set()
+        seen: set[Any] = set()
         for spec in group:
             key = (spec.dataset.model_dump_json(), spec.train.augment, spec.method.trains)
             if key not in seen:
                 seen.add(key)
                 inputs = Inputs(data.load(spec.dataset), backbone, spec.train, torch.device("cpu"), on_pixels=on_pixels)
                 inputs.prepare_all(train=spec.method.trains)
+            for other in (*spec.behaviour.evaluate, *spec.behaviour.forgetting):
+                if other not in seen:
+                    seen.add(other)
+                    inputs = Inputs(
+                        data.load_test(other), backbone, spec.train, torch.device("cpu"), on_pixels=on_pixels
+                    )
+                    inputs.pixels("test", inputs.size)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.compute import interpolate
+from bench.compute import behaviour, interpolate
 from bench.compute.build import Loaded, build, deterministic, load, pick_device, shortcuts_of
 from bench.compute.loggers import Log, Rows
 from bench.compute.progress import Progress
@@ -230,6 +230,7 @@ def _compute(
         [item.label for item in items],
         [item.captions for item in items],
     )
+    behaviour.record(run_dir, spec, backbone, loaded.dataset, loaded.prepared)
     return {
         "metrics": Metrics(
             best_epoch=done.best_epoch,

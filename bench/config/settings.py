@@ -32,7 +32,7 @@ class Settings(BaseModel):
 class DatasetSettings(Settings):
     """A dataset that the harness knows. `split`: its annotation layout; `annotations`: their folder, if not `root`."""
 
-    name: Literal["demo", "rsitmd", "rsicd", "ucm", "sydney", "nwpu"]
+    name: Literal["demo", "demo-haze", "demo-general", "rsitmd", "rsicd", "ucm", "sydney", "nwpu"]
     """The dataset; `petl-bench data list` shows them."""
     root: str | None = None
     """The folder that holds the images."""
@@ -124,7 +124,7 @@ class _AnyDataset(Settings):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: Literal["demo", "rsitmd", "rsicd", "ucm", "sydney", "nwpu", "captions"]
+    name: Literal["demo", "demo-haze", "demo-general", "rsitmd", "rsicd", "ucm", "sydney", "nwpu", "captions"]
 
 
 AnyDataset = DatasetSettings | CaptionSettings
@@ -226,6 +226,35 @@ class EvaluationSettings(Settings):
     @classmethod
     def _in_order(cls, shares: tuple[float, ...] | None) -> tuple[float, ...] | None:
         return None if shares is None else tuple(sorted(set(shares)))
+
+
+# The prompts of CLIP's authors for scenes from above (RESISC45, in the notebook with the prompts of the CLIP paper).
+TEMPLATES = tuple(
+    f"{kind} {what} of {article}{{}}."
+    for article in ("", "a ", "the ")
+    for what in ("imagery", "photo", "view")
+    for kind in ("satellite", "aerial")
+)
+Template = Annotated[str, Field(pattern=r"\{\}", max_length=200)]
+
+
+class BehaviourSettings(Settings):
+    """What is measured of a tested model beside its recall, and of the backbone before it was adapted.
+
+    No run id depends on it; `petl-bench measure` measures finished runs. A measure that fails is missing, with the
+    reason, and no run fails for it.
+    """
+
+    geometry: bool = False
+    """How the test set's embeddings lie, and how far they moved: gap, alignment, uniformity, effective rank, drift."""
+    classify: bool = False
+    """Zero-shot land-use classification of the test images by their class names, where the dataset has them."""
+    templates: Annotated[tuple[Template, ...], Field(min_length=1)] = TEMPLATES
+    """The prompts of a class, `{}` standing for its name; default: those of CLIP's authors for scenes from above."""
+    evaluate: tuple[DatasetSettings | CaptionSettings, ...] = ()
+    """Other datasets whose test sets are scored: names (`rsicd` lies in $RSICD_ROOT) or settings as under `dataset`."""
+    forgetting: tuple[DatasetSettings | CaptionSettings, ...] = ()
+    """Datasets of what the backbone could do before, such as COCO's captions; written in the same way."""
 
 
 class CoreSettings(Settings):

@@ -32,6 +32,7 @@ __all__ = [
     "identity",
     "is_empty",
     "load",
+    "load_test",
     "locate",
     "raw_splits",
     "register",
@@ -146,6 +147,32 @@ def load(settings: AnyDataset) -> Dataset:
     listed = [split, *([[item.image, item.captions] for item in splits[title]] for title in SPLITS)]
     digest = hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode())
     return Dataset(settings.called, split, root, splits["train"], splits["val"], splits["test"], digest.hexdigest())
+
+
+def load_test(settings: AnyDataset) -> Dataset:
+    """The dataset's test items alone, to score a model on that was not trained on it; train and val are empty.
+
+    Of one's own captions whose files name no split, all images are test images; otherwise the test split is as in
+    `load`. Images without a caption are left out. `sha256` is that of `test_sha256`. UserError as `load` raises.
+    """
+    if _is_own(settings):
+        root = root_of(settings)
+        how, splits = read_own(settings)
+        split = how or "all images"
+        items = splits.get("test", ()) if how else splits["train"]
+    else:
+        split, root, _ = _source(settings)
+        items = raw_splits(settings)["test"]
+    items = tuple(item for item in items if item.captions)
+    if not items:
+        raise UserError(f"{settings.called}: no test images with captions in the annotations in {root}")
+    return Dataset(settings.called, split, root, (), (), items, test_sha256(items))
+
+
+def test_sha256(items: Sequence[Item]) -> str:
+    """Hash (hex) of the names and captions of a test set's items, in order."""
+    listed = [[item.image, item.captions] for item in items]
+    return hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode()).hexdigest()
 
 
 def _is_own(settings: AnyDataset) -> TypeIs[CaptionSettings]:

@@ -16,8 +16,8 @@ from bench.config.errors import UserError
 
 # Folders that hold a dataset's pictures and say nothing about them; compared without case.
 _SHELVES = ("images", "imgs", *(f"{name}_images" for name in ("rsitmd", "rsicd", "ucm", "sydney", "nwpu")))
-_SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
+_SPLIT_WORDS = {  # restval: what Karpathy's COCO adds to its training images
+    **dict.fromkeys(("train", "training", "restval"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }

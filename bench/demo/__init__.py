@@ -1,11 +1,12 @@
 """The built-in demo: a drawn world of overhead scenes and a tiny CLIP pre-trained on another world. No download.
 
-Importing this package makes both known: the dataset `demo`, and the backbone `tiny-clip` with the weights `demo`. No
-torch.
+Importing this package makes both known: the dataset `demo`, and the backbone `tiny-clip` with the weights `demo`. It
+also has `demo-haze`, the demo world through haze, and `demo-general`, a test set of the other world. No torch.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ CONFIG = Path(__file__).with_name(f"{MODEL}.json")
 WEIGHTS = Path(__file__).with_name(f"{MODEL}.safetensors")
 
 
-def root() -> Path:
-    """The demo world's folder in the cache, drawn on first use."""
-    folder = cache_dir() / f"demo-{VERSION}"
+def root(name: str = "demo") -> Path:
+    """The folder in the cache of `demo`, `demo-haze` or `demo-general`, drawn on first use."""
+    folder = cache_dir() / f"{name}-{VERSION}"
     with cache_errors("cache", folder):
         if not folder.is_dir():
-            from bench.demo import world
+            from bench.demo import others, world
 
-            world.build(folder)  # appears only when complete, also with two builds at once
+            build = {"demo": world.build, "demo-haze": others.build_haze, "demo-general": others.build_general}[name]
+            build(folder)  # appears only when complete, also with two builds at once
     return folder
 
 
@@ -39,7 +41,10 @@ def state_dict(path: Path) -> dict[str, Any]:
     return read(path)
 
 
-data.register(
-    "demo", data.DatasetInfo("the built-in demo world, drawn on first use", ("demo",), f"demo-{VERSION}", root)
-)
+for name, title in {
+    "demo": "the built-in demo world, drawn on first use",
+    "demo-haze": "other scenes of the demo world through haze, to see how models transfer",
+    "demo-general": "the world of the tiny CLIP's pre-training: a test set alone, to see what models forget",
+}.items():
+    data.register(name, data.DatasetInfo(title, ("demo",), f"{name}-{VERSION}", partial(root, name)))
 backbones.register(MODEL, backbones.BuiltIn(CONFIG, {"demo": WEIGHTS}, state_dict))

@@ -17,7 +17,7 @@ from pydantic import Field
 from bench import data
 from bench.config import hub
 from bench.config.backbones import is_file, model_shape
-from bench.config.document import Document, read_document, show
+from bench.config.document import Document, Key, read_document, show
 from bench.config.errors import UserError
 from bench.config.parse import parse
 from bench.config.settings import (
@@ -33,7 +33,7 @@ from bench.config.settings import (
     dataset_class,
 )
 from bench.config.shapes import ModelShape
-from bench.plan import budget, interpolation
+from bench.plan import behaviour, budget, interpolation
 from bench.plan.axes import Choice, Choices, expanded, section, values
 from bench.plan.departures import departures
 from bench.plan.entries import BESIDE, SECTIONS, Entry, Use, placed, read_entry, read_losses, uses
@@ -64,6 +64,7 @@ class _File(Settings):
     evaluation: Any = Field(default_factory=dict)
     report: ReportSettings = ReportSettings()
     core: CoreSettings = CoreSettings()
+    behaviour: Any = Field(default_factory=dict)
     grid: _Grid
 
 
@@ -131,6 +132,7 @@ def expand_document(document: Document, overrides: Sequence[str] = (), *, file: 
         len(budgets or [0]),
         seeds,
     )
+    measured = behaviour.read(document, parts.behaviour, _dataset)
     runs: dict[str, RunSpec] = {}
     recipes: dict[str, tuple[str, list[str]]] = {}
     total, fitted = 0, []
@@ -151,6 +153,7 @@ def expand_document(document: Document, overrides: Sequence[str] = (), *, file: 
                 0,
                 each.evaluation,
                 parts.core,
+                measured,
             )
             found = [replace(spec, seed=seed) for seed in seeds] if each.method.trains else [untrained(spec)]
             total += len(found)
@@ -267,9 +270,9 @@ def _stacked(part: str, low: Layer, common: Choice, high: Layer, own: Choice) ->
     return own.over(high.choice(part)).over(common).over(low.choice(part))
 
 
-def _dataset(document: Document, choice: Choice) -> AnyDataset:
-    values = expanded(choice)
-    found: AnyDataset = parse(dataset_class(values), values, "dataset", document, ("dataset",), choice.places)
+def _dataset(document: Document, choice: Choice, path: Key = ("dataset",)) -> AnyDataset:
+    values, owner = expanded(choice), ".".join(str(part) for part in path if isinstance(part, str))
+    found: AnyDataset = parse(dataset_class(values), values, owner, document, path, choice.places)
     paths = {key: os.path.abspath(value) for key in ("root", "annotations") if (value := getattr(found, key, None))}  # noqa: PTH100
     found = found.model_copy(update=paths)
     places, own = choice.places, isinstance(found, CaptionSettings)

@@ -12,6 +12,7 @@ import methods
 from bench.config.settings import (
     SCHEDULERS,
     BackboneSettings,
+    BehaviourSettings,
     CaptionSettings,
     CoreSettings,
     DatasetSettings,
@@ -126,6 +127,7 @@ def page() -> str:
         "backbone": BackboneSettings,
         "train": TrainSettings,
         "evaluation": EvaluationSettings,
+        "behaviour": BehaviourSettings,
         "report": ReportSettings,
         "core": CoreSettings,
         **SCHEDULERS,

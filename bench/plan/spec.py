@@ -21,6 +21,7 @@ from bench.config.parse import parse
 from bench.config.settings import (
     AnyDataset,
     BackboneSettings,
+    BehaviourSettings,
     CoreSettings,
     EvaluationSettings,
     Settings,
@@ -51,10 +52,12 @@ class RunSpec:
     seed: int
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     core: CoreSettings = field(default_factory=CoreSettings)
+    behaviour: BehaviourSettings = field(default_factory=BehaviourSettings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in run.yaml and result.json. What came later is there only where it is set: ids stay."""
         evaluation = self.evaluation.model_dump(mode="json", exclude_defaults=True)
+        behaviour = self.behaviour.model_dump(mode="json", exclude_defaults=True)
         return {
             "sweep": self.sweep,
             "dataset": describe_dataset(self.dataset),
@@ -65,6 +68,7 @@ class RunSpec:
             "seed": self.seed,
             **({"evaluation": evaluation} if evaluation else {}),
             "core": self.core.model_dump(mode="json"),
+            **({"behaviour": behaviour} if behaviour else {}),
         }
 
     @classmethod
@@ -80,7 +84,7 @@ class RunSpec:
 
         method, loss = named("method", methods), named("loss", losses)
         dataset: AnyDataset = parse(dataset_class(flat.dataset), flat.dataset, "dataset", document, ("dataset",))
-        parts = flat.train, flat.seed, flat.evaluation, flat.core
+        parts = flat.train, flat.seed, flat.evaluation, flat.core, flat.behaviour
         return cls(flat.sweep, dataset, flat.backbone, method, loss, *parts)
 
     @classmethod
@@ -103,10 +107,10 @@ class RunSpec:
         """`<method>[-<settings that differ from the defaults>]-s<seed>-<hash8>`, safe as a folder's name.
 
         The hash covers all settings, and data and weights by content. It does not cover the sweep's name, the paths of
-        data and weights, a dataset's title, the number of loaders, `core`, and settings that came later
+        data and weights, a dataset's title, the number of loaders, `core`, `behaviour`, and settings that came later
         (`Settings.added`) at their defaults. UserError if data or weights are missing.
         """
-        content = self.to_dict()
+        content = replace(self, behaviour=BehaviourSettings()).to_dict()
         del content["sweep"], content["core"], content["train"]["workers"]
         parts = {"dataset": self.dataset, "backbone": self.backbone, "method": self.method, "loss": self.loss}
         for part, settings in {**parts, "train": self.train}.items():
@@ -165,6 +169,7 @@ class _Run(Settings):
     seed: int
     evaluation: EvaluationSettings = EvaluationSettings()
     core: CoreSettings = CoreSettings()
+    behaviour: BehaviourSettings = BehaviourSettings()
 
 
 @cache

@@ -57,6 +57,7 @@ def build(
     more = sections.sections(runs, rows)
     drawn = {"recall_vs_params": figures.recall_vs_params(parts)}
     drawn |= {chart.name: curves.draw(chart) for chart in charts}
+    drawn |= {section.name: section.figure(False) for section in more if section.figure}
     files = {
         "table.csv": tables.csv(rows).encode(),
         "table.md": tables.markdown(runs, parts, more).encode(),

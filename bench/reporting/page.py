@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from bench.config.document import Dumper
 from bench.reporting import curves, figures, published, summary, tables
-from bench.reporting.sections import Section
+from bench.reporting.further import Section
 from bench.store.frame import Runs
 
 _HERE = Path(__file__).parent
@@ -41,6 +41,9 @@ def page(
         figures={mode: _svg(figures.recall_vs_params(parts, dark)) for mode, dark in _MODES.items()},
         charts=[(chart, {mode: _svg(curves.draw(chart, dark)) for mode, dark in _MODES.items()}) for chart in charts],
         more=more,
+        pictures={
+            each.name: {mode: _svg(each.figure(dark)) for mode, dark in _MODES.items()} for each in more if each.figure
+        },
         outside=int((~runs.finished["planned"]).sum()),
         short=summary.SHORT,
         meanings=summary.MEANINGS,

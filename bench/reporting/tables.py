@@ -12,8 +12,8 @@ import pandas as pd
 
 from bench.reporting import contamination, significance, training
 from bench.reporting.contamination import SEEN
+from bench.reporting.further import Section
 from bench.reporting.published import notes
-from bench.reporting.sections import Section
 from bench.reporting.significance import TIED
 from bench.reporting.summary import CHOSEN, DEPARTS, MEANINGS, OUTSIDE, SHORT, TABLE_COLUMNS
 from bench.store.frame import RECALLS, Runs

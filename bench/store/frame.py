@@ -16,8 +16,8 @@ from bench.config import backbones, hub
 from bench.config.document import read_yaml
 from bench.config.errors import UserError
 from bench.config.files import is_folder
-from bench.config.settings import CoreSettings
-from bench.store import planned, record
+from bench.config.settings import BehaviourSettings, CoreSettings
+from bench.store import behaviour, planned, record
 from bench.store.folder import PROGRESS, RESULT, RUN, runs_in
 from bench.store.naming import canonical, distinguish, flatten
 from bench.store.record import RECALLS, Record
@@ -49,11 +49,16 @@ COLUMNS = {
     "total_params": "Int64",
     "train_seconds": "float64",
     "peak_bytes": "Int64",
+    "behaviour": "object",  # `bench.store.behaviour.Behaviour`; None where nothing was measured
     "provenance": "object",  # dict as in result.json; empty where there is no result
 }
 
 # Not part of a group: names, paths, the number of loaders and `core`. Data and weights differ by their hashes.
-_APART = ("sweep", "seed", "train.workers", *(f"core.{key}" for key in CoreSettings.model_fields))
+_APART = (
+    *("sweep", "seed", "train.workers"),
+    *(f"core.{key}" for key in CoreSettings.model_fields),
+    *(f"behaviour.{key}" for key in BehaviourSettings.model_fields),
+)
 _PATHS = (
     *("dataset.root", "dataset.annotations", "dataset.title"),
     *("dataset.file", *(f"dataset.file.{split}" for split in ("train", "val", "test"))),
@@ -145,6 +150,7 @@ def _read_run(run_dir: Path, spec: dict[str, Any] | None) -> dict[str, Any]:
         result = record.load(run_dir)
         if result is not None:
             row |= _outcome(result, spec)
+            row["behaviour"] = behaviour.read(run_dir) if row["status"] == "finished" else None
             spec = spec or result.spec
         elif (run_dir / PROGRESS).exists():
             row["note"] = "no result yet: still running, or interrupted"
