@@ -101,7 +101,9 @@ def _compute(run_dir: Path) -> int:
     if not done.finished:
         return _say_failure(done)
     assert done.metrics is not None
-    print(json.dumps(done.metrics.test.model_dump(), indent=2))
+    scores = done.metrics.test or done.metrics.val  # of a trial, which has no test
+    assert scores is not None
+    print(json.dumps(scores.model_dump(), indent=2))
     return 0
 
 

@@ -25,7 +25,7 @@ from bench.data.captions import clean
 from bench.data.pixels import resized
 from bench.data.transforms import PRESETS, normalise
 from bench.plan.spec import RunSpec
-from bench.store import record
+from bench.store import openings, record
 from bench.store.folder import ADAPTER
 
 
@@ -36,6 +36,8 @@ class Adapted:
     backbone: Backbone
     spec: RunSpec
     provenance: dict[str, Any]
+    run_dir: Path
+    epoch: int | None
 
     @property
     def model(self) -> DualEncoder:
@@ -60,7 +62,8 @@ class Adapted:
     def score(self, split: str = "test") -> dict[str, Any]:
         """Recalls on a split of the run's dataset; on hardware like the run's, result.json's to the last digit.
 
-        UserError if the annotations are no longer those of the run.
+        Scoring the test set is noted in the ledger of the run's results folder. UserError if that can't be written, or
+        if the annotations are no longer those of the run.
         """
         dataset = data.load(self.spec.dataset)
         if dataset.sha256 != self.provenance["dataset_sha256"]:
@@ -73,6 +76,8 @@ class Adapted:
             shortcuts=shortcuts_of(self.spec, self.model),
             core=self.spec.core,
         )
+        if split == "test":
+            openings.note(self.run_dir, protocol=self.spec.evaluation.protocol, epoch=self.epoch, why=openings.LOADED)
         threads = torch.get_num_threads()
         torch.set_num_threads(self.provenance["threads"])
         try:
@@ -99,4 +104,5 @@ def load(run_dir: Path, device: str | torch.device | None = None) -> Adapted:
         line = Line(backbone.model, spec.method, build(spec, torch.device("cpu")).model)
         line.move_to(result.metrics.interpolation.share)
     backbone.model.eval()
-    return Adapted(backbone, spec, origin)
+    epoch = result.metrics.best_epoch if result.metrics else None
+    return Adapted(backbone, spec, origin, run_dir, epoch)

@@ -17,7 +17,7 @@ from bench.config.document import read_yaml
 from bench.config.errors import UserError
 from bench.config.files import is_folder
 from bench.config.settings import CoreSettings
-from bench.store import planned, record
+from bench.store import openings, planned, record
 from bench.store.folder import PROGRESS, RESULT, RUN, runs_in
 from bench.store.naming import canonical, distinguish, flatten
 from bench.store.record import RECALLS, Record
@@ -40,6 +40,9 @@ COLUMNS = {
     "mean_recall_optimistic": "float64",
     "mean_recall_pessimistic": "float64",
     "val_mean_recall": "float64",
+    "protocol": "str",  # what chose the epoch: bench.config.settings.Protocol
+    "selection": "object",  # dict as in result.json, of test-selected runs; None without
+    "openings": "Int64",  # how often the ledger has its test set scored; missing without a ledger
     "interpolation": "object",  # dict as in result.json, None without
     "i2t_ties": "Int64",  # queries whose rank is tied
     "t2i_ties": "Int64",
@@ -144,7 +147,7 @@ def _read_run(run_dir: Path, spec: dict[str, Any] | None) -> dict[str, Any]:
     try:
         result = record.load(run_dir)
         if result is not None:
-            row |= _outcome(result, spec)
+            row |= _outcome(result, spec) | _opened(run_dir)
             spec = spec or result.spec
         elif (run_dir / PROGRESS).exists():
             row["note"] = "no result yet: still running, or interrupted"
@@ -159,7 +162,12 @@ def _read_run(run_dir: Path, spec: dict[str, Any] | None) -> dict[str, Any]:
         note = f"the run's settings cannot be read ({type(error).__name__}: {one_line(str(error))})"
         note = note if row["status"] == "finished" else f"{row['note']}; {note}"
         row |= {"status": "unreadable", "note": note, "group": "", "settings": {}}
-        return row | {"dataset": "", "backbone": "", "method": ""}
+        return row | {"dataset": "", "backbone": "", "method": "", "protocol": "strict"}
+
+
+def _opened(run_dir: Path) -> dict[str, Any]:
+    found = openings.read(run_dir)
+    return {"openings": len(openings.scorings(found))} if found else {}
 
 
 def _outcome(result: Record, spec: dict[str, Any] | None) -> dict[str, Any]:
@@ -175,13 +183,15 @@ def _outcome(result: Record, spec: dict[str, Any] | None) -> dict[str, Any]:
         note = f"{RESULT}: made with other settings than the plan's: {differing}; delete the folder to run it again"
         return {"status": "unreadable", "note": note}
     val, cost, between = result.metrics.val, result.cost or record.Cost(), result.metrics.interpolation
-    found = result.metrics.test.model_dump() | cost.model_dump()
+    test, selection = result.metrics.test, result.metrics.selection
+    found = (test.model_dump() if test else {}) | cost.model_dump()
     return {
         "status": "finished",
         "note": "",
         **{key: value for key, value in found.items() if key in COLUMNS},
         "val_mean_recall": math.nan if val is None else val.mean_recall,
         "interpolation": between and between.model_dump(),
+        "selection": selection and selection.model_dump(),
         "provenance": provenance,
     }
 
@@ -211,6 +221,7 @@ def _identity(spec: dict[str, Any]) -> dict[str, Any]:
         "dataset": str(flat.get("dataset.title") or flat["dataset.name"]),
         "backbone": f"{_model(flat)}/{Path(weights).name}",
         "method": str(flat["method.name"]),
+        "protocol": str(flat.get("evaluation.protocol", "strict")),
     }
 
 
@@ -221,7 +232,11 @@ def _model(flat: dict[str, Any]) -> str:
 
 
 def _name_blocks(frame: pd.DataFrame) -> None:
-    """Make the dataset's and the backbone's names say what varies: `rsitmd (split=pir)` where there are two splits."""
+    """Make the dataset's and the backbone's names say what varies: `rsitmd (split=pir)` where there are two splits.
+
+    The dataset's also says the protocol, unless it is strict: `rsitmd (test-selected)`. So its rows are in no ranking
+    with others, whatever table or figure it is.
+    """
     for block in ("dataset", "backbone"):
         parts = [
             {k: v for k, v in settings.items() if k.startswith(f"{block}.") and k not in _PATHS}
@@ -233,6 +248,15 @@ def _name_blocks(frame: pd.DataFrame) -> None:
             texts = distinguish([parts[i] for i in rows])
             for i, text in zip(rows, texts, strict=True):
                 frame.loc[keys == keys[i], block] = f"{name} ({text})" if text else name
+    for _, rows in frame.groupby(["dataset", "backbone"], sort=False):
+        protocols = rows["protocol"].where(rows["trainable_params"] != 0)  # without training, any is the same
+        found = protocols.dropna().unique()
+        only = found[0] if len(found) == 1 else "strict"
+        for i, protocol in protocols.fillna(only).items():
+            if protocol != "strict":
+                name = str(frame.loc[i, "dataset"])
+                more = name.endswith(")") and " (" in name
+                frame.loc[i, "dataset"] = f"{name[:-1]}, {protocol})" if more else f"{name} ({protocol})"
 
 
 def _part_duplicates(frame: pd.DataFrame) -> None:

@@ -137,7 +137,8 @@ def judge(
     if facts.fault:
         return replace(base, state="unknown", words=facts.fault)
     if facts.result and facts.result.finished:
-        recall = facts.result.metrics.test.mean_recall if facts.result.metrics else None
+        test = facts.result.metrics.test if facts.result.metrics else None
+        recall = test.mean_recall if test else None
         words = "finished" if recall is None else f"mean recall {recall:.1f}"
         return replace(base, state="finished", words=words, mean_recall=recall, job=None, share=1.0)
     if _is_running(facts, job, now):
