@@ -72,7 +72,7 @@ def comparison(runs: Runs, rows: pd.DataFrame) -> list[Section]:
                 lines.append({"method": _EVERY, "config": "", **_overall(lines)})
             first = {"dataset": dataset, "backbone": backbone}
             found += [first | line | {"low": low, "high": high} for line, (low, high) in zip(lines, ends, strict=False)]
-    numbers = pd.DataFrame(found).astype({"seeds": "Int64"})
+    numbers = pd.DataFrame(found).astype({"runs": "Int64"})
     note = (
         "Test mean recall at the epoch that the test set chose, less that at the epoch that validation would have "
         "chosen in the same training: what test selection adds without a better model. The mean over seeds; the 95% "
@@ -84,7 +84,7 @@ def comparison(runs: Runs, rows: pd.DataFrame) -> list[Section]:
 
 def _means(part: pd.DataFrame) -> dict[str, Any]:
     return {
-        "seeds": len(part),
+        "runs": len(part),
         "at_validation_epoch": part["strict"].mean(),
         "at_test_epoch": part["mean_recall"].mean(),
         "gain": part["gain"].mean(),
@@ -93,7 +93,7 @@ def _means(part: pd.DataFrame) -> dict[str, Any]:
 
 def _overall(lines: list[dict[str, Any]]) -> dict[str, Any]:
     keys = ("at_validation_epoch", "at_test_epoch", "gain")
-    return {"seeds": sum(line["seeds"] for line in lines)} | {
+    return {"runs": sum(line["runs"] for line in lines)} | {
         key: float(np.mean([line[key] for line in lines])) for key in keys
     }
 
@@ -115,7 +115,7 @@ def _intervals(gains: list[np.ndarray]) -> list[tuple[float, float]]:
     ]
     total, rows = of_mean.sum(), len(gains)
     whole = known.any() and (counts > 1).all()
-    df = total**2 / (of_mean[known] ** 2 / freedom[known]).sum() if whole else np.nan
+    df = min(total**2 / (of_mean[known] ** 2 / freedom[known]).sum(), (counts - 1).sum()) if whole else np.nan
     return [*ends, _ends(means.mean(), total / rows**2, df) if whole else (np.nan, np.nan)]
 
 
@@ -134,7 +134,7 @@ def _shown(numbers: pd.DataFrame) -> pd.DataFrame:
         columns["Config"] = [str(each) for each in numbers["config"]]
     if several:
         columns["Dataset"] = list(numbers["dataset"] + ", " + numbers["backbone"])
-    columns["Seeds"] = [str(each) for each in numbers["seeds"]]
+    columns["Runs"] = [str(each) for each in numbers["runs"]]
     columns["mR at validation's epoch"] = list(map(points, numbers["at_validation_epoch"]))
     columns["mR at the test set's epoch"] = list(map(points, numbers["at_test_epoch"]))
     columns["Gain"] = list(map(points, numbers["gain"]))

@@ -28,6 +28,9 @@ MEANINGS = {
 }
 
 
+_OF_BLOCKS = ("dataset.", "backbone.", "evaluation.protocol")  # settings that the names of blocks say
+
+
 def summarise(runs: Runs) -> pd.DataFrame:
     """One row a group of runs that differ in nothing but the seed: TABLE_COLUMNS, then what the report needs besides.
 
@@ -133,9 +136,7 @@ def _configs(rows: pd.DataFrame) -> pd.Series:
     """
     config = pd.Series("", index=rows.index)
     for _, siblings in rows.groupby("method", sort=False):
-        own = [
-            {k: v for k, v in s.items() if not k.startswith(("dataset.", "backbone."))} for s in siblings["settings"]
-        ]
+        own = [{k: v for k, v in s.items() if not k.startswith(_OF_BLOCKS)} for s in siblings["settings"]]
         config[siblings.index] = distinguish(own, _always(siblings))
     keys = [rows["dataset"], rows["backbone"], rows["method"], config]
     for _, same in rows.groupby(keys, sort=False):
@@ -166,9 +167,7 @@ def _curves(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """The name of each row's curve, and the settings in which the row differs from others on that curve."""
     curve, point = pd.Series("", index=rows.index), pd.Series("", index=rows.index)
     for method, siblings in rows.groupby("method", sort=False):
-        own = [
-            {k: v for k, v in s.items() if not k.startswith(("dataset.", "backbone."))} for s in siblings["settings"]
-        ]
+        own = [{k: v for k, v in s.items() if not k.startswith(_OF_BLOCKS)} for s in siblings["settings"]]
         words = [{k: v for k, v in s.items() if isinstance(v, bool) or not isinstance(v, int | float)} for s in own]
         curve[siblings.index] = [f"{method} {text}".strip() for text in distinguish(words)]
         numbers = pd.Series(

@@ -20,6 +20,7 @@ from bench.config.settings import Protocol
 from bench.store.planned import PLAN
 
 FOLDER = "test_openings"  # in a results folder: <run id>.jsonl
+AGAIN = "-again"  # what is put behind a sweep's name for the folder of runs that are computed anew, to compare
 LONE = "test_openings.jsonl"  # in the folder of a run that belongs to no sweep
 SCORE, CHOOSE, LOADED = "score the chosen epoch", "choose the epoch", "score a loaded run"  # why it was opened
 
@@ -38,8 +39,15 @@ class Opening(BaseModel):
 
 
 def path_of(run_dir: Path) -> Path:
-    """The file of a run's openings: in its sweep's results folder, or in its own folder if that is no sweep's."""
-    return _in_sweep(run_dir) if (run_dir.parent / PLAN).exists() else run_dir / LONE
+    """The file of a run's openings: in its sweep's results folder, or in its own folder if that is no sweep's.
+
+    A run that is computed anew, to compare, notes its opening where the first one is.
+    """
+    parent = run_dir.parent
+    for results in (parent, parent.with_name(parent.name.removesuffix(AGAIN) or parent.name)):
+        if (results / PLAN).exists():
+            return results / FOLDER / f"{run_dir.name}.jsonl"
+    return run_dir / LONE
 
 
 def note(run_dir: Path, *, protocol: Protocol, epoch: int | None, why: str) -> None:
@@ -81,10 +89,6 @@ def read(run_dir: Path) -> list[Opening]:
 def scorings(found: list[Opening]) -> list[Opening]:
     """The openings at the end of a run, of which a finished run has one; those that chose an epoch do not count."""
     return [each for each in found if each.why != CHOOSE]
-
-
-def _in_sweep(run_dir: Path) -> Path:
-    return run_dir.parent / FOLDER / f"{run_dir.name}.jsonl"
 
 
 def _parsed(text: str, run_id: str) -> Iterator[Opening]:
