@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import bench
 from bench import report
 from bench.compute import execute as execution
 from bench.compute.execute import execute
-from bench.config.errors import UserError
 from bench.config.settings import EvaluationSettings
 from bench.plan.spec import RunSpec
 from bench.reporting import protocols, summary
@@ -155,13 +153,6 @@ def test_the_ledger_survives_cut_off_lines_and_foreign_ones(tmp_path: Path) -> N
     assert [each.epoch for each in openings.read(run_dir)] == [1, 2]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cant_be_written_is_one_clear_error(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="nothing was scored"):
-        openings.note(tmp_path, protocol="strict", epoch=1, why=openings.SCORE)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -184,7 +175,7 @@ def selected(method: str, seed: int, mean: float, at_validation: float) -> Any:
 
 
 def mixed(results: Path) -> Path:
-    """Strict rows below all others, zero-shot, and rows of both other protocols; those that saw the test set are best."""
+    """Strict rows, below all others, zero-shot, and rows of both other protocols; test-selected ones are best."""
     entries = [done(spec("lora", seed), 30.0 + seed) for seed in range(3)]
     entries += [done(spec("vpt", seed), 28.0 + seed) for seed in range(3)]
     entries += [selected("lora", seed, 40.0 + seed, 39.0 + 0.8 * seed) for seed in range(3)]

@@ -241,6 +241,23 @@ class EvaluationSettings(Settings):
         return self
 
 
+class TuneSettings(Settings):
+    """Equal tuning: so many trials for each method, chosen on validation, before its runs with the seeds of the grid.
+
+    Beside these keys it has the settings to tune, each with a list of values or `{log: [low, high]}`: `lr`, `rank`, or
+    with their part (`train.lr`, `method.rank`, `loss.margin`).
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    trials: int = Field(ge=1)
+    """Trials a method; of a grid of lists, as many are drawn."""
+    seed: int = Field(0, ge=0)
+    """Of the draws, and of the training of all trials."""
+    halving: Annotated[int, Field(ge=2)] | None = None
+    """Train all trials for one such part of the epochs, and as large a part of them at full length; null: all."""
+
+
 class CoreSettings(Settings):
     """How runs are computed. No run id depends on it: the results are the same but for rounding."""
 

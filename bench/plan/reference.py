@@ -19,6 +19,7 @@ from bench.config.settings import (
     ReportSettings,
     Settings,
     TrainSettings,
+    TuneSettings,
 )
 from bench.plan import recipes
 from methods import losses
@@ -126,6 +127,7 @@ def page() -> str:
         "backbone": BackboneSettings,
         "train": TrainSettings,
         "evaluation": EvaluationSettings,
+        "tune": TuneSettings,
         "report": ReportSettings,
         "core": CoreSettings,
         **SCHEDULERS,

@@ -6,14 +6,18 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from bench.reporting import protocols
+from bench.reporting import protocols, tuning
 from bench.reporting.section import Section
 from bench.store.frame import Runs
 
 __all__ = ["PROVIDERS", "Section", "csv", "sections"]
 
 # Each gives the tables for which the runs have numbers, from the runs and the rows of `summary.summarise`.
-PROVIDERS: tuple[Callable[[Runs, pd.DataFrame], list[Section]], ...] = (protocols.comparison, protocols.reopened)
+PROVIDERS: tuple[Callable[[Runs, pd.DataFrame], list[Section]], ...] = (
+    tuning.tuning,
+    protocols.comparison,
+    protocols.reopened,
+)
 
 
 def sections(runs: Runs, rows: pd.DataFrame) -> list[Section]:

@@ -69,7 +69,8 @@ class Runs:
 
     command: it started the sweep, or would start it again; None where the plan does not say. frame: one row a run,
     columns as in COLUMNS. ignored: run folders that are left out. content: the sweep file with all overrides, empty
-    where the plan has none. plugins: the files of the plan's plug-ins.
+    where the plan has none. plugins: the files of the plan's plug-ins. trials: the plan's runs that never open the test
+    set, with the same columns; they are in no other table.
     """
 
     folder: Path
@@ -79,6 +80,7 @@ class Runs:
     ignored: tuple[str, ...]
     content: dict[str, Any] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
+    trials: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COLUMNS)))
 
     @property
     def finished(self) -> pd.DataFrame:
@@ -113,11 +115,14 @@ def collect(folder: Path, plan: planned.Plan | None = None, *, only: bool = Fals
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     _name_blocks(frame)
     _part_duplicates(frame)
+    frame = frame.astype({name: kind for name, kind in COLUMNS.items() if kind not in ("object", "str")})
+    trial = frame["settings"].map(lambda flat: flat.get("evaluation.test") is False)
     return Runs(
         folder=folder,
         sweep=plan.sweep if plan else folder.resolve().name,
         command=_command(plan),
-        frame=frame.astype({name: kind for name, kind in COLUMNS.items() if kind not in ("object", "str")}),
+        frame=frame[~trial].reset_index(drop=True),
+        trials=frame[trial & frame["planned"]].reset_index(drop=True),
         ignored=tuple(sorted(set(others) - set(frame["run_id"]))),
         content=plan.content if plan else {},
         plugins=tuple(plan.start.plugins) if plan and plan.start else (),
