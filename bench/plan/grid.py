@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -170,9 +171,8 @@ def expand_document(document: Document, overrides: Sequence[str] = (), *, file: 
         raise UserError(f"{document.at(('evaluation',))}: evaluation.test: false is for trials alone; see `tune`")
     tuned: list[Tuned] = []
     if parts.tune is not None:
-        tuned, more = tuning.plan(document, parts.tune, runs.values())
+        tuned, more = tuning.plan(document, parts.tune, runs.values(), partial(_limit_total, document))
         notes += more
-        _limit_total(document, len(runs) + sum(len(each.trials) for each in tuned))
         for each in tuned:
             for run in each.runs:
                 del runs[run.run_id]

@@ -11,7 +11,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,8 +89,10 @@ def _ranked(trials: Sequence[RunSpec], scores: Scores) -> list[int] | None:
     return [place for _, place in sorted(finished)]
 
 
-def plan(document: Document, written: Any, runs: Iterable[RunSpec]) -> tuple[list[Tuned], list[str]]:
-    """The configurations to be tuned among these runs, and notes.
+def plan(
+    document: Document, written: Any, runs: Iterable[RunSpec], limit: Callable[[int], None]
+) -> tuple[list[Tuned], list[str]]:
+    """The configurations to be tuned among these runs, and notes. `limit(count)` raises if there are too many trials.
 
     Methods that train nothing, or that have none of the settings, are not tuned. UserError for a setting that no method
     has, and for values that it does not take.
@@ -103,6 +105,7 @@ def plan(document: Document, written: Any, runs: Iterable[RunSpec]) -> tuple[lis
     for run in runs:
         key = json.dumps(run.to_dict() | {"seed": None}, sort_keys=True)
         configurations.setdefault(key, []).append(run)
+    limit(len(configurations) * settings.trials)
     found, notes, used = [], [], set()
     for listed in configurations.values():
         base = listed[0]
