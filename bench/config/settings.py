@@ -223,7 +223,7 @@ class EvaluationSettings(Settings):
     protocol: Protocol = "strict"
     """What chooses the epoch: validation; the test set, as some released code does (marked); or nothing."""
     test: bool = True
-    """Whether the test set is scored; false: never opened, as in the trials of `tune`."""
+    """Whether the test set is scored; false is for the trials of `tune` alone, which never open it."""
     interpolate: Annotated[tuple[Share, ...], Field(min_length=1)] | None = None
     """WiSE-FT: shares of the trained weights, the rest the backbone's, of which validation chooses; null: no mixing."""
 
@@ -243,7 +243,6 @@ class EvaluationSettings(Settings):
 
 class TuneSettings(Settings):
     """Equal tuning: so many trials for each method, chosen on validation, before its runs with the seeds of the grid.
-
     Beside these keys it has the settings to tune, each with a list of values or `{log: [low, high]}`: `lr`, `rank`, or
     with their part (`train.lr`, `method.rank`, `loss.margin`).
     """
