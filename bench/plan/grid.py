@@ -173,9 +173,8 @@ def expand_document(document: Document, overrides: Sequence[str] = (), *, file: 
     if parts.tune is not None:
         tuned, more = tuning.plan(document, parts.tune, runs.values(), partial(_limit_total, document))
         notes += more
-        for each in tuned:
-            for run in each.runs:
-                del runs[run.run_id]
+        for run in (run for configuration in tuned for run in configuration.runs):
+            del runs[run.run_id]
     return Sweep(parts.name, file, tuple(runs.values()), blocks, tuple(notes), document.data, recipes, tuple(tuned))
 
 

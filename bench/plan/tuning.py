@@ -106,7 +106,9 @@ def plan(
         key = json.dumps(run.to_dict() | {"seed": None}, sort_keys=True)
         configurations.setdefault(key, []).append(run)
     limit(len(configurations) * settings.trials)
-    found, notes, used = [], [], set()
+    found: list[Tuned] = []
+    notes: list[str] = []
+    used: set[str] = set()
     for listed in configurations.values():
         base = listed[0]
         places = {key: place for key in axes if base.method.trains and (place := _place(base, key))}
@@ -198,7 +200,8 @@ def _with(document: Document, spec: RunSpec, place: tuple[str, str], value: Any,
     cls = type(old)
     given = old.model_dump(mode="json") | {name: value}
     changed = parse(cls, given, f"tune: {part}", document, ("tune",), dict.fromkeys(given, written))
-    trial = replace(spec, **{part: changed})
+    changes: dict[str, Any] = {part: changed}
+    trial = replace(spec, **changes)
     with placed(written):
         if part == "method":
             trial.method.check(model_shape(spec.backbone.model))
