@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from scipy import stats
 from bench.config.settings import Protocol
 from bench.evidence.statistics import LEVEL, moderated
 from bench.reporting.section import Section
-from bench.store import openings
 from bench.store.frame import Runs
 
 SELECTED, LAST, REOPENED = "♯", "♭", "∗"  # marks of a row
@@ -147,8 +146,7 @@ def _shown(numbers: pd.DataFrame) -> pd.DataFrame:
 
 def reopened(runs: Runs, rows: pd.DataFrame) -> list[Section]:
     """The openings of the test set by runs that scored it more than once."""
-    again = runs.finished[runs.finished["openings"].fillna(0) > 1]
-    numbers = pd.DataFrame([each for run_id in again["run_id"] for each in _scorings(runs, str(run_id))])
+    numbers = pd.DataFrame([each for found in runs.finished["openings"] if len(found) > 1 for each in found])
     if numbers.empty:
         return []
     note = (
@@ -161,8 +159,3 @@ def reopened(runs: Runs, rows: pd.DataFrame) -> list[Section]:
     epochs = [_DASH if pd.isna(each) else str(int(each)) for each in numbers["epoch"]]
     shown = shown.drop(columns="epoch").assign(Epoch=epochs)
     return [Section("test_openings", "Test sets opened more than once", note, numbers, shown)]
-
-
-def _scorings(runs: Runs, run_id: str) -> Iterator[dict[str, Any]]:
-    for each in openings.scorings(openings.read(runs.folder / run_id)):
-        yield each.model_dump()

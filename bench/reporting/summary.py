@@ -82,7 +82,7 @@ def summarise(runs: Runs) -> pd.DataFrame:
     rows["chosen"] = _chosen(rows)
     rows["train_seconds"] = done["train_seconds"].mean()
     rows["peak_bytes"] = done["peak_bytes"].max()
-    again = runs.finished.loc[runs.finished["openings"].fillna(0) > 1, "group"].value_counts()
+    again = runs.finished.loc[runs.finished["openings"].map(len) > 1, "group"].value_counts()
     rows["reopened"] = again.reindex(rows.index, fill_value=0)
     others = runs.finished.loc[~runs.finished["planned"], "group"].value_counts()
     rows["outside_grid"] = others.reindex(rows.index, fill_value=0)

@@ -42,7 +42,7 @@ COLUMNS = {
     "val_mean_recall": "float64",
     "protocol": "str",  # what chose the epoch: bench.config.settings.Protocol
     "selection": "object",  # dict as in result.json, of test-selected runs; None without
-    "openings": "Int64",  # how often the ledger has its test set scored; missing without a ledger
+    "openings": "object",  # a dict for each time that the ledger has its test set scored; () without a ledger
     "interpolation": "object",  # dict as in result.json, None without
     "i2t_ties": "Int64",  # queries whose rank is tied
     "t2i_ties": "Int64",
@@ -148,7 +148,13 @@ def _command(plan: planned.Plan | None) -> str | None:
 
 def _read_run(run_dir: Path, spec: dict[str, Any] | None) -> dict[str, Any]:
     """One row. The plan's settings win over the result's: data and weights may have moved since it ran."""
-    row: dict[str, Any] = {"run_id": run_dir.name, "status": "missing", "note": "not run", "provenance": {}}
+    row: dict[str, Any] = {
+        "run_id": run_dir.name,
+        "status": "missing",
+        "note": "not run",
+        "provenance": {},
+        "openings": (),
+    }
     try:
         result = record.load(run_dir)
         if result is not None:
@@ -171,8 +177,7 @@ def _read_run(run_dir: Path, spec: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _opened(run_dir: Path) -> dict[str, Any]:
-    found = openings.read(run_dir)
-    return {"openings": len(openings.scorings(found))} if found else {}
+    return {"openings": tuple(each.model_dump() for each in openings.scorings(openings.read(run_dir)))}
 
 
 def _outcome(result: Record, spec: dict[str, Any] | None) -> dict[str, Any]:
