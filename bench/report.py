@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.config.terminal import command, given_path
+
+if TYPE_CHECKING:
+    from bench.store.planned import Plan
 
 PROG = "python -m bench.report"
 
@@ -39,6 +44,11 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-significance", action="store_true", help="no intervals, and no marks of what can't be told apart"
     )
+    parser.add_argument(
+        "--compare-protocols",
+        action="store_true",
+        help="print what choosing the epoch on the test set is worth for each method, of runs that did so",
+    )
     return parser
 
 
@@ -51,9 +61,29 @@ def _run(arguments: argparse.Namespace) -> int:
     if plan is None and (arguments.plan or arguments.only):
         raise UserError(f"no plan {arguments.plan or ''} in {arguments.results}".replace("  ", " "))
     report = build(arguments.results, arguments.out, plan, only=arguments.only, plain=arguments.no_significance)
-    report.print_table()
+    if arguments.compare_protocols:
+        _compare(arguments.results, plan, arguments.only)
+    else:
+        report.print_table()
     print(f"\nreport: {report.index}")
     return 0
+
+
+def _compare(results: Path, plan: Plan | None, only: bool) -> None:
+    """Print the section on test selection; UserError if no run has what it needs."""
+    from bench.config.errors import UserError
+    from bench.reporting import protocols, summary
+    from bench.store.frame import collect
+
+    runs = collect(results, plan, only=only)
+    found = protocols.comparison(runs, summary.summarise(runs))
+    if not found:
+        raise UserError(
+            f"{results} has no finished run whose epoch the test set chose; "
+            "run the sweep with `--set evaluation.protocol=test-selected`"
+        )
+    for section in found:
+        print(f"{section.title}\n\n{section.shown.to_string(index=False)}\n\n{section.note}")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,9 @@ def _compute(run_dir: Path) -> int:
     if not done.finished:
         return _say_failure(done)
     assert done.metrics is not None
-    print(json.dumps(done.metrics.test.model_dump(), indent=2))
+    scores = done.metrics.test or done.metrics.val  # of a trial, which has no test
+    assert scores is not None
+    print(json.dumps(scores.model_dump(), indent=2))
     return 0
 
 
@@ -177,13 +179,13 @@ def _again(old_dir: Path) -> int:
     """Compute a finished run anew in the folder `<sweep>-again` beside its sweep's, and print what differs."""
     from bench.config.files import make_folder, write_bytes
     from bench.plan.spec import RunSpec
-    from bench.store import record
+    from bench.store import openings, record
 
     old_dir = old_dir.absolute()
     old = record.read(old_dir)
     if not old or not old.finished:
         raise UserError(f"{old_dir} is not finished; `{PROG} {old_dir}` computes it")
-    new_dir = old_dir.parent.with_name(f"{old_dir.parent.name}-again") / old_dir.name
+    new_dir = old_dir.parent.with_name(old_dir.parent.name + openings.AGAIN) / old_dir.name
     make_folder(new_dir)
     new = record.read(new_dir)
     if new is None or not new.finished:

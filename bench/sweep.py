@@ -114,6 +114,7 @@ def _positive(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from bench.launch.stages import staged
     from bench.plan.grid import expand
     from methods.registry import add_plugin
 
@@ -123,6 +124,7 @@ def _run(arguments: argparse.Namespace) -> int:
         sweep = expand(arguments.file, arguments.overrides)
         folder, reports = arguments.results / sweep.name, arguments.reports / sweep.name
         if arguments.dry_run:
+            sweep = staged(sweep, folder)
             print_plan(sweep, folder, arguments)
             print_scripts(sweep, folder, reports, executor=arguments.executor)
             return _print_faults(sweep, folder)
@@ -132,23 +134,35 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def execute(sweep: Sweep, folder: Path, reports: Path, arguments: argparse.Namespace) -> int:
-    """Run what is not finished and write the report; a scheduler does both on its own unless `--follow` is given."""
+    """Run what is not finished and write the report; a scheduler does both on its own unless `--follow` is given.
+
+    A sweep that tunes goes on with its winners' runs when the trials are over.
+    """
     from bench.config.terminal import progress_counter
+    from bench.launch.stages import staged
     from bench.launch.start import start
 
-    _print_counts(sweep, folder, arguments)
-    started = start(
-        sweep,
-        folder=folder,
-        reports=reports,
-        executor=arguments.executor,
-        workers=arguments.workers,
-        stay=arguments.follow,
-        command=arguments.command,
-        only=arguments.only,
-        on_pixels=progress_counter("preparing images"),
-    )
-    return _report(started.plan, folder, reports) if started.over else 0
+    stage = staged(sweep, folder)
+    while True:
+        _print_counts(stage, folder, arguments)
+        started = start(
+            stage,
+            folder=folder,
+            reports=reports,
+            executor=arguments.executor,
+            workers=arguments.workers,
+            stay=arguments.follow,
+            command=arguments.command,
+            only=arguments.only,
+            on_pixels=progress_counter("preparing images"),
+        )
+        if not started.over:
+            if sweep.tuned:
+                print("when these are finished, the same command goes on with what the trials decide")
+            return 0
+        before, stage = stage, staged(sweep, folder)
+        if [run.run_id for run in stage.runs] == [run.run_id for run in before.runs]:
+            return _report(started.plan, folder, reports)
 
 
 def print_plan(sweep: Sweep, folder: Path, arguments: argparse.Namespace) -> None:

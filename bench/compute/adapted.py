@@ -26,7 +26,7 @@ from bench.data.captions import clean
 from bench.data.pixels import decode, fault, resized, strict
 from bench.data.transforms import PRESETS, normalise
 from bench.plan.spec import RunSpec
-from bench.store import record
+from bench.store import openings, record
 from bench.store.folder import ADAPTER
 
 
@@ -41,6 +41,8 @@ class Adapted:
     backbone: Backbone
     spec: RunSpec
     provenance: dict[str, Any]
+    run_dir: Path
+    epoch: int | None
 
     @property
     def model(self) -> DualEncoder:
@@ -114,7 +116,8 @@ class Adapted:
     def score(self, split: str = "test") -> dict[str, Any]:
         """Recalls on a split of the run's dataset; on hardware like the run's, result.json's to the last digit.
 
-        UserError if the annotations are no longer those of the run.
+        Scoring the test set is noted in the ledger of the run's results folder. UserError if that can't be written, or
+        if the annotations are no longer those of the run.
         """
         dataset = data.load(self.spec.dataset)
         if dataset.sha256 != self.provenance["dataset_sha256"]:
@@ -127,6 +130,8 @@ class Adapted:
             shortcuts=shortcuts_of(self.spec, self.model),
             core=self.spec.core,
         )
+        if split == "test":
+            openings.note(self.run_dir, protocol=self.spec.evaluation.protocol, epoch=self.epoch, why=openings.LOADED)
         threads = torch.get_num_threads()
         torch.set_num_threads(self.provenance["threads"])
         try:
@@ -181,4 +186,5 @@ def load(run_dir: Path, device: str | torch.device | None = None, weights: str |
         line = Line(backbone.model, spec.method, build(spec, torch.device("cpu")).model)
         line.move_to(result.metrics.interpolation.share)
     backbone.model.eval()
-    return Adapted(backbone, spec, origin)
+    epoch = result.metrics.best_epoch if result.metrics else None
+    return Adapted(backbone, spec, origin, run_dir, epoch)

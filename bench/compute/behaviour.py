@@ -23,6 +23,7 @@ from bench.data import Dataset
 from bench.data.captions import clean
 from bench.plan.spec import RunSpec
 from bench.store import behaviour as store
+from bench.store import openings
 from bench.store.behaviour import Classification, Geometry, Measured, Role, TestSet
 from bench.store.record import Scores
 
@@ -88,6 +89,7 @@ class Finished:
         dataset, prepared = self.kept[key]
         if dataset.sha256 != found.provenance["dataset_sha256"]:
             raise UserError(f"the annotations of {dataset.name} have changed since {run_dir} was scored")
+        openings.note(run_dir, protocol=spec.evaluation.protocol, epoch=found.epoch, why=openings.MEASURED)
         with deterministic():
             return record(run_dir, spec, found.backbone, dataset, prepared)
 

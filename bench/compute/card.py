@@ -10,10 +10,16 @@ import yaml
 
 from bench.compute.adapted import Adapted
 from bench.config import backbones, hub
+from bench.config.settings import Protocol
 from bench.config.version import VERSION
 from bench.store.record import RECALLS, Record, Scores
 
 _LIBRARY = {"open_clip": "open_clip", "peft": "peft", "adapter": "petl-bench"}
+_CHOICE: dict[Protocol, str] = {
+    "strict": " The epoch was chosen on the validation split.",
+    "test-selected": " The epoch was chosen on the test set itself: do not compare with models chosen by validation.",
+    "last-epoch": " The weights are the last epoch's.",
+}
 _RECALL_NAMES = {
     **{
         f"{way}_r{k}": f"{words} R@{k}"
@@ -54,7 +60,7 @@ def text(adapted: Adapted, result: Record, chosen: str, name: str, licence: str 
         f"Embeddings of random pictures and of captions, loaded again from these files, differed from the run's own by "
         f"at most {difference:.1e} in any number (of length 1).",
         "## Scores",
-        _scores(result),
+        _scores(result, spec.evaluation.protocol),
         "## Data",
         _data(adapted, result),
         "## Settings",
@@ -122,12 +128,13 @@ def _peft_lines(adapted: Adapted) -> list[str]:
     ]
 
 
-def _scores(result: Record) -> str:
+def _scores(result: Record, protocol: Protocol) -> str:
     assert result.metrics is not None
     val, test = result.metrics.val, result.metrics.test
     rows = [f"| {_RECALL_NAMES[key]} | {_number(test, key)} | {_number(val, key)} |" for key in RECALLS]
-    size = f" Test set: {test.images:,} images, {test.captions:,} captions." if test.images and test.captions else ""
-    chosen = " The epoch was chosen on the validation split." if result.metrics.best_epoch is not None else ""
+    known = test is not None and test.images and test.captions
+    size = f" Test set: {test.images:,} images, {test.captions:,} captions." if known else ""  # type: ignore[union-attr]
+    chosen = _CHOICE[protocol] if result.metrics.best_epoch is not None else ""
     note = f"Recall in percent, one seed.{chosen}{size}"
     return "\n".join([note, "", "| | test | validation |", "|---|---:|---:|", *rows])
 

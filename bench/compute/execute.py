@@ -1,4 +1,4 @@
-"""One run from its settings to its result: train, choose the epoch by validation, score the test set once."""
+"""One run from its settings to its result: train, choose the epoch by the protocol, score the test set once."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from bench.core.state import Fit, StateFiles, saved_position
 from bench.core.train import fit
 from bench.data.duplicates import numbered
 from bench.plan.spec import RUN_ID, RunSpec
-from bench.store import folder, provenance, record, testset
+from bench.store import folder, openings, provenance, record, testset
 from bench.store.attempts import GPUS_HELD, end_attempt, start_attempt
-from bench.store.record import Cost, Failure, Metrics, Record, Scores
+from bench.store.record import Cost, Failure, Metrics, Record, Scores, Selection
 from methods import registry
 
 
@@ -156,7 +156,8 @@ def _flops_per_pair(spec: RunSpec, model: DualEncoder, inputs: Inputs, loaded: L
     """`cost.flops_per_pair`, counted once for all runs of this process that differ in seed and training alone."""
     key = ("flops", type(spec.method), spec.method.model_dump_json())
     if key not in loaded.prepared:
-        loaded.prepared[key] = cost.flops_per_pair(model, *inputs.one_pair("test"))
+        split = "test" if spec.evaluation.test else "val"
+        loaded.prepared[key] = cost.flops_per_pair(model, *inputs.one_pair(split))
     found: int = loaded.prepared[key]
     return found
 
@@ -203,6 +204,8 @@ def _compute(
                 settings=spec.train,
                 seed=spec.seed,
                 files=files,
+                protocol=spec.evaluation.protocol,
+                test=_test_of(spec, inputs, run_dir),
                 on_progress=progress,
                 on_history=note,
                 should_stop=should_stop,
@@ -217,26 +220,19 @@ def _compute(
         between, done.best_metrics = interpolate.choose(
             line, shares, lambda: ranks.metrics(*evaluate(model, validation))
         )
-    progress("test")
-    items = loaded.dataset.test
-    (i2t, t2i), alike = evaluate_alike(model, inputs.eval_set("test"), torch.tensor(numbered(items)))
-    captions = np.array([len(item.captions) for item in items])
-    write_bytes(run_dir / folder.RANKS, ranks.to_npz(ranks.Saved(i2t, t2i, captions, *alike)))
-    testset.write(
-        run_dir.parent,
-        loaded.dataset.name,
-        loaded.dataset.sha256,
-        [item.image for item in items],
-        [item.label for item in items],
-        [item.captions for item in items],
-    )
-    behaviour.record(run_dir, spec, backbone, loaded.dataset, loaded.prepared)
+    test_scores, selection = None, None
+    if spec.evaluation.test:
+        progress("test")
+        test_scores = _score_test(spec, inputs, loaded, run_dir, done.best_epoch)
+        selection = _selection(done)
+        behaviour.record(run_dir, spec, backbone, loaded.dataset, loaded.prepared)
     return {
         "metrics": Metrics(
             best_epoch=done.best_epoch,
             val=Scores.model_validate(done.best_metrics),
-            test=Scores.model_validate(ranks.metrics(i2t, t2i)),
+            test=test_scores,
             interpolation=between,
+            selection=selection,
         ),
         "cost": Cost(
             **parameters,
@@ -256,6 +252,46 @@ def _compute(
             "plugins": registry.sources(type(spec.method), type(spec.loss)),
         },
     }
+
+
+def _test_of(spec: RunSpec, inputs: Inputs, run_dir: Path) -> Callable[[int], float] | None:
+    """What scores the test set after an epoch, with a note in the ledger; None if the protocol has no such thing."""
+    if spec.evaluation.protocol != "test-selected":
+        return None
+    test_set = inputs.eval_set("test")
+
+    def mean_recall(epoch: int) -> float:
+        openings.note(run_dir, protocol=spec.evaluation.protocol, epoch=epoch, why=openings.CHOOSE)
+        return float(ranks.metrics(*evaluate(inputs.backbone.model, test_set))["mean_recall"])
+
+    return mean_recall
+
+
+def _score_test(spec: RunSpec, inputs: Inputs, loaded: Loaded, run_dir: Path, epoch: int | None) -> Scores:
+    """Score the test set with the model as it is, after a note in the ledger, and write the ranks."""
+    openings.note(run_dir, protocol=spec.evaluation.protocol, epoch=epoch, why=openings.SCORE)
+    items = loaded.dataset.test
+    model = inputs.backbone.model
+    (i2t, t2i), alike = evaluate_alike(model, inputs.eval_set("test"), torch.tensor(numbered(items)))
+    captions = np.array([len(item.captions) for item in items])
+    write_bytes(run_dir / folder.RANKS, ranks.to_npz(ranks.Saved(i2t, t2i, captions, *alike)))
+    testset.write(
+        run_dir.parent,
+        loaded.dataset.name,
+        loaded.dataset.sha256,
+        [item.image for item in items],
+        [item.label for item in items],
+        [item.captions for item in items],
+    )
+    return Scores.model_validate(ranks.metrics(i2t, t2i))
+
+
+def _selection(done: Fit) -> Selection | None:
+    """What validation would have chosen, where the test set was scored after every epoch."""
+    if not done.history or "test_mean_recall" not in done.history[0]:
+        return None
+    row = max(done.history, key=lambda row: row["val_mean_recall"])  # of equal ones the earliest
+    return Selection(validation_epoch=row["epoch"], test_mean_recall=row["test_mean_recall"])
 
 
 def _describe(error: Exception) -> Failure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -214,11 +214,16 @@ class TrainSettings(Settings):
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Protocol = Literal["strict", "test-selected", "last-epoch"]
 
 
 class EvaluationSettings(Settings):
-    """What is done with a trained model before its test. The epoch is always chosen on the validation split."""
+    """How the epoch is chosen, and what is done with a trained model before its test."""
 
+    protocol: Protocol = "strict"
+    """What chooses the epoch: validation; the test set, as some released code does (marked); or nothing."""
+    test: bool = True
+    """Whether the test set is scored; false is for the trials of `tune` alone, which never open it."""
     interpolate: Annotated[tuple[Share, ...], Field(min_length=1)] | None = None
     """WiSE-FT: shares of the trained weights, the rest the backbone's, of which validation chooses; null: no mixing."""
 
@@ -226,6 +231,30 @@ class EvaluationSettings(Settings):
     @classmethod
     def _in_order(cls, shares: tuple[float, ...] | None) -> tuple[float, ...] | None:
         return None if shares is None else tuple(sorted(set(shares)))
+
+    @model_validator(mode="after")
+    def _fits(self) -> EvaluationSettings:
+        if self.protocol == "test-selected" and not self.test:
+            raise ValueError("protocol: test-selected needs the test set; remove `test: false`")
+        if self.protocol == "test-selected" and self.interpolate:
+            raise ValueError("protocol: test-selected knows no interpolation, whose share validation chooses")
+        return self
+
+
+class TuneSettings(Settings):
+    """Equal tuning: so many trials for each method, chosen on validation, before its runs with the seeds of the grid.
+    Beside these keys it has the settings to tune, each with a list of values or `{log: [low, high]}`: `lr`, `rank`, or
+    with their part (`train.lr`, `method.rank`, `loss.margin`).
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    trials: int = Field(ge=1)
+    """Trials a method; of a grid of lists, as many are drawn."""
+    seed: int = Field(0, ge=0)
+    """Of the draws, and of the training of all trials."""
+    halving: Annotated[int, Field(ge=2)] | None = None
+    """Train all trials for one such part of the epochs, and as large a part of them at full length; null: all."""
 
 
 # The prompts of CLIP's authors for scenes from above (RESISC45, in the notebook with the prompts of the CLIP paper).

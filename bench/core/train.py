@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import typing
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bench.config.errors import Stopped
-from bench.config.settings import TrainSettings
+from bench.config.settings import Protocol, TrainSettings
 from bench.core import cost, state
 from bench.core.evaluate import EvalSet, evaluate
 from bench.core.micro import MicroBatches
@@ -59,7 +60,7 @@ class TrainBatches:
 
 
 @runtime_checkable
-class Objective(Protocol):
+class Objective(typing.Protocol):
     """What training minimises: a loss of a batch's embeddings, and the dropout rate of the second view it needs.
 
     See `DualEncoder.forward` for the second view; None: the loss needs none.
@@ -128,11 +129,16 @@ def fit(
     settings: TrainSettings,
     seed: int,
     files: StateFiles,
+    protocol: Protocol = "strict",
+    test: Callable[[int], float] | None = None,
     on_progress: Callable[..., None] = _ignore,
     on_history: Callable[[Sequence[Mapping[str, Any]]], None] = _ignore,
     should_stop: Callable[[], bool] = _never,
 ) -> Fit:
-    """Train what has `requires_grad`, and keep the adapter of the epoch with the best validation mean recall.
+    """Train what has `requires_grad`, and keep the adapter of the epoch that the protocol chooses.
+
+    That is the one with the best mean recall on the validation split (strict) or the test set (test-selected), or the
+    last one. `test(epoch)`, which a test-selected run needs, gives the mean recall on the test set after an epoch.
 
     The whole state is saved to `files` after every epoch, and after the first optimizer step at which `should_stop()`
     is true. Called again with the same files, training continues from the saved state and ends with the same numbers:
@@ -201,18 +207,20 @@ def fit(
         scores = metrics(*evaluate(model, validation))
         done.seconds += seconds
         done.pairs += part.pairs
-        done.history.append(
-            {
-                "epoch": epoch,
-                "train_loss": train_loss,
-                "lr": optimizer.param_groups[0]["lr"],
-                "val_mean_recall": scores["mean_recall"],
-                "seconds": round(seconds, 3),
-            }
-        )
+        row = {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "lr": optimizer.param_groups[0]["lr"],
+            "val_mean_recall": scores["mean_recall"],
+            "seconds": round(seconds, 3),
+        }
+        if protocol == "test-selected" and test is not None:
+            row["test_mean_recall"] = test(epoch)
+        better = _is_better(row, done, protocol)
+        done.history.append(row)
         if model.teacher is not None:
             model.teacher.after_epoch(epoch, settings.epochs, trainable)
-        if done.best_epoch is None or scores["mean_recall"] > done.best_metrics["mean_recall"]:
+        if better:
             done.best_epoch, done.best_metrics = epoch, scores
             model.save_adapter(files.best_of(epoch))
         state.save(files, epoch=epoch, fit=done, model=model, optimizer=optimizer)
@@ -221,6 +229,14 @@ def fit(
         if epoch < settings.epochs and should_stop():
             raise Stopped
     return done
+
+
+def _is_better(row: Mapping[str, Any], done: Fit, protocol: Protocol) -> bool:
+    """Whether the epoch of this row of history is to be kept in place of the best one so far."""
+    if protocol == "last-epoch" or done.best_epoch is None:
+        return True
+    measure = "test_mean_recall" if protocol == "test-selected" else "val_mean_recall"
+    return bool(row[measure] > done.history[done.best_epoch - 1][measure])
 
 
 def _backward(

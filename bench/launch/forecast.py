@@ -114,7 +114,9 @@ def flops(run: RunSpec) -> float | None:
     image, text = tower_flops(shape.image), tower_flops(shape.text)
     image += 2 * shape.patches * 3 * shape.patch**2 * shape.image.width
     items = _items(run.dataset)
-    splits = {"val": run.train.epochs if run.method.trains else 1, "test": 1}
+    splits = {"val": run.train.epochs if run.method.trains else 1, "test": int(run.evaluation.test)}
+    if run.evaluation.protocol == "test-selected":
+        splits["test"] += run.train.epochs
     total = 0.0
     for split, times in splits.items():
         here = getattr(items, split)

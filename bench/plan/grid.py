@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,13 +34,14 @@ from bench.config.settings import (
     dataset_class,
 )
 from bench.config.shapes import ModelShape
-from bench.plan import behaviour, budget, interpolation
+from bench.plan import behaviour, budget, interpolation, tuning
 from bench.plan.axes import Choice, Choices, expanded, section, values
 from bench.plan.departures import departures
 from bench.plan.entries import BESIDE, SECTIONS, Entry, Use, placed, read_entry, read_losses, uses
 from bench.plan.overrides import method_entries, override_key
 from bench.plan.recipes import Layer, Recipe
 from bench.plan.spec import RunSpec, data_identity, untrained, weights_identity
+from bench.plan.tuning import Tuned
 from methods.base import Method
 from methods.losses import Loss
 
@@ -62,6 +64,7 @@ class _File(Settings):
     train: Any = Field(default_factory=dict)
     loss: Any = None
     evaluation: Any = Field(default_factory=dict)
+    tune: Any = None
     report: ReportSettings = ReportSettings()
     core: CoreSettings = CoreSettings()
     behaviour: Any = Field(default_factory=dict)
@@ -79,6 +82,7 @@ class Sweep:
     file: None for a sweep that was not read from one. schedulers: each cluster scheduler's block of settings. notes:
     what was left out or is the same run twice. content: the whole file with the overrides, as plain data. recipes: run
     id -> the recipe that the run was planned with, and the keys in which it departs from it; for runs with a recipe.
+    tuned: the configurations that are tuned; their runs are none of `runs` before `bench.launch.stages.staged`.
     """
 
     name: str
@@ -88,6 +92,7 @@ class Sweep:
     notes: tuple[str, ...] = ()
     content: Mapping[str, Any] = field(default_factory=dict)
     recipes: Mapping[str, tuple[str, list[str]]] = field(default_factory=dict)
+    tuned: tuple[Tuned, ...] = ()
 
 
 def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -167,7 +172,15 @@ def expand_document(document: Document, overrides: Sequence[str] = (), *, file: 
     notes = [*dict.fromkeys(fitted), *_departing(runs, recipes)]
     if total > len(runs):
         notes.append(f"{total - len(runs)} of {total} combinations are the same run as another")
-    return Sweep(parts.name, file, tuple(runs.values()), blocks, tuple(notes), document.data, recipes)
+    if not all(run.evaluation.test for run in runs.values()):
+        raise UserError(f"{document.at(('evaluation',))}: evaluation.test: false is for trials alone; see `tune`")
+    tuned: list[Tuned] = []
+    if parts.tune is not None:
+        tuned, more = tuning.plan(document, parts.tune, runs.values(), partial(_limit_total, document))
+        notes += more
+        for run in (run for configuration in tuned for run in configuration.runs):
+            del runs[run.run_id]
+    return Sweep(parts.name, file, tuple(runs.values()), blocks, tuple(notes), document.data, recipes, tuple(tuned))
 
 
 def _departing(runs: Mapping[str, RunSpec], recipes: Mapping[str, tuple[str, list[str]]]) -> list[str]:
@@ -212,6 +225,10 @@ def _limit(
     """UserError if there are too many combinations; none of them is built for that."""
     each = math.prod(shared)
     total = each * sum(entry.count * (budgets * len(seeds) if entry.cls.trains else 1) for entry in entries)
+    _limit_total(document, total)
+
+
+def _limit_total(document: Document, total: int) -> None:
     if total > MOST_RUNS:
         raise UserError(
             f"{document.at(('grid',))}: grid: {total:,} runs, more than {MOST_RUNS:,}; "

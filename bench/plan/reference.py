@@ -20,6 +20,7 @@ from bench.config.settings import (
     ReportSettings,
     Settings,
     TrainSettings,
+    TuneSettings,
 )
 from bench.plan import recipes
 from methods import losses
@@ -128,6 +129,7 @@ def page() -> str:
         "train": TrainSettings,
         "evaluation": EvaluationSettings,
         "behaviour": BehaviourSettings,
+        "tune": TuneSettings,
         "report": ReportSettings,
         "core": CoreSettings,
         **SCHEDULERS,

@@ -144,6 +144,10 @@ class RunSpec:
             parts.append(f"lr{self.train.lr:g}")
         if self.evaluation.interpolate:
             parts.append("interpolated")
+        if self.evaluation.protocol != "strict":
+            parts.append(self.evaluation.protocol)
+        if not self.evaluation.test:
+            parts.append("trial")
         if parts:
             yield _safe("-".join(parts))[:60].rstrip("-")
 

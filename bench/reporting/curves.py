@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from bench.reporting import protocols
 from bench.reporting.figures import COLOURS, COLUMN, MARKERS, Ink, style
 from bench.store.frame import Runs
 from bench.store.naming import canonical
@@ -128,7 +129,7 @@ def draw(chart: Chart, dark: bool = False) -> Figure:
         axes = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
         for panel, (title, curves) in zip(axes, chart.panels.items(), strict=False):
             _panel(panel, curves, labels, ink)
-            if len(chart.panels) > 1:
+            if len(chart.panels) > 1 or protocols.named(title):
                 panel.set_title(title, loc="left")
         for empty in axes[len(chart.panels) :]:
             empty.set_visible(False)

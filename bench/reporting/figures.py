@@ -75,7 +75,7 @@ def recall_vs_params(parts: Sequence[Block], dark: bool = False) -> Figure:
         for axes in panels[len(shown) :]:
             axes.set_visible(False)
         for axes, part in zip(panels, parts, strict=False):
-            if len(parts) > 1:
+            if len(parts) > 1 or part.rows["protocol"].ne("strict").any():
                 axes.set_title(part.title, loc="left")
         seaborn.despine(figure)
         figure.draw_without_rendering()

@@ -106,6 +106,7 @@ def _sweep_file(runs: Runs) -> str:
 def _commands(runs: Runs) -> Iterator[tuple[str, str]]:
     if runs.command:
         yield "The whole sweep (finished runs are skipped)", runs.command
-    example = runs.folder / str(runs.frame["run_id"].iloc[0])
-    yield "One run anew, and what differs", f"python -m bench.run --again {shlex.quote(example.as_posix())}"
+    for run_id in runs.frame["run_id"][:1]:
+        example = shlex.quote((runs.folder / str(run_id)).as_posix())
+        yield "One run anew, and what differs", f"python -m bench.run --again {example}"
     yield "This report", f"python -m bench.report {shlex.quote(runs.folder.as_posix())}"

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import pandas as pd
 
-from bench.reporting import contamination, significance, training
+from bench.reporting import contamination, protocols, significance, training
 from bench.store.frame import RECALLS, Runs
 from bench.store.naming import distinguish
 
 TABLE_COLUMNS = (
     *("dataset", "backbone", "method", "config", "recipe", "recipe_departs", "trainable_params", "seeds"),
     *(name for recall in RECALLS for name in (recall, f"{recall}_std")),
-    *("val_mean_recall", "chosen", "interpolated", "train_seconds", "peak_bytes", "outside_grid"),
+    *("val_mean_recall", "protocol", "reopened", "chosen", "interpolated"),
+    *("train_seconds", "peak_bytes", "outside_grid"),
     *training.COLUMNS,
     *significance.COLUMNS,
 )
 SHORT, OUTSIDE, CHOSEN, DEPARTS = "†", "‡", "◆", "§"  # marks of a row
 MEANINGS = {
+    **protocols.MEANINGS,
     SHORT: "fewer finished runs than planned",
     OUTSIDE: "runs of other commands: not, or not with all these seeds, in the grid of this command",
     DEPARTS: "other settings than the recipe's",
@@ -24,6 +26,9 @@ MEANINGS = {
     significance.TIED: significance.MEANING,
     CHOSEN: "the row that validation chooses among those of the method: highest mean recall on the validation split",
 }
+
+
+_OF_BLOCKS = ("dataset.", "backbone.", "evaluation.protocol")  # settings that the names of blocks say
 
 
 def summarise(runs: Runs) -> pd.DataFrame:
@@ -35,6 +40,7 @@ def summarise(runs: Runs) -> pd.DataFrame:
     weights that the seeds chose, as text; they are in the config, too.
     `recipe`: the named one that the row was planned with, `recipe_departs` the keys in which it departs from it.
     The columns of `significance` are missing until it fills them.
+    `reopened` counts the runs whose test set was scored more than once.
     Besides: `group`, `known` (seeds, finished or not), `whole` (the method trains the backbone itself), `curve` (the
     method and its settings that are not numbers, such as LoRA's targets: rows of one curve differ in numbers alone),
     `point` (those numbers), `settings`, `trains` (whether the method does), and `departs` (the keys in which the row
@@ -50,6 +56,7 @@ def summarise(runs: Runs) -> pd.DataFrame:
             "own": "first",
             "recipe": "first",
             "recipe_departs": "first",
+            "protocol": "first",
             "seed": "nunique",
         }
     )
@@ -75,9 +82,11 @@ def summarise(runs: Runs) -> pd.DataFrame:
     rows["chosen"] = _chosen(rows)
     rows["train_seconds"] = done["train_seconds"].mean()
     rows["peak_bytes"] = done["peak_bytes"].max()
+    again = runs.finished.loc[runs.finished["openings"].map(len) > 1, "group"].value_counts()
+    rows["reopened"] = again.reindex(rows.index, fill_value=0)
     others = runs.finished.loc[~runs.finished["planned"], "group"].value_counts()
     rows["outside_grid"] = others.reindex(rows.index, fill_value=0)
-    whole = dict.fromkeys(("seeds", "known", "outside_grid"), int)
+    whole = dict.fromkeys(("seeds", "known", "outside_grid", "reopened"), int)
     rows = significance.blank(rows).reset_index().astype({"trainable_params": "Int64", "peak_bytes": "Int64", **whole})
     return rows[[*TABLE_COLUMNS, "group", "known", "whole", "curve", "point", "settings", "departs", "trains"]]
 
@@ -127,9 +136,7 @@ def _configs(rows: pd.DataFrame) -> pd.Series:
     """
     config = pd.Series("", index=rows.index)
     for _, siblings in rows.groupby("method", sort=False):
-        own = [
-            {k: v for k, v in s.items() if not k.startswith(("dataset.", "backbone."))} for s in siblings["settings"]
-        ]
+        own = [{k: v for k, v in s.items() if not k.startswith(_OF_BLOCKS)} for s in siblings["settings"]]
         config[siblings.index] = distinguish(own, _always(siblings))
     keys = [rows["dataset"], rows["backbone"], rows["method"], config]
     for _, same in rows.groupby(keys, sort=False):
@@ -160,9 +167,7 @@ def _curves(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """The name of each row's curve, and the settings in which the row differs from others on that curve."""
     curve, point = pd.Series("", index=rows.index), pd.Series("", index=rows.index)
     for method, siblings in rows.groupby("method", sort=False):
-        own = [
-            {k: v for k, v in s.items() if not k.startswith(("dataset.", "backbone."))} for s in siblings["settings"]
-        ]
+        own = [{k: v for k, v in s.items() if not k.startswith(_OF_BLOCKS)} for s in siblings["settings"]]
         words = [{k: v for k, v in s.items() if isinstance(v, bool) or not isinstance(v, int | float)} for s in own]
         curve[siblings.index] = [f"{method} {text}".strip() for text in distinguish(words)]
         numbers = pd.Series(

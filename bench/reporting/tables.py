@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.reporting import contamination, significance, training
+from bench.reporting import contamination, protocols, significance, training
 from bench.reporting.contamination import SEEN
 from bench.reporting.further import Section
 from bench.reporting.published import notes
@@ -53,7 +53,7 @@ class Line:
     chosen: bool
     params: int | None
     seeds: str  # "3", or "2 of 3" where runs are missing
-    marks: str  # of SHORT, OUTSIDE and SEEN
+    marks: str  # of SHORT, OUTSIDE, SEEN and those of the protocol
     tied: bool  # whether its mean recall has the mark TIED
     recalls: tuple[Cell, ...]  # in the order of RECALLS
     time: Cell
@@ -77,6 +77,11 @@ class Block:
     def title(self) -> str:
         """The block's heading."""
         return f"{self.dataset}, {self.backbone}"
+
+    @property
+    def choice(self) -> str:
+        """How the epoch was chosen."""
+        return dict(self.facts)["Choice"]
 
     @property
     def columns(self) -> dict[str, str]:
@@ -109,6 +114,7 @@ def blocks(
         facts = (
             *_facts(str(dataset), str(backbone), here),
             *_training(shared, departs),
+            ("Choice", protocols.CHOICE[protocols.of_block(part["protocol"])]),
             *_recipe(part),
             ("Seeds", _join(sorted(seeds.dropna().unique()))),
             *contamination.facts(part["settings"]),
@@ -144,7 +150,7 @@ def _line(row: dict[str, Any], best: dict[str, str]) -> Line:
         chosen=bool(row["chosen"]),
         params=None if pd.isna(row["trainable_params"]) else int(row["trainable_params"]),
         seeds=f"{row['seeds']} of {row['known']}" if short else str(row["seeds"]),
-        marks=SHORT * short + OUTSIDE * bool(row["outside_grid"]) + SEEN * seen,
+        marks=SHORT * short + OUTSIDE * bool(row["outside_grid"]) + SEEN * seen + protocols.marks(row),
         tied=tied,
         recalls=recalls,
         time=Cell(_shown(row["train_seconds"], seconds), value=_number(row["train_seconds"])),
@@ -171,7 +177,6 @@ def _departures(rows: pd.DataFrame) -> tuple[str, ...]:
 def _training(shared: dict[str, Any], departs: Sequence[str]) -> Iterator[tuple[str, str]]:
     if text := training.stated(shared, training.STATED, [*training.unusual(shared), *departs]):
         yield "Training", f"{text}{'; where a row differs, its config says so' if departs else ''}"
-    yield "Choice", training.CHOICE
 
 
 def _facts(dataset: str, backbone: str, runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
@@ -389,7 +394,7 @@ def _tex_row(line: Line, columns: Iterable[str]) -> str:
 
 _TEX = {
     **{SHORT: "$^\\dagger$", OUTSIDE: "$^\\ddagger$", CHOSEN: "$^\\diamond$", DEPARTS: "$^\\S$"},
-    **{TIED: "$^\\approx$", SEEN: "$^\\P$"},
+    **{TIED: "$^\\approx$", SEEN: "$^\\P$", **protocols.TEX},
     **{char: f"\\{char}" for char in "&%$#_{}"},
     **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"},
     **{"<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", DASH: "--", "…": "\\ldots{}"},
@@ -427,7 +432,7 @@ def terminal(runs: Runs, parts: Sequence[Block]) -> str:
                 if name == "Ranking":
                     console.print(Text(f"  {text}"), soft_wrap=True)
             if block.training:
-                console.print(Text(f"  trained with {block.training}; {training.CHOICE}"), soft_wrap=True)
+                console.print(Text(f"  trained with {block.training}; {block.choice}"), soft_wrap=True)
             if len(block.lines) > 60:
                 console.print(f"  ... and {len(block.lines) - 60} more rows")
             for mark in block.marks:

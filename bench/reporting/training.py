@@ -32,7 +32,6 @@ _EVALUATION = ("train.augment", "train.captions")
 
 _TRAIN = tuple(key for key in TrainSettings.model_fields if key != "workers")
 COLUMNS = (*_TRAIN, "loss", "loss_settings")  # of table.csv
-CHOICE = "epoch chosen on the validation split, test set scored once"
 
 
 def trained(rows: pd.DataFrame) -> pd.Series:

@@ -17,7 +17,7 @@ from bench.config.document import read_yaml
 from bench.config.errors import UserError
 from bench.config.files import is_folder
 from bench.config.settings import BehaviourSettings, CoreSettings
-from bench.store import behaviour, planned, record
+from bench.store import behaviour, openings, planned, record
 from bench.store.folder import PROGRESS, RESULT, RUN, runs_in
 from bench.store.naming import canonical, distinguish, flatten
 from bench.store.record import RECALLS, Record
@@ -40,6 +40,9 @@ COLUMNS = {
     "mean_recall_optimistic": "float64",
     "mean_recall_pessimistic": "float64",
     "val_mean_recall": "float64",
+    "protocol": "str",  # what chose the epoch: bench.config.settings.Protocol
+    "selection": "object",  # dict as in result.json, of test-selected runs; None without
+    "openings": "object",  # a dict for each time that the ledger has its test set scored; () without a ledger
     "interpolation": "object",  # dict as in result.json, None without
     "i2t_ties": "Int64",  # queries whose rank is tied
     "t2i_ties": "Int64",
@@ -71,7 +74,8 @@ class Runs:
 
     command: it started the sweep, or would start it again; None where the plan does not say. frame: one row a run,
     columns as in COLUMNS. ignored: run folders that are left out. content: the sweep file with all overrides, empty
-    where the plan has none. plugins: the files of the plan's plug-ins.
+    where the plan has none. plugins: the files of the plan's plug-ins. trials: the plan's runs that never open the test
+    set, with the same columns; they are in no other table.
     """
 
     folder: Path
@@ -81,6 +85,7 @@ class Runs:
     ignored: tuple[str, ...]
     content: dict[str, Any] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
+    trials: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COLUMNS)))
 
     @property
     def finished(self) -> pd.DataFrame:
@@ -115,11 +120,14 @@ def collect(folder: Path, plan: planned.Plan | None = None, *, only: bool = Fals
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     _name_blocks(frame)
     _part_duplicates(frame)
+    frame = frame.astype({name: kind for name, kind in COLUMNS.items() if kind not in ("object", "str")})
+    trial = frame["settings"].map(lambda flat: flat.get("evaluation.test") is False)
     return Runs(
         folder=folder,
         sweep=plan.sweep if plan else folder.resolve().name,
         command=_command(plan),
-        frame=frame.astype({name: kind for name, kind in COLUMNS.items() if kind not in ("object", "str")}),
+        frame=frame[~trial].reset_index(drop=True),
+        trials=frame[trial & frame["planned"]].reset_index(drop=True),
         ignored=tuple(sorted(set(others) - set(frame["run_id"]))),
         content=plan.content if plan else {},
         plugins=tuple(plan.start.plugins) if plan and plan.start else (),
@@ -145,11 +153,17 @@ def _command(plan: planned.Plan | None) -> str | None:
 
 def _read_run(run_dir: Path, spec: dict[str, Any] | None) -> dict[str, Any]:
     """One row. The plan's settings win over the result's: data and weights may have moved since it ran."""
-    row: dict[str, Any] = {"run_id": run_dir.name, "status": "missing", "note": "not run", "provenance": {}}
+    row: dict[str, Any] = {
+        "run_id": run_dir.name,
+        "status": "missing",
+        "note": "not run",
+        "provenance": {},
+        "openings": (),
+    }
     try:
         result = record.load(run_dir)
         if result is not None:
-            row |= _outcome(result, spec)
+            row |= _outcome(result, spec) | _opened(run_dir)
             row["behaviour"] = behaviour.read(run_dir) if row["status"] == "finished" else None
             spec = spec or result.spec
         elif (run_dir / PROGRESS).exists():
@@ -165,7 +179,11 @@ def _read_run(run_dir: Path, spec: dict[str, Any] | None) -> dict[str, Any]:
         note = f"the run's settings cannot be read ({type(error).__name__}: {one_line(str(error))})"
         note = note if row["status"] == "finished" else f"{row['note']}; {note}"
         row |= {"status": "unreadable", "note": note, "group": "", "settings": {}}
-        return row | {"dataset": "", "backbone": "", "method": ""}
+        return row | {"dataset": "", "backbone": "", "method": "", "protocol": "strict"}
+
+
+def _opened(run_dir: Path) -> dict[str, Any]:
+    return {"openings": tuple(each.model_dump() for each in openings.scorings(openings.read(run_dir)))}
 
 
 def _outcome(result: Record, spec: dict[str, Any] | None) -> dict[str, Any]:
@@ -181,13 +199,15 @@ def _outcome(result: Record, spec: dict[str, Any] | None) -> dict[str, Any]:
         note = f"{RESULT}: made with other settings than the plan's: {differing}; delete the folder to run it again"
         return {"status": "unreadable", "note": note}
     val, cost, between = result.metrics.val, result.cost or record.Cost(), result.metrics.interpolation
-    found = result.metrics.test.model_dump() | cost.model_dump()
+    test, selection = result.metrics.test, result.metrics.selection
+    found = (test.model_dump() if test else {}) | cost.model_dump()
     return {
         "status": "finished",
         "note": "",
         **{key: value for key, value in found.items() if key in COLUMNS},
         "val_mean_recall": math.nan if val is None else val.mean_recall,
         "interpolation": between and between.model_dump(),
+        "selection": selection and selection.model_dump(),
         "provenance": provenance,
     }
 
@@ -217,6 +237,7 @@ def _identity(spec: dict[str, Any]) -> dict[str, Any]:
         "dataset": str(flat.get("dataset.title") or flat["dataset.name"]),
         "backbone": f"{_model(flat)}/{Path(weights).name}",
         "method": str(flat["method.name"]),
+        "protocol": str(flat.get("evaluation.protocol", "strict")),
     }
 
 
@@ -227,7 +248,11 @@ def _model(flat: dict[str, Any]) -> str:
 
 
 def _name_blocks(frame: pd.DataFrame) -> None:
-    """Make the dataset's and the backbone's names say what varies: `rsitmd (split=pir)` where there are two splits."""
+    """Make the dataset's and the backbone's names say what varies: `rsitmd (split=pir)` where there are two splits.
+
+    The dataset's also says the protocol, unless it is strict: `rsitmd (test-selected)`. So its rows are in no ranking
+    with others, whatever table or figure it is.
+    """
     for block in ("dataset", "backbone"):
         parts = [
             {k: v for k, v in settings.items() if k.startswith(f"{block}.") and k not in _PATHS}
@@ -239,6 +264,15 @@ def _name_blocks(frame: pd.DataFrame) -> None:
             texts = distinguish([parts[i] for i in rows])
             for i, text in zip(rows, texts, strict=True):
                 frame.loc[keys == keys[i], block] = f"{name} ({text})" if text else name
+    for _, rows in frame.groupby(["dataset", "backbone"], sort=False):
+        protocols = rows["protocol"].where(rows["trainable_params"] != 0)  # without training, any is the same
+        found = protocols.dropna().unique()
+        only = found[0] if len(found) == 1 else "strict"
+        for i, protocol in protocols.fillna(only).items():
+            if protocol != "strict":
+                name = str(frame.loc[i, "dataset"])
+                more = name.endswith(")") and " (" in name
+                frame.loc[i, "dataset"] = f"{name[:-1]}, {protocol})" if more else f"{name} ({protocol})"
 
 
 def _part_duplicates(frame: pd.DataFrame) -> None:

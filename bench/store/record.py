@@ -53,16 +53,31 @@ class Interpolation(_Part):
     val_mean_recall: tuple[Percent, ...]
 
 
+class Selection(_Part):
+    """What validation would have chosen in a run whose epoch the test set chose: the epoch, and its recall there."""
+
+    validation_epoch: int
+    test_mean_recall: Percent
+
+
 class Metrics(_Part):
     """The scores of the chosen epoch; `best_epoch` is null for methods that do not train.
 
-    With `interpolation` they are those at the chosen share, of validation and test.
+    With `interpolation` they are those at the chosen share, of validation and test. `test` is null for runs that never
+    open the test set (trials). `selection`: of test-selected runs.
     """
 
     best_epoch: int | None = None
     val: Scores | None = None
-    test: Scores
+    test: Scores | None = None
     interpolation: Interpolation | None = None
+    selection: Selection | None = None
+
+    @model_validator(mode="after")
+    def _has_scores(self) -> Metrics:
+        if self.test is None and self.val is None:
+            raise ValueError("metrics need scores of the test set, or of validation")
+        return self
 
 
 class Cost(_Part):

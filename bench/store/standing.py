@@ -137,8 +137,10 @@ def judge(
     if facts.fault:
         return replace(base, state="unknown", words=facts.fault)
     if facts.result and facts.result.finished:
-        recall = facts.result.metrics.test.mean_recall if facts.result.metrics else None
-        words = "finished" if recall is None else f"mean recall {recall:.1f}"
+        metrics = facts.result.metrics
+        recall = metrics.test.mean_recall if metrics and metrics.test else None
+        trial = f"validation {metrics.val.mean_recall:.1f}" if metrics and metrics.val else "finished"
+        words = trial if recall is None else f"mean recall {recall:.1f}"
         return replace(base, state="finished", words=words, mean_recall=recall, job=None, share=1.0)
     if _is_running(facts, job, now):
         run = _running(base, facts.progress, now)
