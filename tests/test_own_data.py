@@ -237,9 +237,9 @@ HEAD = "filepath,title,split\n"
         ("a.csv", HEAD.encode() + b"a.jpg,\xe9,train\n", {}, r"a\.csv, line 2: not UTF-8"),
         (
             "a.csv",
-            HEAD + "a.jpg,x,train\nb.jpg,y,restval\n",
+            HEAD + "a.jpg,x,train\nb.jpg,y,resttest\n",
             {},
-            r"a\.csv, line 3: split: expected train, val or test, got 'restval'",
+            r"a\.csv, line 3: split: expected train, val or test, got 'resttest'",
         ),
         ("a.csv", HEAD + "a.jpg,x,train\na.jpg,y,test\n", {}, r"image 'a\.jpg' is both in train and in test"),
         ("a.csv", HEAD + "../a.jpg,x,train\n", {}, r"a\.csv, line 2: image '\.\./a\.jpg' leaves the dataset's root"),
