@@ -45,10 +45,11 @@ def path_of(run_dir: Path) -> Path:
 
     A run that is computed anew, to compare, notes its opening where the first one is.
     """
-    parent = run_dir.parent
-    for results in (parent, parent.with_name(parent.name.removesuffix(AGAIN) or parent.name)):
-        if (results / PLAN).exists():
-            return results / FOLDER / f"{run_dir.name}.jsonl"
+    results = run_dir.parent
+    if results.name.endswith(AGAIN) and results.name != AGAIN and not (results / PLAN).exists():
+        results = results.with_name(results.name.removesuffix(AGAIN))
+    if (results / PLAN).exists():
+        return results / FOLDER / f"{run_dir.name}.jsonl"
     return run_dir / LONE
 
 
