@@ -49,6 +49,7 @@ COLUMNS = {
     "total_params": "Int64",
     "train_seconds": "float64",
     "peak_bytes": "Int64",
+    "flops_per_pair": "Int64",
     "provenance": "object",  # dict as in result.json; empty where there is no result
 }
 
