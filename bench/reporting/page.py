@@ -19,14 +19,15 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from bench.config.document import Dumper
-from bench.reporting import costs, curves, figures, pagedata, published, summary, tables
+from bench.reporting import costs, curves, figures, gallery, pagedata, published, summary, tables
 from bench.reporting.sections import Section
 from bench.store.frame import Runs
 
 STATIC_ROWS = 100  # of a block's table that browsers without scripts show
+THUMBNAIL_BYTES = 4_000_000  # of all pictures in the gallery
 _HERE = Path(__file__).parent
 _WEB = _HERE / "web"
-_SCRIPTS = ("page.js", "charts.js")  # in this order, behind the libraries
+_SCRIPTS = ("page.js", "charts.js", "gallery.js")  # in this order, behind the libraries
 _MODES = {"light": False, "dark": True}
 _LICENCE = """/*! Vega {}, Vega-Lite {}, Vega-Embed {} and their dependencies, bundled by vl-convert.
 Vega and Vega-Lite: Copyright (c) 2015-2026, University of Washington Interactive Data Lab; BSD 3-Clause License,
@@ -52,6 +53,7 @@ def page(
     )
     found = pagedata.rows(runs, parts)
     data = {"table": pagedata.table(runs, parts), "curves": pagedata.curves(found), "live": live}
+    data["galleries"] = gallery.galleries(found, THUMBNAIL_BYTES)
     scripts = [_libraries(), *((_WEB / name).read_text(encoding="utf-8") for name in _SCRIPTS)]
     return environment.get_template("page.html.j2").render(
         runs=runs,

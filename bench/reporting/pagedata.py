@@ -33,23 +33,29 @@ _COSTS = {  # title, unit, and a line of help; the unit says how the browser pri
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the page: its group of runs, and the folders of its finished runs by seed."""
+    """A row of the page: its group of runs, and the folders of its finished runs by seed.
+
+    sha256: of the dataset that its first finished run was scored on, "" where it is unknown.
+    """
 
     group: str
     dataset: str
     backbone: str
     method: str
     chosen: bool
-    validation: float | None
+    sha256: str
+    settings: dict[str, Any]
     runs: tuple[tuple[int, Path], ...]
 
 
 def rows(runs: Runs, parts: Sequence[Block]) -> list[Row]:
     """The rows of all blocks, in the tables' order."""
     folders: dict[str, list[tuple[int, Path]]] = {}
+    hashes: dict[str, str] = {}
     for run in runs.finished.to_dict("records"):
         place = Path(run.get("folder") or runs.folder) / str(run["run_id"])
         folders.setdefault(run["group"], []).append((int(run["seed"]), place))
+        hashes.setdefault(run["group"], str(run["provenance"].get("dataset_sha256") or ""))
     return [
         Row(
             group=row["group"],
@@ -57,7 +63,8 @@ def rows(runs: Runs, parts: Sequence[Block]) -> list[Row]:
             backbone=part.backbone,
             method=row["method"],
             chosen=row["chosen"] is True,
-            validation=_number(row["val_mean_recall"]),
+            sha256=hashes.get(row["group"], ""),
+            settings=row["settings"],
             runs=tuple(sorted(folders.get(row["group"], ()))),
         )
         for part in parts
@@ -94,9 +101,7 @@ def table(runs: Runs, parts: Sequence[Block]) -> dict[str, Any]:
         "columns": list(_columns(texts)),
         "values": texts | {name: [_number(value) for value in each] for name, each in numbers.items()},
         "spread": {name: [_number(value) for value in frame[f"{name}_std"]] for name in RECALLS},
-        "best": {
-            name: [i for i, line in enumerate(lines) if line.recalls[at].best] for at, name in enumerate(RECALLS)
-        },
+        "best": {name: [i for i, line in enumerate(lines) if line.recalls[at].best] for at, name in enumerate(RECALLS)},
         "marks": {
             "config": [CHOSEN * line.chosen for line in lines],
             "recipe": [DEPARTS * line.recipe.endswith(DEPARTS) for line in lines],

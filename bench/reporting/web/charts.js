@@ -23,7 +23,7 @@
   // Names that look alike when shortened stay apart: the scale's domain has the whole names.
   const scales = () => {
     const palette = COLOURS[dark.matches ? "dark" : "light"];
-    return { colour: { domain: methods, range: methods.map((_, k) => palette[k % palette.length]) }, shape: { domain: methods, range: methods.map((_, k) => SHAPES[(k + Math.floor(k / palette.length)) % SHAPES.length]) } };
+    return { colour: { domain: methods, range: methods.map((_, k) => palette[k % palette.length]) }, shape: { domain: methods, range: methods.map((_, k) => SHAPES[k % SHAPES.length]) } };
   };
   const config = () => {
     const ink = dark.matches ? { text: "#e6e6e6", faint: "#a3a8ae", grid: "#2b3036" } : { text: "#1a1a1a", faint: "#5f6368", grid: "#e8e8e8" };
@@ -31,7 +31,7 @@
     return { ink, config: { background: "transparent", font: "system-ui, sans-serif", view: { stroke: null }, axis, header: { labelColor: ink.text, labelFontSize: 13, labelLimit: 600 },
       legend: { labelColor: ink.text, titleColor: ink.text, labelFontSize: 12, symbolSize: 90, labelLimit: 260, orient: narrow.matches ? "bottom" : "right", columns: narrow.matches ? 2 : Math.ceil(methods.length / 22) } } };
   };
-  const legend = { title: null, labelExpr: `length(datum.label) > ${LONGEST} ? substring(datum.label, 0, ${LONGEST - 1}) + '…' : datum.label` };
+  const legend = { title: null, symbolOpacity: 1, labelExpr: `length(datum.label) > ${LONGEST} ? substring(datum.label, 0, ${LONGEST - 1}) + '…' : datum.label` };
   const width = (place, across) => {
     const legends = narrow.matches ? 0 : Math.min(280, 60 + 7 * Math.max(0, ...methods.map(each => Math.min(LONGEST, each.length))));
     return Math.max(200, (Math.min(1280, place.clientWidth) - legends) / across - 70);
@@ -76,10 +76,10 @@
         { data: { name: "front", values: front(list) }, mark: { type: "line", interpolate: "step-after", color: ink.faint, strokeWidth: 1, opacity: 0.6 }, encoding: { x: X_, y: Y_ } },
         { transform: filter("datum.flat"), mark: { type: "rule", strokeDash: [6, 4], color: ink.faint, strokeWidth: 2, cursor: "pointer" }, encoding: { y: Y_, tooltip, detail } },
         { transform: filter("datum.flat"), mark: { type: "text", align: "left", baseline: "bottom", dx: 4, dy: -3, color: ink.faint, fontSize: 11.5 }, encoding: { x: { value: 0 }, y: Y_, text: { field: "text" } } },
-        { transform: filter("!datum.flat"), mark: { type: "rule", strokeWidth: 1.2 }, encoding: { x: X_, y: { ...Y_, field: "low" }, y2: { field: "high" }, color: { field: "method", type: "nominal", scale: colour, legend: null } } },
+        { transform: filter("!datum.flat"), mark: { type: "rule", strokeWidth: 1.2 }, encoding: { x: X_, y: { ...Y_, field: "low" }, y2: { field: "high" }, color: { field: "method", type: "nominal", scale: colour, legend } } },
         { params: [{ name: "only", select: { type: "point", fields: ["method"] }, bind: "legend" }], transform: filter("!datum.flat"),
           mark: { type: "point", filled: true, cursor: "pointer", tooltip: true, opacity: 1 },
-          encoding: { x: X_, y: Y_, tooltip, detail, order: { field: "pinned", type: "nominal" },
+          encoding: { x: X_, y: Y_, tooltip, detail, order: { field: "pinned", type: "quantitative" },
             color: { field: "method", type: "nominal", scale: colour, legend }, shape: { field: "method", type: "nominal", scale: shape, legend },
             size: { condition: { test: "datum.pinned", value: 260 }, value: 100 }, stroke: { condition: { test: "datum.pinned", value: ink.text }, value: null }, strokeWidth: { value: 2 },
             opacity: { condition: { param: "only", value: 1 }, value: 0.12 } } },
@@ -117,15 +117,15 @@
       + (data.curves.left_out ? ` The curves of ${data.curves.left_out} further rows are not on this page; they are in the runs' history.csv.` : "");
     const palette = COLOURS[dark.matches ? "dark" : "light"];
     const color = { field: "name", type: "nominal", scale: { domain: names, range: names.map((_, k) => palette[k % palette.length]) }, legend };
-    const strokeDash = { field: "name", type: "nominal", scale: { domain: names, range: names.map((_, k) => [[1, 0], [6, 3], [2, 2]][Math.floor(k / palette.length) % 3]) }, legend: null };
+    const strokeDash = { field: "name", type: "nominal", scale: { domain: names, range: names.map((_, k) => [[1, 0], [6, 3], [2, 2]][Math.floor(k / palette.length) % 3]) }, legend };
     const x = { field: "epoch", type: "quantitative", title: "epoch", axis: { tickMinStep: 1, format: "d" }, scale: { zero: false, nice: false, padding: 10 } };
     const y = { field: "value", type: "quantitative", title: of === "val" ? "validation mean recall (%)" : "training loss", scale: { zero: false } };
     await embed($("curves"), {
       description: `${of === "val" ? "Validation mean recall" : "Training loss"} over epochs`, config: look, data: { values: points }, width: width($("curves"), 1), height: narrow.matches ? 240 : 300,
       layer: [
         { mark: { type: "line", strokeWidth: 1.6 }, encoding: { x, y, color, strokeDash, detail: { field: "seed" } } },
-        { mark: { type: "point", filled: true, size: 40, opacity: 0.001 }, encoding: { x, y, color: { ...color, legend: null }, tooltip: { field: "about" }, detail: { field: "seed" } } },
-        { transform: [{ filter: "datum.chosen" }], mark: { type: "point", size: 110, strokeWidth: 2, filled: false }, encoding: { x, y, color: { ...color, legend: null }, tooltip: { field: "about" }, detail: { field: "seed" } } },
+        { mark: { type: "point", filled: true, size: 40, opacity: 0.001 }, encoding: { x, y, color, tooltip: { field: "about" }, detail: { field: "seed" } } },
+        { transform: [{ filter: "datum.chosen" }], mark: { type: "point", size: 110, strokeWidth: 2, filled: false }, encoding: { x, y, color, tooltip: { field: "about" }, detail: { field: "seed" } } },
       ],
     }, points.length > 5000);
   }

@@ -79,7 +79,7 @@ window.bench = (() => {
     const { key, unit, title } = column, value = values[key][i];
     const attributes = { role: "cell", "data-label": title };
     if (key === "method") return el("th", { role: "rowheader", scope: "row", class: "name" }, value);
-    if (unit === "text" && key !== "seeds") return el("td", { ...attributes, class: "name" }, value + mark(key, i) || "–");
+    if (unit === "text" && key !== "seeds") return el("td", { ...attributes, class: value ? "name" : "name empty" }, value + mark(key, i) || "–");
     const around = spread[key]?.[i] ?? null;
     const classes = ["number", bold[key]?.has(i) && "best", key === "seeds" && mark(key, i).includes("†") && "bad"];
     return el("td", { ...attributes, class: classes.filter(Boolean).join(" ") },
