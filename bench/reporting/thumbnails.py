@@ -17,6 +17,9 @@ from bench.data import pixels
 from bench.store.testset import Queries
 
 SIDE = 112  # pixels of the longer side
+# What Pillow raises for files that are no picture, or one too large.
+_UNREADABLE = (UserError, OSError, ValueError, SyntaxError, ArithmeticError, MemoryError)
+_UNREADABLE += (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _MOST = 1500  # pictures that are decoded
 
 
@@ -49,7 +52,7 @@ def _picture(dataset: data.Dataset, image: str) -> str:
     try:
         path = data.locate(dataset.root, image, "test")
         return _url(pixels.decode(path)) if path else ""
-    except (UserError, Warning, OSError, ValueError, SyntaxError, ArithmeticError, MemoryError):
+    except _UNREADABLE:
         return ""
 
 

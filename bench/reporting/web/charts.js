@@ -118,7 +118,9 @@
     const palette = COLOURS[dark.matches ? "dark" : "light"];
     const color = { field: "name", type: "nominal", scale: { domain: names, range: names.map((_, k) => palette[k % palette.length]) }, legend };
     const strokeDash = { field: "name", type: "nominal", scale: { domain: names, range: names.map((_, k) => [[1, 0], [6, 3], [2, 2]][Math.floor(k / palette.length) % 3]) }, legend };
-    const x = { field: "epoch", type: "quantitative", title: "epoch", axis: { tickMinStep: 1, format: "d" }, scale: { zero: false, nice: false, padding: 10 } };
+    const last = Math.max(1, ...points.map(p => p.epoch)), step = Math.ceil(last / (narrow.matches ? 8 : 20));
+    const ticks = Array.from({ length: Math.floor(last / step) }, (_, k) => (k + 1) * step);
+    const x = { field: "epoch", type: "quantitative", title: "epoch", axis: { values: ticks, format: "d" }, scale: { zero: false, nice: false, padding: 10 } };
     const y = { field: "value", type: "quantitative", title: of === "val" ? "validation mean recall (%)" : "training loss", scale: { zero: false } };
     await embed($("curves"), {
       description: `${of === "val" ? "Validation mean recall" : "Training loss"} over epochs`, config: look, data: { values: points }, width: width($("curves"), 1), height: narrow.matches ? 240 : 300,

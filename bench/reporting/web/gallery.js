@@ -54,7 +54,8 @@
     options($("gallery-b"), pairs);
     const order = g.rows.map((_, k) => k).sort((i, j) => (recall[g.rows[j].row] ?? 0) - (recall[g.rows[i].row] ?? 0));
     $("gallery-a").value = order[0];
-    $("gallery-b").value = order[Math.min(1, order.length - 1)];
+    const other = order.find(k => bench.values.method[g.rows[k].row] !== bench.values.method[g.rows[order[0]].row]);
+    $("gallery-b").value = other ?? order[Math.min(1, order.length - 1)];
     draw();
   }
   options($("gallery-set"), data.galleries.map((g, k) => [k, g.title]));
