@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from bench.config.terminal import command, given_path
 
@@ -32,6 +33,9 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-significance", action="store_true", help="no intervals, and no marks of what can't be told apart"
     )
+    parser.add_argument(
+        "--live", action="store_true", help="write it anew while the sweep runs; the page loads itself again"
+    )
     return parser
 
 
@@ -43,7 +47,13 @@ def _run(arguments: argparse.Namespace) -> int:
     plan = planned.read(arguments.results, arguments.plan)
     if plan is None and (arguments.plan or arguments.only):
         raise UserError(f"no plan {arguments.plan or ''} in {arguments.results}".replace("  ", " "))
-    report = build(arguments.results, arguments.out, plan, only=arguments.only, plain=arguments.no_significance)
+    write = partial(build, arguments.results, arguments.out, plan, only=arguments.only, plain=arguments.no_significance)
+    if arguments.live:
+        from bench.reporting.live import follow
+
+        report = follow([arguments.results], lambda live: write(live=live), lambda now: print(now.progress, flush=True))
+    else:
+        report = write()
     report.print_table()
     print(f"\nreport: {report.index}")
     return 0

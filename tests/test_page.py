@@ -16,7 +16,7 @@ from PIL import Image
 from bench import data
 from bench.config.settings import CaptionSettings
 from bench.core import found
-from bench.reporting import gallery, page
+from bench.reporting import gallery, live, page
 from bench.reporting.build import build
 from bench.store import testset
 from tests.browser import Browser, chromium
@@ -67,7 +67,7 @@ def write_dataset(root: Path) -> CaptionSettings:
 
 
 def add_finds(folder: Path, settings: CaptionSettings) -> None:
-    """Write the test set with hostile captions and classes, and what each run found: the better, the more is right."""
+    """Write the test set with hostile captions and classes, and what each run found: zero-shot nothing."""
     dataset = data.load(settings)
     captions = [[f"caption {i} {k} {HOSTILE if i == 0 else ''}" for k in range(EACH)] for i in range(IMAGES)]
     labels = [CLASSES[i % 3] for i in range(IMAGES)]
@@ -79,7 +79,7 @@ def add_finds(folder: Path, settings: CaptionSettings) -> None:
         if content["status"] != "finished":
             continue
         rng = np.random.default_rng(number)
-        images = np.stack([rng.permutation(IMAGES)[:10] for _ in owner])
+        images = np.stack([rng.permutation(np.delete(np.arange(IMAGES), image))[:10] for image in owner])
         texts = np.stack([rng.permutation(len(owner))[:10] for _ in range(IMAGES)])
         if content["spec"]["method"]["name"] != "zero_shot":
             images[:, 0], texts[:, 0] = owner, np.arange(IMAGES) * EACH
@@ -354,3 +354,44 @@ def test_the_script_cannot_be_left_by_any_text() -> None:
     text = page._json({"a": "</script><!-- \u2028"})
     assert "<" not in text
     assert json.loads(text) == {"a": "</script><!-- \u2028"}
+
+
+def test_a_live_report_is_written_after_each_result_until_all_are_there(tmp_path: Path) -> None:
+    entries = [done(spec("lora")), (spec("vpt"), None), (spec("coop"), None)]
+    folder = write(tmp_path / "r", entries)
+    ids = [run["run_id"] for run in json.loads((folder / "plan.json").read_text())["runs"]]
+    waits, said = [], []
+
+    def sleep(seconds: float) -> None:
+        """The first wait brings nothing, the second a result, the third a failure."""
+        waits.append(seconds)
+        if len(waits) > 1:
+            number = len(waits) - 1
+            _, result = [None, done(spec("vpt")), failed(spec("coop"), "no")][number] or (None, None)
+            (folder / ids[number]).mkdir()
+            (folder / ids[number] / "result.json").write_text(
+                json.dumps({"run_id": ids[number], "sweep": "s", **result})
+            )
+
+    last = live.follow([folder], lambda live: build(folder, tmp_path / "out", live=live), said.append, sleep)
+    assert [report.unfinished for report in said] == [2, 1]
+    assert last.unfinished == 1
+    assert len(waits) == 3
+    text = last.index.read_text()
+    assert 'http-equiv="refresh"' not in text
+    assert '"live":null' in text
+
+
+def test_a_live_page_keeps_what_was_chosen_when_it_loads_itself_again(browser: Browser, index: Path) -> None:
+    out = index.parents[1] / "live"
+    built = build(index.parents[1] / "page", out, live=2)
+    assert '<noscript><meta http-equiv="refresh" content="2"></noscript>' in built.index.read_text()
+    browser.open(built.index)
+    browser.js("window.before = true")
+    browser.type("#query", "lora")
+    browser.until(lambda: len(rows(browser)) == 3)
+    browser.click('#table input[aria-label="Compare lora rank=2"]')
+    browser.until(lambda: not browser.js("return window.before ?? false"))
+    browser.until(lambda: rows(browser) == ["lora"] * 3)
+    assert len(browser.texts("#compared thead th")) == 1
+    browser.complaints(), browser.requests()

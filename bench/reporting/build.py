@@ -29,6 +29,11 @@ class Report:
         """The report's page."""
         return self.out_dir / "index.html"
 
+    @property
+    def progress(self) -> str:
+        """How far the sweep is, in a line."""
+        return f"{self.runs - self.unfinished} of {self.runs} runs finished: {self.index}"
+
     def print_table(self) -> None:
         """Print the table and the first runs missing from it."""
         encoding = sys.stdout.encoding or "utf-8"
@@ -36,12 +41,19 @@ class Report:
 
 
 def build(
-    results_dir: Path, out_dir: Path | None = None, plan: Plan | None = None, *, only: bool = False, plain: bool = False
+    results_dir: Path,
+    out_dir: Path | None = None,
+    plan: Plan | None = None,
+    *,
+    only: bool = False,
+    plain: bool = False,
+    live: int | None = None,
 ) -> Report:
     """Write the report of `results/<sweep>` for this plan (default: its newest), by default to `reports/<sweep>`.
 
     only: leave out finished runs that are not in the plan, even if the sweep was started to keep them.
     plain: without intervals and marks of ties, even if the sweep file does not say so.
+    live: the page loads itself again after so many seconds.
 
     Files: table.csv, table.md, table.tex, recall_vs_params.png and .pdf, those of each of `curves.charts`, a csv of
     each of `sections.sections`, index.html; each written atomically. The same results give the same bytes. UserError if
@@ -63,7 +75,7 @@ def build(
         **{f"{section.name}.csv": sections.csv(section).encode() for section in more},
         "table.tex": tables.tex(runs, parts).encode(),
         **{f"{name}.{kind}": figures.save(figure, kind) for name, figure in drawn.items() for kind in ("png", "pdf")},
-        "index.html": page(runs, parts, charts, more).encode(),
+        "index.html": page(runs, parts, charts, more, live).encode(),
     }
     out_dir = Path("reports", results_dir.resolve().name) if out_dir is None else out_dir
     try:
