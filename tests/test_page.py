@@ -261,8 +261,11 @@ def test_everything_fits_and_nothing_complains(browser: Browser, index: Path, wi
     browser.requests(), browser.complaints()
     browser.open(index, width, dark)
     browser.js("document.querySelectorAll('details').forEach(e => e.open = true)")
-    for box in ('#table input[aria-label="Compare harma"]', '#table input[aria-label="Compare lora rank=2"]'):
-        browser.click(box)
+    for label in ("Compare harma", "Compare lora rank=2", "Compare <script>"):
+        browser.click(f'#table input[aria-label^="{label}"]')
+    browser.choose("#gallery-side", "i2t")
+    browser.until(lambda: "compared rows" in browser.texts("#curves-note")[0])
+    time.sleep(0.3)
     wide = "return [document.documentElement, ...document.querySelectorAll('#table, .wide, section')].filter("
     wide += "e => e.scrollWidth > e.clientWidth).map(e => e.id || e.className)"
     assert browser.js("return innerWidth") == width
@@ -271,7 +274,10 @@ def test_everything_fits_and_nothing_complains(browser: Browser, index: Path, wi
     assert paper == ("rgb(22, 25, 29)" if dark else "rgb(255, 255, 255)")
     ink = "return getComputedStyle(document.querySelector('#chart .role-axis-label text')).fill"
     assert browser.js(ink) == ("rgb(163, 168, 174)" if dark else "rgb(95, 99, 104)")
-    time.sleep(0.3)
+    browser.type("#query", "no row has this")
+    browser.until(lambda: browser.texts("#chart .note"))
+    browser.type("#query", "zero_shot")
+    browser.until(lambda: browser.js("return document.querySelectorAll('#chart svg').length"))
     assert browser.complaints() == []
     assert browser.requests() == [index.resolve().as_uri()]
 

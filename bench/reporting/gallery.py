@@ -53,11 +53,14 @@ def galleries(rows: Sequence[Row], thumbnail_bytes: int) -> list[dict[str, Any]]
     galleries = []
     for queries, members in merged.values():
         order = sorted(members, key=lambda i: (not rows[i].chosen, i))
-        lists = [each for i in order if (each := _read(i, rows[i], queries)) is not None]
+        lists: list[_Lists] = []
+        while order and len(lists) < MOST_ROWS:
+            i = order.pop(0)
+            if (each := _read(i, rows[i], queries)) is not None:
+                lists.append(each)
         if lists:
             settings = rows[lists[0].row].settings
-            share = thumbnail_bytes // len(merged)
-            galleries.append(_gallery(queries, lists[:MOST_ROWS], len(lists), settings, share))
+            galleries.append(_gallery(queries, lists, len(order), settings, thumbnail_bytes // len(merged)))
     return galleries
 
 
@@ -75,7 +78,7 @@ def _read(i: int, row: Row, queries: testset.Queries) -> _Lists | None:
 
 
 def _gallery(
-    queries: testset.Queries, lists: Sequence[_Lists], known: int, settings: dict[str, Any], budget: int
+    queries: testset.Queries, lists: Sequence[_Lists], left_out: int, settings: dict[str, Any], budget: int
 ) -> dict[str, Any]:
     """A test set's gallery for the page's script; items are indices in the test set's order.
 
@@ -102,7 +105,7 @@ def _gallery(
     return {
         "title": queries.dataset,
         "counts": {"t2i": len(owner), "i2t": len(queries.images)},
-        "left_out": known - len(lists),
+        "left_out": left_out,
         "queries": chosen,
         "images": {str(i): [queries.images[i], queries.labels[i], pictures.get(i)] for i in images},
         "captions": {str(i): [_cut(texts[i]), int(owner[i])] for i in sorted(captions)},

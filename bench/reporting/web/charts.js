@@ -29,7 +29,7 @@
     const ink = dark.matches ? { text: "#e6e6e6", faint: "#a3a8ae", grid: "#2b3036" } : { text: "#1a1a1a", faint: "#5f6368", grid: "#e8e8e8" };
     const axis = { labelColor: ink.faint, titleColor: ink.text, gridColor: ink.grid, domainColor: ink.faint, tickColor: ink.faint, labelFontSize: 12, titleFontSize: 13, titleFontWeight: 500 };
     return { ink, config: { background: "transparent", font: "system-ui, sans-serif", view: { stroke: null }, axis, header: { labelColor: ink.text, labelFontSize: 13, labelLimit: 600 },
-      legend: { labelColor: ink.text, titleColor: ink.text, labelFontSize: 12, symbolSize: 90, labelLimit: 260, orient: narrow.matches ? "bottom" : "right", columns: narrow.matches ? 2 : Math.ceil(methods.length / 22) } } };
+      legend: { labelColor: ink.text, titleColor: ink.text, labelFontSize: 12, symbolSize: 90, labelLimit: narrow.matches ? 130 : 260, orient: narrow.matches ? "bottom" : "right", columns: narrow.matches ? 2 : Math.ceil(methods.length / 22) } } };
   };
   const legend = { title: null, symbolOpacity: 1, labelExpr: `length(datum.label) > ${LONGEST} ? substring(datum.label, 0, ${LONGEST - 1}) + '…' : datum.label` };
   const width = (place, across) => {
@@ -72,24 +72,27 @@
       const Y_ = { field: "y", type: "quantitative", scale: { zero: false, padding: 16 }, title: `${titles[y]} (%)` };
       const tooltip = { field: "about" }, detail = { field: "i" };
       const filter = test => [{ filter: test }];
+      const flat = list.some(p => p.flat), steep = list.some(p => !p.flat);
       const layer = [
-        { data: { name: "front", values: front(list) }, mark: { type: "line", interpolate: "step-after", color: ink.faint, strokeWidth: 1, opacity: 0.6 }, encoding: { x: X_, y: Y_ } },
-        { transform: filter("datum.flat"), mark: { type: "rule", strokeDash: [6, 4], color: ink.faint, strokeWidth: 2, cursor: "pointer" }, encoding: { y: Y_, tooltip, detail } },
-        { transform: filter("datum.flat"), mark: { type: "text", align: "left", baseline: "bottom", dx: 4, dy: -3, color: ink.faint, fontSize: 11.5 }, encoding: { x: { value: 0 }, y: Y_, text: { field: "text" } } },
-        { transform: filter("!datum.flat"), mark: { type: "rule", strokeWidth: 1.2 }, encoding: { x: X_, y: { ...Y_, field: "low" }, y2: { field: "high" }, color: { field: "method", type: "nominal", scale: colour, legend } } },
-        { params: [{ name: "only", select: { type: "point", fields: ["method"] }, bind: "legend" }], transform: filter("!datum.flat"),
+        steep && { data: { name: "front", values: front(list) }, mark: { type: "line", interpolate: "step-after", color: ink.faint, strokeWidth: 1, opacity: 0.6 }, encoding: { x: X_, y: Y_ } },
+        flat && { transform: filter("datum.flat"), mark: { type: "rule", strokeDash: [6, 4], color: ink.faint, strokeWidth: 2, cursor: "pointer" }, encoding: { y: Y_, tooltip, detail } },
+        flat && { transform: filter("datum.flat"), mark: { type: "text", align: "left", baseline: "bottom", dx: 4, dy: -3, color: ink.faint, fontSize: 11.5 }, encoding: { x: { value: 0 }, y: Y_, text: { field: "text" } } },
+        steep && { transform: filter("!datum.flat"), mark: { type: "rule", strokeWidth: 1.2 }, encoding: { x: X_, y: { ...Y_, field: "low" }, y2: { field: "high" }, color: { field: "method", type: "nominal", scale: colour, legend } } },
+        steep && { params: [{ name: "only", select: { type: "point", fields: ["method"] }, bind: "legend" }], transform: filter("!datum.flat"),
           mark: { type: "point", filled: true, cursor: "pointer", tooltip: true, opacity: 1 },
           encoding: { x: X_, y: Y_, tooltip, detail, order: { field: "pinned", type: "quantitative" },
             color: { field: "method", type: "nominal", scale: colour, legend }, shape: { field: "method", type: "nominal", scale: shape, legend },
             size: { condition: { test: "datum.pinned", value: 260 }, value: 100 }, stroke: { condition: { test: "datum.pinned", value: ink.text }, value: null }, strokeWidth: { value: 2 },
             opacity: { condition: { param: "only", value: 1 }, value: 0.12 } } },
       ];
+      const drawn = layer.filter(Boolean);
       const size = { width: width($("chart"), across), height: narrow.matches ? 300 : blocks > 1 ? 320 : 420 };
       const base = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", description: `${titles[y]} over ${titles[x]}, one mark for each row of the table`, config: look, data: { name: "rows", values: list } };
-      if (blocks < 2) return { ...base, ...size, layer };
-      return { ...base, facet: { field: "block", type: "nominal", title: null, header: { labelLimit: size.width } }, columns: across, spec: { ...size, layer: layer.slice(1) } };
+      if (blocks < 2) return { ...base, ...size, layer: drawn };
+      return { ...base, facet: { field: "block", type: "nominal", title: null, header: { labelLimit: size.width } }, columns: across, spec: { ...size, layer: drawn.filter(each => !each.data) } };
     })();
     delete spec.$schema;
+    if (!list.length) return $("chart").replaceChildren(bench.el("p", { class: "note" }, "No row here has both numbers."));
     const { view } = await embed($("chart"), spec, list.length > 1500);
     view.addEventListener("click", (_, item) => { if (Number.isInteger(item?.datum?.i)) pin(item.datum.i); });
   }
@@ -106,6 +109,7 @@
   }
   async function drawCurves() {
     const [list, words] = curved(), of = $("curve").value, { config: look } = config(), points = [];
+    Object.assign(look.legend, { columns: 1, labelLimit: 260 });
     const names = list.map(name);
     for (const i of list) for (const [seed, epochs, validation, loss] of data.curves.rows[i]) {
       const top = validation.indexOf(Math.max(...validation.filter(v => v !== null)));
