@@ -94,7 +94,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page") / "page"
     settings = write_dataset(folder.parent / "own")
     entries = [*twelve(3), done(spec(HOSTILE, 0), 12.5, 70_000), failed(spec("maple"), f"no memory {HOSTILE}")]
-    entries += [failed(spec("maple", seed), "lost") for seed in (1, 2, 3)]
+    entries += [done(spec(f"{HOSTILE}2", 0), 11, 60_000), *(failed(spec("maple", seed), "lost") for seed in (1, 2, 3))]
     for a_spec, _ in entries:
         a_spec["dataset"] = settings.model_dump(mode="json")
     write(folder, with_costs(entries))
@@ -120,7 +120,7 @@ def numbers(cells: list[str]) -> list[float]:
 def test_headings_sort_and_say_so(browser: Browser, index: Path) -> None:
     browser.open(index)
     first = rows(browser)
-    assert len(first) == 14
+    assert len(first) == 15
     browser.click('#table button[data-key="trainable_params"]')
     assert browser.js("return document.querySelectorAll('#table [aria-sort]').length") == 1
     assert browser.js("return document.querySelector('#table [aria-sort]').ariaSort") == "descending"
@@ -140,23 +140,30 @@ def test_headings_sort_and_say_so(browser: Browser, index: Path) -> None:
 def test_filters_choose_rows_of_table_and_figure(browser: Browser, index: Path) -> None:
     browser.open(index)
     marks = "return document.querySelectorAll('#chart svg .mark-symbol.role-mark path').length"
-    assert browser.until(lambda: browser.js(marks)) == 12
+    assert browser.until(lambda: browser.js(marks)) == 13
     browser.type("#query", "LORA rank=8")
     browser.until(lambda: rows(browser) == ["lora"])
-    assert browser.texts("#count") == ["1 of 14 rows"]
+    assert browser.texts("#count") == ["1 of 15 rows"]
     browser.until(lambda: browser.js(marks) == 1)
     browser.type("#query", "")
-    browser.until(lambda: len(rows(browser)) == 14)
-    browser.choose("#pick-method", "harma")
-    assert rows(browser) == ["harma"]
+    browser.until(lambda: len(rows(browser)) == 15)
+    browser.choose("#pick-method", "lora")
+    assert column(browser, "Config") == ["rank=2", "rank=8", "rank=32◆"]
+    browser.click("#chosen")
+    assert column(browser, "Config") == ["rank=32◆"]
+    browser.choose("#pick-method", "")
+    assert len(rows(browser)) == 13  # the only row of a method stays
     browser.click("#filters button[type=reset]")
-    browser.until(lambda: len(rows(browser)) == 14)
+    browser.until(lambda: len(rows(browser)) == 15)
     browser.click("#picker summary")
     browser.click('#columns input[data-key="i2t_r5"]')
     assert "I2T R@5" not in browser.texts("#table thead th")
     browser.click('#columns input[data-key="flops_per_pair"]')
     assert "151" not in column(browser, "FLOPs a pair")[0]
     assert column(browser, "FLOPs a pair")[0] == "14.0 G"
+
+
+ROW = "return bench.values.method.indexOf(arguments[0])"
 
 
 def mark_of(browser: Browser, method: str) -> str:
@@ -261,8 +268,8 @@ def test_everything_fits_and_nothing_complains(browser: Browser, index: Path, wi
     browser.requests(), browser.complaints()
     browser.open(index, width, dark)
     browser.js("document.querySelectorAll('details').forEach(e => e.open = true)")
-    for label in ("Compare harma", "Compare lora rank=2", "Compare <script>"):
-        browser.click(f'#table input[aria-label^="{label}"]')
+    for method in ("harma", HOSTILE, f"{HOSTILE}2"):
+        browser.click(f'#table tr[data-row="{browser.js(ROW, method)}"] input')
     browser.choose("#gallery-side", "i2t")
     browser.until(lambda: "compared rows" in browser.texts("#curves-note")[0])
     time.sleep(0.3)

@@ -32,7 +32,8 @@ def to_npz(found: Found) -> bytes:
     """The bytes of top.npz, in the smallest type that holds the indices."""
     sides = {"captions": found.captions, "images": found.images}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: each.astype(np.min_scalar_type(each.max())) for name, each in sides.items()})
+    small = {name: each.astype(np.min_scalar_type(each.max())) for name, each in sides.items()}
+    np.savez_compressed(buffer, **small)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 

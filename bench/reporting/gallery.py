@@ -132,7 +132,8 @@ def telling(right: Bool[np.ndarray, "rows queries shown"]) -> list[int]:
 
 def _wins(right: Bool[np.ndarray, "rows queries shown"]) -> list[list[int]]:
     hit = right.any(axis=2).astype(np.int64)
-    return (hit @ (1 - hit).T).tolist()  # type: ignore[no-any-return]
+    wins: list[list[int]] = np.matmul(hit, (1 - hit).T).tolist()
+    return wins
 
 
 def confused(

@@ -52,8 +52,12 @@ def page(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     found = pagedata.rows(runs, parts)
-    data = {"table": pagedata.table(runs, parts), "curves": pagedata.curves(found), "live": live}
-    data["galleries"] = gallery.galleries(found, THUMBNAIL_BYTES)
+    data = {
+        "table": pagedata.table(runs, parts),
+        "curves": pagedata.curves(found),
+        "galleries": gallery.galleries(found, THUMBNAIL_BYTES),
+        "live": live,
+    }
     scripts = [_libraries(), *((_WEB / name).read_text(encoding="utf-8") for name in _SCRIPTS)]
     return environment.get_template("page.html.j2").render(
         runs=runs,
@@ -88,7 +92,7 @@ def _libraries() -> str:
     notice = _LICENCE.format(
         vl_convert.get_vega_version(), vl_convert.get_vegalite_versions()[-1], vl_convert.get_vega_embed_version()
     )
-    code = vl_convert.javascript_bundle().replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    code = vl_convert.javascript_bundle(None).replace("</script", "<\\/script").replace("<!--", "<\\!--")
     return f"\n{notice}{code}\n"
 
 

@@ -77,8 +77,9 @@ def table(runs: Runs, parts: Sequence[Block]) -> dict[str, Any]:
 
     `columns`: key, title, kind (text or number), unit, help, and whether it is shown at first. `values`: by key, one
     value a row; numbers are None where they are missing. `spread`: standard deviations by key of a recall. `best`: by
-    key, the rows that are best in their block. `marks`: by key, the marks of each row. `settings`: `common` ones of
-    most rows, and for each row what differs from them.
+    key, the rows that are best in their block. `marks`: by key, the marks of each row. `passed_over`: rows in whose
+    place validation chose another of their method. `settings`: `common` ones of most rows, and for each row what
+    differs from them.
     """
     lines = [line for part in parts for line in part.lines]
     frame = pd.concat([part.rows for part in parts], ignore_index=True) if parts else pd.DataFrame()
@@ -108,6 +109,7 @@ def table(runs: Runs, parts: Sequence[Block]) -> dict[str, Any]:
             "seeds": [line.marks for line in lines],
             "mean_recall": ["≈" * line.tied for line in lines],
         },
+        "passed_over": [i for i, chosen in enumerate(frame["chosen"]) if chosen is False],
         "settings": _settings(list(frame["settings"])),
     }
 

@@ -18,8 +18,10 @@ from bench.store.testset import Queries
 
 SIDE = 112  # pixels of the longer side
 # What Pillow raises for files that are no picture, or one too large.
-_UNREADABLE = (UserError, OSError, ValueError, SyntaxError, ArithmeticError, MemoryError)
-_UNREADABLE += (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_UNREADABLE: tuple[type[BaseException], ...] = (
+    *(UserError, OSError, ValueError, SyntaxError, ArithmeticError, MemoryError),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
 _MOST = 1500  # pictures that are decoded
 
 

@@ -7,7 +7,8 @@ window.bench = (() => {
   const bold = Object.fromEntries(Object.entries(best).map(([key, list]) => [key, new Set(list)]));
   const titles = Object.fromEntries(columns.map(c => [c.key, c.title]));
   const units = Object.fromEntries(columns.map(c => [c.key, c.unit]));
-  const state = { query: "", picked: {}, sort: null, down: true, limit: 50, pins: [] };
+  const state = { query: "", picked: {}, sort: null, down: true, limit: 50, pins: [], chosen: false };
+  const passedOver = new Set(data.table.passed_over);
   const shown = new Set(columns.filter(c => c.shown).map(c => c.key));
   const listeners = [];
   const CHOICES = ["dataset", "backbone", "method"], MOST_PINS = 12, STEP = 50;
@@ -48,7 +49,7 @@ window.bench = (() => {
   const visible = () => {
     const words = state.query.toLowerCase().split(/\s+/).filter(Boolean);
     return rows.filter(i => words.every(word => haystack[i].includes(word))
-      && CHOICES.every(key => !state.picked[key] || values[key][i] === state.picked[key]));
+      && !(state.chosen && passedOver.has(i)) && CHOICES.every(key => !state.picked[key] || values[key][i] === state.picked[key]));
   };
   const sorted = list => {
     if (!state.sort) return list;
@@ -123,8 +124,8 @@ window.bench = (() => {
   const memory = `petl-bench ${location.pathname}`;
   function remember() {
     if (!data.live) return;
-    const { query, picked, sort, down } = state;
-    try { sessionStorage.setItem(memory, JSON.stringify({ query, picked, sort, down, pins: state.pins.map(name) })); } catch { /* no storage */ }
+    const { query, picked, sort, down, chosen } = state;
+    try { sessionStorage.setItem(memory, JSON.stringify({ query, picked, sort, down, chosen, pins: state.pins.map(name) })); } catch { /* no storage */ }
   }
   function recall() {
     try {
@@ -145,6 +146,9 @@ window.bench = (() => {
     }
     options($("sort"), [["", "as in the report"], ...columns.map(c => [c.key, c.title])]);
     $("query").value = state.query;
+    $("chosen").checked = state.chosen;
+    $("chosen-label").hidden = !passedOver.size;
+    $("chosen").addEventListener("change", () => { Object.assign(state, { chosen: $("chosen").checked, limit: STEP }); changed(); });
     let wait;
     $("query").addEventListener("input", () => {
       clearTimeout(wait);
@@ -153,7 +157,7 @@ window.bench = (() => {
     $("sort").addEventListener("change", () => { state.sort = null; if ($("sort").value) sortBy($("sort").value); else drawTable(); });
     $("turn").addEventListener("click", () => { if (state.sort) sortBy(state.sort); });
     $("filters").addEventListener("submit", event => event.preventDefault());
-    $("filters").addEventListener("reset", () => { Object.assign(state, { query: "", picked: {}, sort: null, limit: STEP }); setTimeout(changed); });
+    $("filters").addEventListener("reset", () => { Object.assign(state, { query: "", picked: {}, sort: null, limit: STEP, chosen: false }); setTimeout(changed); });
     $("more-rows").firstElementChild.addEventListener("click", () => { state.limit += 4 * STEP; drawTable(); });
     $("columns").append(...columns.filter(c => c.key !== "method").map(c => el("label", {}, el("input", {
       type: "checkbox", checked: shown.has(c.key), "data-key": c.key,
