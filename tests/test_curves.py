@@ -82,7 +82,7 @@ def test_the_report_has_them(tmp_path):
     assert "interpolated=0.5 or 1" in rows[0]["config"]
     assert all("interpolated" not in row["config"] for row in rows[2:])
     html = written.index.read_text(encoding="utf-8")
-    assert html.count("<figure>") == 3
+    assert html.count("<figure") == 3
     assert "Rings: the share that a seed chose" in html
 
 
@@ -91,7 +91,7 @@ def test_a_report_without_has_none(tmp_path):
     written = build(write(tmp_path / "s", entries), tmp_path / "out")
     assert {path.suffix for path in written.paths if "_vs_" in path.name} == {".png", ".pdf"}
     assert len([path for path in written.paths if "_vs_" in path.name]) == 2
-    assert written.index.read_text(encoding="utf-8").count("<figure>") == 1
+    assert written.index.read_text(encoding="utf-8").count("<figure") == 1
 
 
 @pytest.mark.parametrize("panels", [1, 2, 3])

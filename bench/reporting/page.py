@@ -19,7 +19,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from bench.config.document import Dumper
-from bench.reporting import costs, curves, figures, gallery, pagedata, published, summary, tables
+from bench.reporting import curves, figures, gallery, pagedata, published, spending, summary, tables
 from bench.reporting.sections import Section
 from bench.store.frame import Runs
 
@@ -78,7 +78,7 @@ def page(
         meanings=summary.MEANINGS,
         unfinished=len(runs.unfinished),
         failures=pagedata.failures(runs),
-        costs=costs.costs(runs),
+        costs=spending.costs(runs),
         dirty=any(origin.get("git_dirty") for origin in runs.finished["provenance"]),
         provenance=list(_provenance(runs)),
         published={part.dataset: published.of_dataset(part.dataset) for part in parts},
@@ -92,7 +92,8 @@ def _libraries() -> str:
     notice = _LICENCE.format(
         vl_convert.get_vega_version(), vl_convert.get_vegalite_versions()[-1], vl_convert.get_vega_embed_version()
     )
-    code = vl_convert.javascript_bundle(None).replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
+    code = bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
     return f"\n{notice}{code}\n"
 
 
