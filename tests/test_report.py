@@ -17,7 +17,7 @@ import pytest
 
 from bench import report
 from bench.config.errors import UserError
-from bench.reporting import figures, published, summary, tables
+from bench.reporting import figures, latex, published, summary, tables
 from bench.reporting.build import build
 from bench.store.frame import RECALLS, collect
 from bench.store.naming import distinguish
@@ -273,7 +273,7 @@ def test_blocks_of_datasets_splits_and_backbones(tmp_path: Path) -> None:
         "rsitmd (split=pir), ViT-B-32-quickgelu/model.pt (weights=/b/model.pt)",
     ]
     assert len(figures.recall_vs_params(parts).axes) == 6
-    assert tables.tex(runs, parts).count("\\begin{tabular}") == 5
+    assert latex.tables(runs, parts).count("\\begin{tabular}") == 5
     assert published.of_dataset(parts[0].dataset)[0]["dataset"] == "RSITMD"
 
 
@@ -282,7 +282,7 @@ NASTY = 'a_b&c%d$#{e}~^\\ <script>alert("1")</script> | [x] *y* `z`'
 
 def test_tex_is_escaped_and_balanced(tmp_path: Path) -> None:
     runs = collect(write(tmp_path / "r", [*twelve(), done(spec("nasty", note=NASTY)), done(spec("nasty", note="n"))]))
-    text = tables.tex(runs, tables.blocks(runs, summary.summarise(runs)))
+    text = latex.tables(runs, tables.blocks(runs, summary.summarise(runs)))
     assert r"a\_b\&c\%d\$\#\{e\}\textasciitilde{}\textasciicircum{}\textbackslash{}" in text
     bare = text.replace("\\\\", "").replace("\\{", "").replace("\\}", "")
     assert bare.count("{") == bare.count("}")
@@ -392,7 +392,7 @@ def test_many_runs_in_seconds(tmp_path: Path) -> None:
     texts = [
         tables.csv(parts[0].rows),
         tables.markdown(runs, parts),
-        tables.tex(runs, parts),
+        latex.tables(runs, parts),
         tables.terminal(runs, parts),
     ]
     assert time.perf_counter() - start < 8

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.config.errors import UserError
 from bench.config.files import write_bytes
-from bench.reporting import curves, figures, sections, significance, summary, tables
+from bench.reporting import curves, figures, latex, origin, sections, significance, summary, tables
 from bench.reporting.page import page
 from bench.store.frame import collect
 from bench.store.planned import Plan
@@ -61,7 +61,10 @@ def build(
         "table.csv": tables.csv(rows).encode(),
         "table.md": tables.markdown(runs, parts, more).encode(),
         **{f"{section.name}.csv": sections.csv(section).encode() for section in more},
-        "table.tex": tables.tex(runs, parts).encode(),
+        "table.tex": latex.tables(runs, parts).encode(),
+        **{f"{section.name}.tex": latex.section(section).encode() for section in more},
+        "runs.csv": origin.runs_csv(runs, rows).encode(),
+        "provenance.json": origin.provenance(runs, rows).encode(),
         **{f"{name}.{kind}": figures.save(figure, kind) for name, figure in drawn.items() for kind in ("png", "pdf")},
         "index.html": page(runs, parts, charts, more).encode(),
     }
