@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from bench.config.settings import ReportSettings
 from bench.reporting import contamination, options, origin, significance
-from bench.reporting.sections import Section
+from bench.reporting.section import Section
 from bench.reporting.summary import CHOSEN, DEPARTS, MEANINGS, OUTSIDE, SHORT
 from bench.reporting.tables import DASH, PUBLISHED, Block, Line
 from bench.store.frame import RECALLS, Runs
@@ -281,11 +281,20 @@ def _notes(blocks: Sequence[Block]) -> Iterator[str]:
         yield "; ".join(marks) + "."
     for block in blocks:
         lead = f"{options.dataset(block.dataset)}, {block.backbone}. " if len(blocks) > 1 else ""
-        yield lead + " ".join(f"{name}: {text}." for name, text in block.facts)
+        yield lead + " ".join(f"{name}: {_titled(text, block)}." for name, text in block.facts)
         for text in block.departures:
-            yield f"{DEPARTS} {text}."
+            yield f"{DEPARTS} {_titled(text, block)}."
         if block.published:
-            yield f"{PUBLISHED}: {'; '.join(block.published)}."
+            yield f"{PUBLISHED}: {_titled('; '.join(block.published), block)}."
+
+
+def _titled(text: str, block: Block) -> str:
+    """The text with methods' names as papers write them."""
+    titles = {line.method: line.title for line in block.lines}
+    names = "|".join(map(re.escape, sorted(titles, key=len, reverse=True)))
+    return (
+        re.sub(rf"(?<![\w.=-])({names})(?= \d| \(|[,;:.]|$)", lambda found: titles[found[1]], text) if names else text
+    )
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
@@ -293,6 +302,7 @@ def _notes(blocks: Sequence[Block]) -> Iterator[str]:
 _TEX = {
     **{SHORT: r"$^\dagger$", OUTSIDE: r"$^\ddagger$", CHOSEN: r"$^\diamond$", DEPARTS: r"$^\S$"},
     **{significance.TIED: r"$^\approx$", contamination.SEEN: r"$^\P$", origin.DIFFERS: r"$^\|$"},
+    **{"♯": r"$^\sharp$", "♭": r"$^\flat$", "∗": r"$^\ast$"},
     **{char: f"\\{char}" for char in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", '"': "''"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
@@ -301,7 +311,7 @@ _TEX = {
     **{"’": "'", "‘": "`", "“": "``", "”": "''", "≥": r"$\geq$", "µ": r"$\mu$", "°": r"$^\circ$"},
     **{"ß": r"\ss{}", "ø": r"\o{}", "Ø": r"\O{}", "æ": r"\ae{}", "Æ": r"\AE{}", "ł": r"\l{}", "Ł": r"\L{}"},
     **{"ı": r"\i{}", "œ": r"\oe{}", "Œ": r"\OE{}"},
-    **{char: rf"$\{name}$" for char, name in zip("αβγδελμπρστω", "alpha beta gamma delta epsilon lambda mu pi rho sigma tau omega".split(), strict=True)},
+    **{char: rf"$\{name}$" for char, name in zip("αβγδελμπρστω", ["alpha", "beta", "gamma", "delta", "epsilon", "lambda", "mu", "pi", "rho", "sigma", "tau", "omega"], strict=True)},
 }  # fmt: skip
 _ACCENTS = {
     **{"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": "."},
@@ -321,7 +331,7 @@ def _word(word: str) -> str:
         text = _TEX.get(char) or _letter(char)
         out.append(text)
         since += 1
-        if text.startswith("\\petlchar") or (len(word) > 16 and (since >= 8 or char in "_/=,.;:-")):
+        if text.startswith("\\petlchar") or (len(word) > 12 and (since >= 8 or char in "_/=,.;:-")):
             out.append(_BREAK)
             since = 0
     return "".join(out)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.config.settings import ReportSettings
 from bench.evidence import saved
 from bench.evidence import statistics as evidence
+from bench.reporting import options
 from bench.store.frame import RECALLS, Runs
 
 TIED = "≈"  # mark of a mean recall
@@ -47,7 +48,7 @@ class _Group:
 
 def wanted(runs: Runs) -> bool:
     """Whether the sweep file asks for it: it does unless it says `report: {significance: off}`."""
-    return ReportSettings.model_validate(runs.content.get("report") or {}).significance == "on"
+    return options.of(runs).significance == "on"
 
 
 def add(runs: Runs, rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[Block, Facts]]:
@@ -80,7 +81,7 @@ def _measure(runs: Runs, part: pd.DataFrame) -> _Group | str:
     finished = runs.finished[runs.finished["group"].isin(part["group"])]
     if len({origin.get("dataset_sha256") for origin in finished["provenance"]}) > 1:
         return "none: the runs are of differing data (see below)"
-    tables = saved.read(runs.folder, list(finished["run_id"]), "/".join(part.iloc[0][["dataset", "backbone"]]))
+    tables = _tables(finished, "/".join(part.iloc[0][["dataset", "backbone"]]))
     if not tables.run_ids:
         return "none: no run has saved ranks with its images' captions; run the sweep again for them"
     place = {run_id: index for index, run_id in enumerate(tables.run_ids)}
@@ -100,6 +101,21 @@ def _measure(runs: Runs, part: pd.DataFrame) -> _Group | str:
         alike=np.stack([tables.alike[indices].mean(axis=0) for indices in chosen]),
         one_seed=sum(len(indices) == 1 and trains for indices, trains in zip(chosen, part["trains"], strict=True)),
         draws=draws,
+    )
+
+
+def _tables(finished: pd.DataFrame, block: str) -> saved.Tables:
+    """The tables of these runs; those of later folders count where they are of the first one's test set."""
+    found = [
+        saved.read(Path(folder), list(here["run_id"]), block) for folder, here in finished.groupby("folder", sort=False)
+    ]
+    found = [each for each in found if each.run_ids] or found[:1]
+    same = [each for each in found if np.array_equal(each.captions, found[0].captions)]
+    return saved.Tables(
+        run_ids=tuple(run_id for each in same for run_id in each.run_ids),
+        captions=found[0].captions,
+        tables=np.concatenate([each.tables for each in same]),
+        alike=np.concatenate([each.alike for each in same]),
     )
 
 

@@ -14,7 +14,7 @@ from bench.reporting import contamination, options, significance, training
 from bench.reporting.contamination import SEEN
 from bench.reporting.origin import DIFFERS
 from bench.reporting.published import notes
-from bench.reporting.sections import Section
+from bench.reporting.section import Section
 from bench.reporting.significance import TIED
 from bench.reporting.summary import CHOSEN, DEPARTS, MEANINGS, OUTSIDE, SHORT, TABLE_COLUMNS
 from bench.store.frame import RECALLS, Runs
@@ -84,6 +84,11 @@ class Block:
     def title(self) -> str:
         """The block's heading."""
         return f"{self.dataset}, {self.backbone}"
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """What papers call its methods."""
+        return {line.method: line.title for line in self.lines}
 
     @property
     def columns(self) -> dict[str, str]:

@@ -41,6 +41,7 @@ COLUMNS = {
     "mean_recall_optimistic": "float64",
     "mean_recall_pessimistic": "float64",
     "val_mean_recall": "float64",
+    "best_epoch": "Int64",  # the chosen one, from 1; missing for methods that do not train
     "interpolation": "object",  # dict as in result.json, None without
     "i2t_ties": "Int64",  # queries whose rank is tied
     "t2i_ties": "Int64",
@@ -222,6 +223,7 @@ def _outcome(result: Record, spec: dict[str, Any] | None) -> dict[str, Any]:
         "note": "",
         **{key: value for key, value in found.items() if key in COLUMNS},
         "val_mean_recall": math.nan if val is None else val.mean_recall,
+        "best_epoch": result.metrics.best_epoch,
         "interpolation": between and between.model_dump(),
         "provenance": provenance,
     }
