@@ -1,4 +1,4 @@
-"""Results to tables, figures and a page, of one sweep or several: `python -m bench.report results/<sweep>`. No torch."""
+"""Results of one sweep or several to tables, figures and a page: `python -m bench.report results/<sweep>`. No torch."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from bench.reporting.tables import Block
 from bench.store.naming import canonical, shown
 
 MOST_BARS = 30  # of a panel
-MOST_MAPS = 6  # of a report
+MOST_MAPS = 4  # of a report
 _MAP = "cividis"  # even in lightness, and for colour-blind readers
 
 
@@ -55,6 +55,8 @@ def per_method(parts: Sequence[Block], kind: Style = "paper", dark: bool = False
             _bars(each, part, rows, looks, ink, look)
             if len(panels) > 1:
                 each.set_title(printable(f"{options.dataset(part.dataset)}, {part.backbone}"), loc="left")
+        ends = [(rows["mean_recall"] + figures.errors(rows)[1]).max() for _, rows in panels if len(rows)]
+        axes[-1].set_xlim(0, 1.16 * max(ends, default=1.0) or 1.0)
         axes[-1].set_xlabel("test mean recall (%)")
         seaborn.despine(figure)
     return figure
@@ -92,7 +94,6 @@ def _bars(axes: Axes, part: Block, rows: pd.DataFrame, looks: dict[str, tuple[st
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     ends = mean + spread[1]
-    axes.set_xlim(0, 1.16 * float(ends.max()) or 1)
     for y, end, value in zip(at, ends, mean, strict=True):
         axes.annotate(
             f"{value:.1f}", (end, y), (2, 0), textcoords="offset points", va="center", fontsize=6.5 * look.scale
@@ -158,14 +159,20 @@ def draw_heat(heat: Heat, dark: bool = False, kind: Style = "paper") -> Figure:
             if not math.isnan(value):
                 dark = value < (least + most) / 2
                 look_of: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6.5 * look.scale}
-                axes.text(place[1], place[0], f"{value:.0f}", color="#ffffff" if dark else "#000000", **look_of)
+                axes.text(
+                    place[1],
+                    place[0],
+                    f"{value:.{1 if across <= 6 else 0}f}",
+                    color="#ffffff" if dark else "#000000",
+                    **look_of,
+                )
         if heat.ring:
             y, x = heat.ring
             frame = matplotlib.patches.Rectangle(
-                (x - 0.5, y - 0.5), 1, 1, fill=False, ec="#D55E00", lw=1.6 * look.scale
+                (x - 0.5, y - 0.5), 1, 1, fill=False, clip_on=False, ec="#D55E00", lw=1.6 * look.scale
             )
             axes.add_patch(frame)
-        turned = any(len(text) > 5 for text in heat.columns)
+        turned = _turned(heat)
         axes.set_xticks(range(across), [_short(text) for text in heat.columns], rotation=60 if turned else 0)
         if turned:
             for label in axes.get_xticklabels():
@@ -184,6 +191,11 @@ def _title(text: str) -> str:
     return line if len(line) <= 60 else line[:59] + "…"
 
 
+def _turned(heat: Heat) -> bool:
+    """Whether the texts below the columns are too long to stand side by side."""
+    return max(map(len, heat.columns)) * len(heat.columns) > 36
+
+
 def _below(heat: Heat, look: Look) -> float:
-    longest = max(len(text) for text in heat.columns)
-    return (0.3 + (0.05 * min(longest, 30) if longest > 5 else 0.0)) * look.scale
+    longest = max(map(len, heat.columns))
+    return (0.3 + (0.05 * min(longest, 30) if _turned(heat) else 0.0)) * look.scale

@@ -72,6 +72,7 @@ def build(
         "table.csv": tables.csv(rows).encode(),
         "table.md": tables.markdown(runs, parts, more).encode(),
         "table.tex": latex.tables(runs, parts).encode(),
+        "table_notes.tex": latex.notes(runs, parts).encode(),
         **{f"{section.name}.csv": sections.csv(section).encode() for section in more},
         **{f"{section.name}.tex": latex.section(section).encode() for section in more},
         "runs.csv": origin.runs_csv(runs, rows).encode(),

@@ -36,8 +36,9 @@ def drawn(
         if cost is figures.PARAMS or _varies(rows, cost.column):
             yield Drawn(cost.name, figures.caption(cost, parts), figures.recall_vs(cost, parts, kind=kind))
     yield Drawn("recall_by_method", bars.BARS, bars.per_method(parts, kind))
+    looks = figures.titled_looks(parts)
     for chart in (*charts, *curves.training(runs, rows)):
-        yield Drawn(chart.name, chart.caption, curves.draw(chart, kind=kind))
+        yield Drawn(chart.name, chart.caption, curves.draw(chart, kind=kind, looks=looks))
     for heat in bars.grids(parts):
         yield Drawn(heat.name, heat.caption, bars.draw_heat(heat, kind=kind))
     for section in more:
@@ -60,7 +61,7 @@ def supplement(runs: Runs, widths: Mapping[str, float], captions: Mapping[str, s
         "\\usepackage{booktabs,graphicx}",
         "\\begin{document}",
         f"\\title{{{latex.escape(runs.sweep)}: all results}}\\author{{}}\\date{{}}\\maketitle",
-        *(f"\\input{{{name}}}" for name in ("table", *(section.name for section in more))),
+        *(f"\\input{{{name}}}" for name in ("table", *(section.name for section in more), "table_notes")),
     ]
     for name, width in widths.items():
         kind = "figure" if width <= 1.2 * figures.COLUMN else "figure*"

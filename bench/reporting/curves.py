@@ -33,6 +33,9 @@ MOST_CURVES = 10  # of a panel of training curves
 _WORDS = {"shuffle_captions": "share of training captions paired wrongly"}
 
 
+Looks = Mapping[str, tuple[str, str]]  # colour and marker by label
+
+
 @dataclass(frozen=True)
 class Curve:
     """One line: its points from left to right with their spread, and at which x a ring marks a choice."""
@@ -73,7 +76,7 @@ def training(runs: Runs, rows: pd.DataFrame) -> list[Chart]:
         found = []
         for _, row in part.sort_values("val_mean_recall", ascending=False, kind="stable")[:MOST_CURVES].iterrows():
             seeds = runs.finished[runs.finished["group"] == row["group"]]
-            if curve := _epochs(options.title(row["method"], runs.titles), seeds):
+            if curve := _epochs(curve_title(row, {row["method"]: options.title(row["method"], runs.titles)}), seeds):
                 found.append(curve)
         if found:
             panels[f"{options.dataset(str(dataset))}, {backbone}"] = found
@@ -173,12 +176,17 @@ def _without(dataset: str, name: str) -> str:
     return short.replace(", )", ")").removesuffix(" ()")
 
 
-def draw(chart: Chart, dark: bool = False, kind: Style = "paper") -> Figure:
-    """The figure: a panel beside or below the other, one colour and marker a label, one legend."""
+def draw(chart: Chart, dark: bool = False, kind: Style = "paper", looks: Looks | None = None) -> Figure:
+    """The figure: a panel beside or below the other, one colour and marker a label, one legend.
+
+    `looks`: colour and marker by label, where all labels have one.
+    """
     look, (ink, rc) = LOOKS[kind], style(dark, kind)
     across = min(2, len(chart.panels))
     down = math.ceil(len(chart.panels) / across)
     labels = list(dict.fromkeys(curve.label for curves in chart.panels.values() for curve in curves))
+    if looks is None or not set(labels) <= set(looks):
+        looks = {label: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, label in enumerate(labels)}
     with matplotlib.rc_context(rc):
         figure = Figure(
             figsize=(
@@ -190,7 +198,7 @@ def draw(chart: Chart, dark: bool = False, kind: Style = "paper") -> Figure:
         FigureCanvasAgg(figure)
         axes = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
         for panel, (title, curves) in zip(axes, chart.panels.items(), strict=False):
-            _panel(panel, curves, labels, ink, look.scale)
+            _panel(panel, curves, looks, ink, look.scale)
             if len(chart.panels) > 1:
                 panel.set_title(printable(title), loc="left")
         for empty in axes[len(chart.panels) :]:
@@ -206,11 +214,10 @@ def draw(chart: Chart, dark: bool = False, kind: Style = "paper") -> Figure:
     return figure
 
 
-def _panel(axes: Axes, curves: Sequence[Curve], labels: Sequence[str], ink: Ink, scale: float) -> None:
+def _panel(axes: Axes, curves: Sequence[Curve], looks: Looks, ink: Ink, scale: float) -> None:
     axes.set_axisbelow(True)
     for curve in curves:
-        at = labels.index(curve.label)
-        look: dict[str, Any] = {"color": COLOURS[at % len(COLOURS)], "marker": MARKERS[at % len(MARKERS)]}
+        look: dict[str, Any] = dict(zip(("color", "marker"), looks[curve.label], strict=True))
         look |= {"ms": 3.5 * scale, "mec": ink.paper, "mew": 0.4, "lw": scale, "elinewidth": 0.8 * scale, "zorder": 3}
         look |= {"capsize": 1.5 * scale}
         axes.errorbar(curve.x, curve.y, curve.spread, label=curve.label, **look)

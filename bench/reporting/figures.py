@@ -225,6 +225,16 @@ def curve_looks(parts: Sequence[Block]) -> dict[str, tuple[str, str]]:
     }
 
 
+def titled_looks(parts: Sequence[Block]) -> dict[str, tuple[str, str]]:
+    """`curve_looks` by the curves' titles."""
+    looks, named = curve_looks(parts), {}
+    for part in parts:
+        for row in part.rows.drop_duplicates("curve").to_dict("records"):
+            if row["curve"] in looks:
+                named[curve_title(row, part.titles)] = looks[row["curve"]]
+    return named
+
+
 def errors(rows: pd.DataFrame) -> np.ndarray:
     """Below and above each row's mean recall, (2, rows): to the ends of its interval, else its standard deviation."""
     mean, std = rows["mean_recall"].to_numpy(float), rows["mean_recall_std"].fillna(0).to_numpy(float)

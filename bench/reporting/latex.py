@@ -255,7 +255,7 @@ def _head(column: _Column) -> str:
 
 def _heading(block: Block, columns: Sequence[_Column]) -> str:
     """The line above the rows of a dataset and backbone."""
-    name, size, words = _fit(columns)
+    _, size, words = _fit(columns)
     text = f"{options.dataset(block.dataset)}, {block.backbone}"
     inside = sum((words if words and c.words else c.width(_SIZES[size])) + 2 * _SEP for c in columns) - 2 * _SEP
     kind = "@{}l" if width(text, _SIZES[size]) < 0.8 * inside else f"@{{}}p{{{0.9 * inside:.0f}pt}}@{{}}"
@@ -269,28 +269,41 @@ def _caption(blocks: Sequence[Block], spread: bool) -> str:
     where = f"{', '.join(names)} ({', '.join(backbones)})"
     over = ", mean ± sample standard deviation over seeds" if spread else ""
     leaders = any(cell.best for block in blocks for line in block.lines for cell in line.recalls)
-    best = " Best in bold, second best underlined" if leaders else ""
-    return f"Image-text retrieval on {where}: test recall in percent{over}; mR is the mean of the six.{best}{'.' * bool(best)}"
+    best = " Best in bold, second best underlined." if leaders else ""
+    return f"Image-text retrieval on {where}: test recall in percent{over}; mR is the mean of the six.{best}"
+
+
+_IN_FLOAT = ("Training", "Choice", "Recipe", "Seeds", "Weights", "Rows", "Ranking")
 
 
 def _notes(blocks: Sequence[Block]) -> Iterator[str]:
-    """What stands below a table: marks, facts, departures from recipes, and the published numbers."""
+    """What stands below a table: the marks, and of one block what its rows have in common. table_notes.tex has more."""
     used = {mark for block in blocks for mark in block.marks}
     marks = [f"{mark} {meaning}" for mark, meaning in MEANINGS.items() if mark in used]
     if marks:
         yield "; ".join(marks) + "."
     for block in blocks:
-        lead = f"{options.dataset(block.dataset)}, {block.backbone}. " if len(blocks) > 1 else ""
-        yield lead + " ".join(f"{name}: {_titled(text, block)}." for name, text in block.facts)
-        for text in block.departures:
-            yield f"{DEPARTS} {_titled(text, block)}."
-        if block.published:
-            yield f"{PUBLISHED}: {_titled('; '.join(block.published), block)}."
+        names = _IN_FLOAT if len(blocks) == 1 else ("Rows",)
+        facts = [f"{name}: {_titled(text, block)}." for name, text in block.facts if name in names]
+        if facts:
+            yield (f"{options.dataset(block.dataset)}, {block.backbone}. " if len(blocks) > 1 else "") + " ".join(facts)
+
+
+def notes(runs: Runs, parts: Sequence[Block]) -> str:
+    """table_notes.tex: for each block, as text, all that the report says of its numbers, and the published ones."""
+    out = [f"% {_comment(runs.sweep)}: written by python -m bench.report.", HEAD]
+    for block in parts:
+        texts = [f"{name}: {_titled(text, block)}." for name, text in block.facts]
+        texts += [f"{DEPARTS} {_titled(text, block)}." for text in block.departures]
+        texts += [f"{PUBLISHED}: {_titled('; '.join(block.published), block)}."] if block.published else []
+        title = escape(f"{options.dataset(block.dataset)}, {block.backbone}")
+        out += [rf"\paragraph{{{title}}}", rf"{{\small\emergencystretch=3em {escape(' '.join(texts))}\par}}"]
+    return "\n".join(out) + "\n"
 
 
 def _titled(text: str, block: Block) -> str:
     """The text with methods' names as papers write them."""
-    titles = {line.method: line.title for line in block.lines}
+    titles = block.titles
     names = "|".join(map(re.escape, sorted(titles, key=len, reverse=True)))
     return (
         re.sub(rf"(?<![\w.=-])({names})(?= \d| \(|[,;:.]|$)", lambda found: titles[found[1]], text) if names else text
@@ -311,7 +324,8 @@ _TEX = {
     **{"’": "'", "‘": "`", "“": "``", "”": "''", "≥": r"$\geq$", "µ": r"$\mu$", "°": r"$^\circ$"},
     **{"ß": r"\ss{}", "ø": r"\o{}", "Ø": r"\O{}", "æ": r"\ae{}", "Æ": r"\AE{}", "ł": r"\l{}", "Ł": r"\L{}"},
     **{"ı": r"\i{}", "œ": r"\oe{}", "Œ": r"\OE{}"},
-    **{char: rf"$\{name}$" for char, name in zip("αβγδελμπρστω", ["alpha", "beta", "gamma", "delta", "epsilon", "lambda", "mu", "pi", "rho", "sigma", "tau", "omega"], strict=True)},
+    **{"α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\epsilon$", "λ": r"$\lambda$"},
+    **{"μ": r"$\mu$", "π": r"$\pi$", "ρ": r"$\rho$", "σ": r"$\sigma$", "τ": r"$\tau$", "ω": r"$\omega$"},
 }  # fmt: skip
 _ACCENTS = {
     **{"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": "."},

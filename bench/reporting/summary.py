@@ -36,8 +36,9 @@ def summarise(runs: Runs) -> pd.DataFrame:
     `seeds` counts the finished runs, `outside_grid` those of them that are not in the plan's grid. Recalls (of
     validation in val_mean_recall) and train_seconds are their means, `_std` the sample standard deviation (n - 1;
     missing for one seed), peak_bytes their maximum; a number that a finished run lacks is missing, never the mean of
-    the others. `origin_differs`: of commit, hardware, weights, what is not as in most runs of the block. `chosen`: as in `_chosen`. `interpolated`: the shares of trained
-    weights that the seeds chose, as text; they are in the config, too.
+    the others. `origin_differs`: of commit, hardware, weights, what is not as in most runs of the block. `chosen`: as
+    in `_chosen`. `interpolated`: the shares of trained weights that the seeds chose, as text; they are in the config,
+    too.
     `recipe`: the named one that the row was planned with, `recipe_departs` the keys in which it departs from it.
     The columns of `significance` are missing until it fills them.
     Besides: `group`, `known` (seeds, finished or not), `whole` (the method trains the backbone itself), `curve` (the

@@ -136,7 +136,7 @@ def blocks(
 
 
 def _ordered(rows: pd.DataFrame, order: str) -> pd.DataFrame:
-    """The rows of a block, sorted: the best first, or the smallest; missing ones last. `file` leaves them as they are."""
+    """The rows of a block, the best first, or the smallest; missing ones last. `file` leaves them as they are."""
     if order == "file":
         return rows
     key, up = ("mean_recall", False) if order == "mean_recall" else ("trainable_params", True)
