@@ -22,6 +22,7 @@ from bench.store.naming import canonical, shown
 
 MOST_BARS = 30  # of a panel
 MOST_MAPS = 4  # of a report
+MOST_NUMBERS = 240  # cells of a heat map that have their number; beyond, a scale says what a colour is
 _MAP = "cividis"  # even in lightness, and for colour-blind readers
 
 
@@ -143,8 +144,8 @@ def _grid(part: Block, curve: str, rows: pd.DataFrame) -> Iterator[Heat]:
 
 
 def draw_heat(heat: Heat, dark: bool = False, kind: Style = "paper") -> Figure:
-    """The figure: every cell has its number."""
-    look, (_, rc) = figures.LOOKS[kind], figures.style(dark, kind)
+    """The figure: every cell has its number, or there is a scale."""
+    look, (ink, rc) = figures.LOOKS[kind], figures.style(dark, kind)
     down, across = heat.values.shape
     wide = across * 0.32 * look.scale + 1.3 * look.scale
     with matplotlib.rc_context(rc):
@@ -153,15 +154,18 @@ def draw_heat(heat: Heat, dark: bool = False, kind: Style = "paper") -> Figure:
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         axes.grid(False)
-        axes.imshow(heat.values, cmap=_MAP, aspect="auto")
+        image = axes.pcolormesh(heat.values, cmap=_MAP, edgecolors=ink.paper, linewidth=0.4 * look.scale)
+        axes.invert_yaxis()
         least, most = np.nanmin(heat.values), np.nanmax(heat.values)
-        for place, value in np.ndenumerate(heat.values):
+        if heat.values.size > MOST_NUMBERS:
+            figure.colorbar(image, ax=axes, label="mean recall (%)").outline.set_visible(False)
+        for place, value in np.ndenumerate(heat.values) if heat.values.size <= MOST_NUMBERS else ():
             if not math.isnan(value):
                 dark = value < (least + most) / 2
                 look_of: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6.5 * look.scale}
                 axes.text(
-                    place[1],
-                    place[0],
+                    place[1] + 0.5,
+                    place[0] + 0.5,
                     f"{value:.{1 if across <= 6 else 0}f}",
                     color="#ffffff" if dark else "#000000",
                     **look_of,
@@ -169,15 +173,15 @@ def draw_heat(heat: Heat, dark: bool = False, kind: Style = "paper") -> Figure:
         if heat.ring:
             y, x = heat.ring
             frame = matplotlib.patches.Rectangle(
-                (x - 0.5, y - 0.5), 1, 1, fill=False, clip_on=False, ec="#D55E00", lw=1.6 * look.scale
+                (x, y), 1, 1, fill=False, clip_on=False, ec="#D55E00", lw=1.6 * look.scale
             )
             axes.add_patch(frame)
         turned = _turned(heat)
-        axes.set_xticks(range(across), [_short(text) for text in heat.columns], rotation=60 if turned else 0)
+        axes.set_xticks(np.arange(across) + 0.5, [_short(text) for text in heat.columns], rotation=60 if turned else 0)
         if turned:
             for label in axes.get_xticklabels():
                 label.set(ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(down), [_short(text) for text in heat.rows])
+        axes.set_yticks(np.arange(down) + 0.5, [_short(text) for text in heat.rows])
         axes.tick_params(length=0)
         axes.set(xlabel=printable(heat.xlabel), ylabel=printable(heat.ylabel))
         for spine in axes.spines.values():

@@ -27,6 +27,7 @@ COLUMNS = (
 )
 _MOST_ROWS = 100  # of a block: with more, fewer draws; and groups of ties would outgrow any table
 _FEWER_DRAWS = 1_000
+_MOST_COMPARED = 1_000  # rows of a block: with more, those that validation chose; all pairs would outgrow memory
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 Block = tuple[str, str]  # dataset and backbone
@@ -40,6 +41,7 @@ class _Group:
     rows: pd.DataFrame
     tables: saved.Tables
     comparison: evidence.Comparison
+    compared: np.ndarray  # the places of the rows that are compared, all but in very long blocks
     intervals: np.ndarray  # (rows, recalls, 2)
     alike: np.ndarray  # (rows, recalls)
     one_seed: int  # rows that train, of one seed
@@ -93,10 +95,13 @@ def _measure(runs: Runs, part: pd.DataFrame) -> _Group | str:
     seeds = evidence.seed_error([every[indices] for indices in chosen])
     means = np.stack([tables.tables[indices].mean(axis=0) for indices in chosen])
     draws = evidence.DRAWS if len(part) <= _MOST_ROWS else _FEWER_DRAWS
+    compared = _compared(part)
+    few = evidence.SeedError(seeds.variance[compared], seeds.freedom[compared])
     return _Group(
         rows=part,
         tables=tables,
-        comparison=evidence.compare(means, tables.captions, seeds, draws=draws),
+        comparison=evidence.compare(means[compared], tables.captions, few, draws=draws),
+        compared=compared,
         intervals=evidence.intervals(means, tables.captions, seeds, draws=draws),
         alike=np.stack([tables.alike[indices].mean(axis=0) for indices in chosen]),
         one_seed=sum(len(indices) == 1 and trains for indices, trains in zip(chosen, part["trains"], strict=True)),
@@ -104,12 +109,22 @@ def _measure(runs: Runs, part: pd.DataFrame) -> _Group | str:
     )
 
 
+def _compared(rows: pd.DataFrame) -> np.ndarray:
+    """The places of the rows that are compared: all, or in a very long block those that validation chose, best first.
+
+    Where validation chose too many, or chose nothing, the best by mean recall.
+    """
+    if len(rows) <= _MOST_COMPARED:
+        return np.arange(len(rows))
+    return np.flatnonzero(rows["chosen"].map(lambda each: each is not False))[:_MOST_COMPARED]
+
+
 def _tables(finished: pd.DataFrame, block: str) -> saved.Tables:
     """The tables of these runs; those of later folders count where they are of the first one's test set."""
     found = [
         saved.read(Path(folder), list(here["run_id"]), block) for folder, here in finished.groupby("folder", sort=False)
     ]
-    found = [each for each in found if each.run_ids] or found[:1]
+    found = [each for each in found if each.run_ids] or [saved.read(Path(), [], block)]
     same = [each for each in found if np.array_equal(each.captions, found[0].captions)]
     return saved.Tables(
         run_ids=tuple(run_id for each in same for run_id in each.run_ids),
@@ -126,6 +141,7 @@ def _write(rows: pd.DataFrame, group: _Group) -> None:
         rows.loc[index, f"{recall}_low"] = group.intervals[:, column, 0]
         rows.loc[index, f"{recall}_high"] = group.intervals[:, column, 1]
         rows.loc[index, f"{recall}_alike"] = group.alike[:, column]
+    index = index[group.compared]
     if len(index) < 2:
         return
     best, worst = evidence.rank_intervals(better)
@@ -149,7 +165,9 @@ def _facts(group: _Group) -> Iterator[tuple[str, str]]:
         f"95%, in table.csv: {group.draws:,} bootstrap draws of the {images:,} test images with their {captions:,} "
         f"captions, and the error of the mean over seeds{unknown}",
     )
-    count = len(group.rows)
+    count = len(group.compared)
+    if count < len(group.rows):
+        yield "Compared", f"{count:,} of {len(group.rows):,} rows: those that validation chose, or the best"
     if count < 2:
         return
     pairs = count * (count - 1) // 2
@@ -161,7 +179,10 @@ def _facts(group: _Group) -> Iterator[tuple[str, str]]:
         f"with this test set and these seeds, two rows that differ by {one:.1f} points of mean recall are told apart "
         f"with 80% chance{corrected} (the median pair)",
     )
-    yield "Ranking", claim([_name(row) for row in group.rows.to_dict("records")], group.comparison.better)
+    yield (
+        "Ranking",
+        claim([_name(row) for row in group.rows.iloc[group.compared].to_dict("records")], group.comparison.better),
+    )
 
 
 def claim(names: Sequence[str], better: np.ndarray) -> str:
