@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
@@ -112,7 +112,7 @@ def grids(parts: Sequence[Block]) -> list[Heat]:
     for part in parts:
         for curve, rows in part.rows[part.rows["mean_recall"].notna()].groupby("curve", sort=False):
             found += list(_grid(part, str(curve), rows))
-    return [Heat(**{**vars(heat), "name": f"grid_{number}"}) for number, heat in enumerate(found[:MOST_MAPS], 1)]
+    return [replace(heat, name=f"grid_{number}") for number, heat in enumerate(found[:MOST_MAPS], 1)]
 
 
 def _grid(part: Block, curve: str, rows: pd.DataFrame) -> Iterator[Heat]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench.reporting import bars, curves, figures, latex
+from bench.reporting import bars, classes, curves, figures, latex
 from bench.reporting.section import Section
 from bench.reporting.tables import Block
 from bench.store.frame import Runs
@@ -43,7 +43,13 @@ def drawn(
         yield Drawn(heat.name, heat.caption, bars.draw_heat(heat, kind=kind))
     for section in more:
         if section.figure:
-            yield Drawn(section.name, f"{section.title}. {section.note}", section.figure(False))
+            heat = classes.heat(section.name, section.title, section.numbers) if _is_class(section) else None
+            figure = bars.draw_heat(heat, kind=kind) if heat else section.figure(False)
+            yield Drawn(section.name, f"{section.title}. {section.note}", figure)
+
+
+def _is_class(section: Section) -> bool:
+    return section.name.startswith(classes.NAME)
 
 
 def _varies(rows: pd.DataFrame, column: str) -> bool:

@@ -17,6 +17,7 @@ from bench.reporting.section import Section
 from bench.store import testset
 from bench.store.frame import Runs
 
+NAME = "recall_by_class"
 MOST_METHODS = 12  # of a figure
 NOTE = (
     "Mean recall of the queries of each class's images, over all images of the test set; the mean over seeds. Of each "
@@ -32,16 +33,15 @@ def by_class(runs: Runs, rows: pd.DataFrame) -> list[Section]:
         chosen = chosen.sort_values("mean_recall", ascending=False, kind="stable")[:MOST_METHODS]
         table = _table(runs, chosen)
         if table is not None:
-            name = "recall_by_class" + (
-                f"_{number}" if rows["dataset"].nunique() * rows["backbone"].nunique() > 1 else ""
-            )
+            name = NAME + (f"_{number}" if rows["dataset"].nunique() * rows["backbone"].nunique() > 1 else "")
             words = table.map(lambda value: f"{value:.1f}" if isinstance(value, float) else str(value))
             title = f"Recall by class: {options.dataset(str(dataset))}, {backbone}"
-            found.append(Section(name, title, NOTE, table, words, partial(draw_heat, _heat(name, title, table))))
+            found.append(Section(name, title, NOTE, table, words, partial(draw_heat, heat(name, title, table))))
     return found
 
 
-def _heat(name: str, title: str, numbers: pd.DataFrame) -> Heat:
+def heat(name: str, title: str, numbers: pd.DataFrame) -> Heat:
+    """The figure of a table of `by_class`."""
     classes = tuple(f"{each} ({count})" for each, count in zip(numbers["class"], numbers["images"], strict=True))
     values = numbers.iloc[:, 2:].to_numpy(float)
     return Heat(name, title, "", "", tuple(map(str, numbers.columns[2:])), classes, values, "")

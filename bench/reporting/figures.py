@@ -332,7 +332,7 @@ class _Panel:
                     # The best configuration carries the curve's name; its siblings on the line say what differs.
                     point = options.config(row[1]["named"])
                     title = curve_title(row[1], self.titles)
-                    text = point if point and row[0] not in best.index else f"{title} {point}"
+                    text = point if point and row[0] not in best.index else f"{title} {point}".strip()
                     yield Label(
                         self._text(text + marks_of(row[1]), at, height, _mix(colour, self.ink)), at, height, bar
                     )

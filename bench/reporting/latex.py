@@ -354,7 +354,7 @@ def _word(word: str) -> str:
 def _letter(char: str) -> str:
     if char.isascii():
         return char
-    base, *accents = unicodedata.normalize("NFD", char)
+    base, *accents = list(unicodedata.normalize("NFD", char))
     if base.isascii() and len(accents) == 1 and accents[0] in _ACCENTS and accents[0] != "\u0328":
         base = {"i": r"\i{}", "j": r"\j{}"}.get(base, base) if accents[0] not in "\u0327" else base
         return rf"\{_ACCENTS[accents[0]]}{{{base}}}"

@@ -59,7 +59,7 @@ def runs_csv(runs: Runs, rows: pd.DataFrame) -> str:
     head["config"] = frame["group"].map(dict(zip(rows["group"], rows["config"], strict=True))).fillna("")
     flat = [{} if isinstance(each, float) else each for each in frame["settings"]]
     keys = [k for k in dict.fromkeys(key for each in flat for key in each) if not k.startswith(_PATHS)]
-    settings = pd.DataFrame({key: [_cell(each.get(key)) for each in flat] for key in keys}, index=frame.index)
+    settings = pd.DataFrame({key: [_cell(each.get(key)) for each in flat] for key in keys}, frame.index, dtype=object)
     origin = pd.DataFrame({key: [_cell(each.get(key)) for each in frame["provenance"]] for key in _FACTS})
     lead = ["row", "run_id", "folder", "status", "dataset", "backbone", "method", "config"]
     table = pd.concat(

@@ -85,7 +85,7 @@ def summarise(runs: Runs) -> pd.DataFrame:
     others = runs.finished.loc[~runs.finished["planned"], "group"].value_counts()
     rows["outside_grid"] = others.reindex(rows.index, fill_value=0)
     rows["origin_differs"] = origin.differing(runs, rows)
-    kinds = dict.fromkeys(("seeds", "known", "outside_grid"), int)
+    kinds: dict[str, Any] = dict.fromkeys(("seeds", "known", "outside_grid"), int)
     kinds |= dict.fromkeys(("trainable_params", "peak_bytes", "flops_per_pair"), "Int64")
     rows = significance.blank(rows).reset_index().astype(kinds)
     return rows[[*TABLE_COLUMNS, "group", "known", "whole", "curve", "point", "settings", "departs", "trains"]]

@@ -107,7 +107,7 @@ def read(folder: Path, plan_id: str | None = None) -> Plan | None:
                 {run["run_id"]: run[key] for run in content["runs"] if key in run}
                 for key in ("own", "recipe", "departs")
             ]
-            return Plan(sweep, runs, content.get("file"), start, resolved, *said, content.get("titles") or {})
+            return Plan(sweep, runs, content.get("file"), start, resolved, *said, titles=content.get("titles") or {})
     except (FileNotFoundError, NotADirectoryError):
         newest = read(folder) if plan_id is not None else None  # earlier versions kept no others
         return newest if newest and newest.id == plan_id else None
