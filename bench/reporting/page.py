@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from bench.config.document import Dumper
 from bench.reporting import curves, figures, gallery, pagedata, published, spending, summary, tables
-from bench.reporting.sections import Section
+from bench.reporting.section import Section
 from bench.store.frame import Runs
 
 STATIC_ROWS = 100  # of a block's table that browsers without scripts show
@@ -71,7 +71,9 @@ def page(
         params=tables.params,
         figures={mode: _svg(figures.recall_vs_params(parts, dark)) for mode, dark in _MODES.items()},
         charts=[(chart, {mode: _svg(curves.draw(chart, dark)) for mode, dark in _MODES.items()}) for chart in charts],
-        more=more,
+        more=[
+            (each, each.figure and {mode: _svg(each.figure(dark)) for mode, dark in _MODES.items()}) for each in more
+        ],
         static_rows=STATIC_ROWS,
         outside=int((~runs.finished["planned"]).sum()),
         short=summary.SHORT,

@@ -93,7 +93,7 @@ def table(runs: Runs, parts: Sequence[Block]) -> dict[str, Any]:
     texts = {
         "dataset": [part.dataset for part in parts for _ in part.lines],
         "backbone": [part.backbone for part in parts for _ in part.lines],
-        "method": [line.method for line in lines],
+        "method": [line.title for line in lines],
         "config": [line.config.removesuffix(CHOSEN) for line in lines],
         "recipe": [line.recipe.removesuffix(DEPARTS) for line in lines],
         "seeds": [line.seeds for line in lines],

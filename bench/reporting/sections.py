@@ -1,32 +1,22 @@
-"""Further tables of a report, below the main one: each a name, a title, a note, numbers and their text. No torch."""
+"""Further tables of a report, below the main one, from those who provide them. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pandas as pd
 
+from bench.reporting import classes, overview
+from bench.reporting.section import Section
 from bench.store.frame import Runs
 
-
-@dataclass(frozen=True)
-class Section:
-    """One table. `numbers` goes into `<name>.csv` in full precision, `shown` (text, the same rows) to readers.
-
-    note: what the numbers are, in one or two sentences. `shown`: column names as readers see them; the first column
-    names the row.
-    """
-
-    name: str
-    title: str
-    note: str
-    numbers: pd.DataFrame
-    shown: pd.DataFrame
-
+__all__ = ["PROVIDERS", "Section", "csv", "sections"]
 
 # Each gives the tables for which the runs have numbers, from the runs and the rows of `summary.summarise`.
-PROVIDERS: tuple[Callable[[Runs, pd.DataFrame], list[Section]], ...] = ()
+PROVIDERS: tuple[Callable[[Runs, pd.DataFrame], list[Section]], ...] = (
+    overview.overview,
+    classes.by_class,
+)
 
 
 def sections(runs: Runs, rows: pd.DataFrame) -> list[Section]:

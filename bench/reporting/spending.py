@@ -45,7 +45,7 @@ def costs(runs: Runs) -> Costs:
         known = done["train_seconds"].dropna()
         lines.append(
             Line(
-                method=str(method),
+                method=runs.titles.get(str(method), str(method)),
                 finished=len(done),
                 unfinished=len(group) - len(done),
                 each=tables.seconds(float(known.mean())) if len(known) else tables.DASH,
