@@ -142,12 +142,12 @@ def test_filters_choose_rows_of_table_and_figure(browser: Browser, index: Path) 
     marks = "return document.querySelectorAll('#chart svg .mark-symbol.role-mark path').length"
     assert browser.until(lambda: browser.js(marks)) == 13
     browser.type("#query", "LORA rank=8")
-    browser.until(lambda: rows(browser) == ["lora"])
+    browser.until(lambda: rows(browser) == ["LoRA"])
     assert browser.texts("#count") == ["1 of 15 rows"]
     browser.until(lambda: browser.js(marks) == 1)
     browser.type("#query", "")
     browser.until(lambda: len(rows(browser)) == 15)
-    browser.choose("#pick-method", "lora")
+    browser.choose("#pick-method", "LoRA")
     assert column(browser, "Config") == ["rank=2", "rank=8", "rank=32◆"]
     browser.click("#chosen")
     assert column(browser, "Config") == ["rank=32◆"]
@@ -182,15 +182,15 @@ def mark_of(browser: Browser, method: str) -> str:
 
 def test_hover_shows_settings_and_costs_and_a_click_compares(browser: Browser, index: Path) -> None:
     browser.open(index)
-    browser.hover(mark_of(browser, "harma"))
+    browser.hover(mark_of(browser, "HarMA"))
     tip = browser.until(lambda: "\n".join(browser.texts("#vg-tooltip-element.visible")))
-    for text in ("harma", "47.20 ± 0.70", "5,934,397", "Peak memory", "2.24 GB", "Train time"):
+    for text in ("HarMA", "47.20 ± 0.70", "5,934,397", "Peak memory", "2.24 GB", "Train time"):
         assert text in tip
-    browser.click(mark_of(browser, "harma"))
+    browser.click(mark_of(browser, "HarMA"))
     browser.until(lambda: browser.texts("#compared thead th"))
-    browser.click('#table input[aria-label="Compare lora rank=2"]')
+    browser.click('#table input[aria-label="Compare LoRA rank=2"]')
     heads = browser.texts("#compared thead th")
-    assert [head.split(" ✕")[0] for head in heads] == ["harma", "lora rank=2"]
+    assert [head.split(" ✕")[0] for head in heads] == ["HarMA", "LoRA rank=2"]
     compared = "\n".join(browser.texts("#compared tbody tr"))
     for text in ("47.20 ± 0.70\t39.70 ± 0.70", "method.rank\t–\t2", "method.name\tharma\tlora"):
         assert text in compared
@@ -215,7 +215,7 @@ def test_training_curves_ring_the_chosen_epoch(browser: Browser, index: Path) ->
     )
     epochs = browser.until(lambda: browser.js(rings))
     assert set(epochs) == {5}
-    browser.click('#table input[aria-label="Compare lora rank=2"]')
+    browser.click('#table input[aria-label="Compare LoRA rank=2"]')
     browser.until(
         lambda: len(set(browser.texts("#curves-note"))) == 1 and "compared" in browser.texts("#curves-note")[0]
     )
@@ -224,7 +224,7 @@ def test_training_curves_ring_the_chosen_epoch(browser: Browser, index: Path) ->
 def test_the_gallery_marks_right_and_wrong_of_two_rows(browser: Browser, index: Path) -> None:
     browser.open(index)
     names = browser.texts("#gallery-b option")
-    browser.choose("#gallery-b", str(names.index("zero_shot")))
+    browser.choose("#gallery-b", str(names.index("Zero-shot CLIP")))
     browser.choose("#gallery-only", "a")
     assert browser.texts(".gallery-query")
     for query in range(len(browser.texts(".gallery-query"))):
@@ -268,7 +268,7 @@ def test_everything_fits_and_nothing_complains(browser: Browser, index: Path, wi
     browser.requests(), browser.complaints()
     browser.open(index, width, dark)
     browser.js("document.querySelectorAll('details').forEach(e => e.open = true)")
-    for method in ("harma", HOSTILE, f"{HOSTILE}2"):
+    for method in ("HarMA", HOSTILE, f"{HOSTILE}2"):
         browser.click(f'#table tr[data-row="{browser.js(ROW, method)}"] input')
     browser.choose("#gallery-side", "i2t")
     browser.until(lambda: "compared rows" in browser.texts("#curves-note")[0])
@@ -403,8 +403,8 @@ def test_a_live_page_keeps_what_was_chosen_when_it_loads_itself_again(browser: B
     browser.js("window.before = true")
     browser.type("#query", "lora")
     browser.until(lambda: len(rows(browser)) == 3)
-    browser.click('#table input[aria-label="Compare lora rank=2"]')
+    browser.click('#table input[aria-label="Compare LoRA rank=2"]')
     browser.until(lambda: not browser.js("return window.before ?? false"))
-    browser.until(lambda: rows(browser) == ["lora"] * 3)
+    browser.until(lambda: rows(browser) == ["LoRA"] * 3)
     assert len(browser.texts("#compared thead th")) == 1
     browser.complaints(), browser.requests()
