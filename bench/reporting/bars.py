@@ -140,7 +140,8 @@ def _grid(part: Block, curve: str, rows: pd.DataFrame) -> Iterator[Heat]:
     title = f"{figures.curve_title(rows.iloc[0], part.titles)}, {options.dataset(part.dataset)}, {part.backbone}"
     names = [key.rpartition(".")[2] for key in (across, down)]
     text = f"Mean recall on the {split} split over {names[1]} and {names[0]}: {title}. Frame: what validation chose."
-    yield Heat("", title, *names, *(tuple(map(shown, v)) for v in reversed(values)), grid, text, ring)
+    along, beside = (tuple(map(shown, each)) for each in reversed(values))
+    yield Heat("", title, names[0], names[1], along, beside, grid, text, ring)
 
 
 def draw_heat(heat: Heat, dark: bool = False, kind: Style = "paper") -> Figure:

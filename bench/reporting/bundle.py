@@ -43,8 +43,8 @@ def drawn(
         yield Drawn(heat.name, heat.caption, bars.draw_heat(heat, kind=kind))
     for section in more:
         if section.figure:
-            heat = classes.heat(section.name, section.title, section.numbers) if _is_class(section) else None
-            figure = bars.draw_heat(heat, kind=kind) if heat else section.figure(False)
+            classed = classes.heat(section.name, section.title, section.numbers) if _is_class(section) else None
+            figure = bars.draw_heat(classed, kind=kind) if classed else section.figure(False)
             yield Drawn(section.name, f"{section.title}. {section.note}", figure)
 
 

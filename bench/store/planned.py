@@ -103,11 +103,12 @@ def read(folder: Path, plan_id: str | None = None) -> Plan | None:
         if all(Path(run_id).name == run_id and run_id.isprintable() for run_id in runs):
             start = Start(**content["start"]) if content.get("start") else None
             sweep, resolved = content.get("sweep") or folder.resolve().name, content.get("content") or {}
-            said = [
+            own, recipes, departs = (
                 {run["run_id"]: run[key] for run in content["runs"] if key in run}
                 for key in ("own", "recipe", "departs")
-            ]
-            return Plan(sweep, runs, content.get("file"), start, resolved, *said, titles=content.get("titles") or {})
+            )
+            titles = content.get("titles") or {}
+            return Plan(sweep, runs, content.get("file"), start, resolved, own, recipes, departs, titles)
     except (FileNotFoundError, NotADirectoryError):
         newest = read(folder) if plan_id is not None else None  # earlier versions kept no others
         return newest if newest and newest.id == plan_id else None
