@@ -24,6 +24,7 @@ class Adapter(Method):
     """
 
     name = "adapter"
+    title = "Adapter"
     paper = "Houlsby et al. 2019, arXiv 1902.00751"
     needs_slots = ("image", "text")
     presets = {"paper": {}, "table": {"places": ("after_mlp",), "shared": True, "layer_norms": False}}

@@ -17,6 +17,7 @@ class AdaptFormer(Method):
     """
 
     name = "adaptformer"
+    title = "AdaptFormer"
     paper = "Chen et al. 2022, arXiv 2205.13535"
     needs_slots = ("image", "text")
     presets = {"paper": {}, "table": {"shared": True, "learned_scale": True, "scale": 1.0}}

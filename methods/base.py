@@ -38,6 +38,7 @@ class Method(Settings):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str] = ""  # as papers write it, in LaTeX tables and figures; default: the name, as "My Method"
     paper: ClassVar[str]
     default_loss: ClassVar[str] = "info_nce"
     trains: ClassVar[bool] = True
@@ -70,6 +71,11 @@ class Method(Settings):
         return None
 
     @classmethod
+    def called(cls) -> str:
+        """What papers call the method."""
+        return cls.title or readable(cls.name)
+
+    @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         if taken := {"preset", "recipe", "train", "loss", "evaluation"} & set(cls.model_fields):
             raise TypeError(f"{cls.__name__}: settings can't be named {', '.join(taken)}: a sweep file uses these")
@@ -96,6 +102,11 @@ class Method(Settings):
     def merge(self, model: DualEncoder) -> None:
         """Fold what was trained into the backbone's own weights. Raises UserError for methods that can't."""
         raise UserError(f"{self.name} cannot be merged into the backbone")
+
+
+def readable(name: str) -> str:
+    """A name as a title: `my_method` is My Method."""
+    return " ".join(word[:1].upper() + word[1:] for word in name.split("_") if word) or name
 
 
 def check_slots(owner: str, shape: ModelShape, sides: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ class BitFit(Method):
     """Trains every bias of both towers, also those of the LayerNorms. 171,008 parameters on ViT-B-32."""
 
     name = "bitfit"
+    title = "BitFit"
     paper = "Ben Zaken et al. 2022, arXiv 2106.10199"
     trains_backbone = True
 

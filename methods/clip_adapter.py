@@ -20,6 +20,7 @@ class CLIPAdapter(Method):
     """
 
     name = "clip_adapter"
+    title = "CLIP-Adapter"
     paper = "Gao et al. 2021, arXiv 2110.04544"
     grad_towers = ()  # its layers lie behind the towers
     presets = {"paper": {}, "table": {"bottleneck": 256, "towers": "both"}}

@@ -25,6 +25,7 @@ class Convpass(Method):
     """
 
     name = "convpass"
+    title = "Convpass"
     paper = "Jie and Deng 2022, arXiv 2207.07039"
     grad_towers = ("image",)
     needs_slots = ("image",)

@@ -20,6 +20,7 @@ class CoOp(Method):
     """
 
     name = "coop"
+    title = "CoOp"
     paper = "Zhou et al. 2022, arXiv 2109.01134"
     grad_towers = ("text",)
     needs_slots = ("text",)

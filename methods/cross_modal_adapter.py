@@ -26,6 +26,7 @@ class CrossModalAdapter(Method):
     """
 
     name = "cross_modal_adapter"
+    title = "Cross-Modal Adapter"
     paper = "Jiang et al. 2022, arXiv 2211.09623"
     needs_slots = ("image", "text")
     presets = {"paper": {}, "table": {"bottleneck": 64, "places": ("after_mlp",), "shared": True}}

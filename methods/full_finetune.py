@@ -13,6 +13,7 @@ class FullFinetune(Method):
     """
 
     name = "full_finetune"
+    title = "Full fine-tuning"
     paper = "Radford et al. 2021, arXiv 2103.00020"
     trains_backbone = True
     presets = {"paper": {}, "table": {}}

@@ -20,6 +20,7 @@ class HarMA(Method):
     """
 
     name = "harma"
+    title = "HarMA"
     paper = "Huang 2024, arXiv 2404.18253"
     default_loss = "harma"
     needs_slots = ("image", "text")

@@ -25,6 +25,7 @@ class LastBlock(Method):
     """
 
     name = "last_block"
+    title = "Last block"
     paper = "baseline Partial-1 of Jia et al. 2022, arXiv 2203.12119"
     trains_backbone = True
     grad_towers = ()  # all but the last blocks are in front of what is trained

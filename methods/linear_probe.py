@@ -18,6 +18,7 @@ class LinearProbe(Method):
     """
 
     name = "linear_probe"
+    title = "Linear probe"
     paper = "Radford et al. 2021, arXiv 2103.00020; sizes of Yuan, Zhan, Xiong 2023, arXiv 2308.12509"
     grad_towers = ()  # its layers lie behind the towers
     presets = {"paper": {}, "table": {}}

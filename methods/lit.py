@@ -15,6 +15,7 @@ class LiT(Method):
     """
 
     name = "lit"
+    title = "LiT"
     paper = "Zhai et al. 2022, arXiv 2111.07991"
     trains_backbone = True
     examples = {"": {}, "image": {"tower": "image"}}

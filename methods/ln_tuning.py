@@ -10,6 +10,7 @@ class LNTuning(Method):
     """Trains every LayerNorm of both towers. 65,536 parameters on ViT-B-32."""
 
     name = "ln_tuning"
+    title = "LN-tuning"
     paper = "Zhao et al. 2024, arXiv 2312.11420"
     trains_backbone = True
 

@@ -22,6 +22,7 @@ class LoRA(Method):
     """
 
     name = "lora"
+    title = "LoRA"
     paper = "Hu et al. 2022, arXiv 2106.09685"
     needs_slots = ("image", "text")
     presets = {

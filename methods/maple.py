@@ -23,6 +23,7 @@ class MaPLe(Method):
     """
 
     name = "maple"
+    title = "MaPLe"
     paper = "Khattak et al. 2023, arXiv 2210.03117"
     needs_slots = ("image", "text")
     knob = "n_ctx"

@@ -22,6 +22,7 @@ class MMA(Method):
     """
 
     name = "mma"
+    title = "MMA"
     paper = "Yang et al. 2024, Multi-Modal Adapter for Vision-Language Models (CVPR)"
     needs_slots = ("image", "text")
     knob = "bottleneck"

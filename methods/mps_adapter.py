@@ -21,6 +21,7 @@ class MPSAdapter(Method):
     """
 
     name = "mps_adapter"
+    title = "MPS-CLIP"
     paper = "MPS-CLIP 2026, arXiv 2601.18190"
     default_loss = "mps"
     needs_slots = ("image", "text")

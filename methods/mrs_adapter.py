@@ -23,6 +23,7 @@ class MRSAdapter(Method):
     """
 
     name = "mrs_adapter"
+    title = "MRS-Adapter"
     paper = "Yuan, Zhan, Xiong 2023, arXiv 2308.12509"
     default_loss = "hmmc"
     needs_slots = ("image", "text")

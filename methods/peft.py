@@ -29,6 +29,7 @@ class Peft(Method):
     model_config = ConfigDict(extra="allow")
 
     name = "peft"
+    title = "PEFT"
     paper = "the peft library, github.com/huggingface/peft, and each tuner's own paper"
     needs_slots = ("image", "text")
     examples = {

@@ -31,6 +31,7 @@ class POSAPL(Method):
     """
 
     name = "posapl"
+    title = "POSAPL"
     paper = "POSAPL 2025, the released code (github.com/LiShuo1001/POSAPL)"
     default_loss = "posapl"
     needs_slots = ("image", "text")

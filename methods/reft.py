@@ -22,6 +22,7 @@ class ReFT(Method):
     """
 
     name = "reft"
+    title = "ReFT"
     paper = "Wu et al. 2024, arXiv 2404.03592"
     needs_slots = ("image", "text")
     knob = "rank"

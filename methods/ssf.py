@@ -22,6 +22,7 @@ class SSF(Method):
     """
 
     name = "ssf"
+    title = "SSF"
     paper = "Lian et al. 2022, arXiv 2210.08823"
     needs_slots = ("image", "text")
     presets = {"paper": {}}

@@ -28,6 +28,7 @@ class UniAdapter(Method):
     """
 
     name = "uniadapter"
+    title = "UniAdapter"
     paper = "Lu et al. 2023, arXiv 2302.06605"
     needs_slots = ("image", "text")
     knob = "bottleneck"

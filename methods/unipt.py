@@ -23,6 +23,7 @@ class UniPT(Method):
     """
 
     name = "unipt"
+    title = "UniPT"
     paper = "Diao et al. 2024, arXiv 2308.14316 (CVPR)"
     grad_towers = ()  # its modules lie behind the towers
     needs_slots = ("image", "text")

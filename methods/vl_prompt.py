@@ -20,6 +20,7 @@ class VLPrompt(Method):
     """
 
     name = "vl_prompt"
+    title = "VL-Prompt"
     paper = "baseline of Yuan, Zhan, Xiong 2023, arXiv 2308.12509"
     needs_slots = ("image", "text")
     presets = {"paper": {}, "table": {}}

@@ -20,6 +20,7 @@ class VPT(Method):
     """
 
     name = "vpt"
+    title = "VPT"
     paper = "Jia et al. 2022, arXiv 2203.12119"
     grad_towers = ("image",)
     needs_slots = ("image",)

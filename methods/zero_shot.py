@@ -10,6 +10,7 @@ class ZeroShot(Method):
     """Trains nothing and is scored once: seeds and training settings have no effect."""
 
     name = "zero_shot"
+    title = "Zero-shot CLIP"
     paper = "Radford et al. 2021, arXiv 2103.00020"
     presets = {"paper": {}, "table": {}}
     trains = False

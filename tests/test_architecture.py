@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "conformance": {"config", "core", "methods"},
     "launch": {"config", "data", "core", "methods", "plan", "store", "compute"},
     "evidence": {"config", "core", "store"},
-    "reporting": {"config", "evidence", "store"},
+    "reporting": {"config", "core", "data", "evidence", "methods", "store"},
     "demo": {"config", "data", "core", "methods"},
     "commands": {"config", "methods", "plan", "store", "compute", "conformance", "launch", "reporting"},
     "api": {"compute", "config", "demo", "store"},

@@ -96,6 +96,7 @@ def test_a_finished_run_holds_what_is_promised(finished):
         folder.RESULT,
         folder.ADAPTER,
         folder.RANKS,
+        folder.TOP,
         folder.HISTORY,
         folder.ATTEMPTS,
         folder.LOCK,

@@ -23,7 +23,7 @@ from bench.compute.loggers import Log, Rows
 from bench.compute.progress import Progress
 from bench.config.errors import GpuLost, Stopped, UserError
 from bench.config.files import write_bytes, write_json
-from bench.core import cost, ranks
+from bench.core import cost, found, ranks
 from bench.core.evaluate import evaluate, evaluate_alike
 from bench.core.held import held_weights
 from bench.core.inputs import Inputs
@@ -272,9 +272,10 @@ def _score_test(spec: RunSpec, inputs: Inputs, loaded: Loaded, run_dir: Path, ep
     openings.note(run_dir, protocol=spec.evaluation.protocol, epoch=epoch, why=openings.SCORE)
     items = loaded.dataset.test
     model = inputs.backbone.model
-    (i2t, t2i), alike = evaluate_alike(model, inputs.eval_set("test"), torch.tensor(numbered(items)))
+    (i2t, t2i), alike, best = evaluate_alike(model, inputs.eval_set("test"), torch.tensor(numbered(items)))
     captions = np.array([len(item.captions) for item in items])
     write_bytes(run_dir / folder.RANKS, ranks.to_npz(ranks.Saved(i2t, t2i, captions, *alike)))
+    write_bytes(run_dir / folder.TOP, found.to_npz(best))
     testset.write(
         run_dir.parent,
         loaded.dataset.name,

@@ -334,11 +334,39 @@ class SlurmSettings(Settings):
     """Other options of sbatch, as they are."""
 
 
+ReportColumn = Literal[
+    "params",
+    "seeds",
+    "i2t_r1",
+    "i2t_r5",
+    "i2t_r10",
+    "t2i_r1",
+    "t2i_r5",
+    "t2i_r10",
+    "mean_recall",
+    "train_seconds",
+    "peak_bytes",
+    "flops_per_pair",
+]
+
+
 class ReportSettings(Settings):
-    """What the report of a sweep holds."""
+    """What the report of a sweep holds. No run id depends on it."""
 
     significance: Literal["on", "off"] = "on"
     """Intervals, and marks of what can't be told apart from the best."""
+    columns: Annotated[tuple[ReportColumn, ...], Field(min_length=1)] | None = None
+    """Columns of table.md and table.tex, in this order; null: what each has by default. table.csv has all."""
+    order: Literal["file", "mean_recall", "params"] = "file"
+    """Order of rows: the sweep file's, best first, or fewest parameters first."""
+    rows: Literal["auto", "all", "chosen"] = "auto"
+    """Rows of table.tex: all, or of each method the one that validation chose; auto: all of up to 40."""
+    group: Literal["dataset", "backbone", "separate"] = "dataset"
+    """Several datasets or backbones in table.tex: in one table by dataset, or by backbone, or a table for each."""
+    precision: int = Field(2, ge=0, le=4)
+    """Decimals of recalls."""
+    caption: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
+    """The caption of table.tex, as plain text; null: what was measured."""
 
 
 # The section of a sweep file that each cluster scheduler reads; `bench.launch` has a folder of the same name for it.

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bench.core.found import BEST, Found
 from bench.core.model import DualEncoder
 from bench.core.passes import Pictures, Prefix, Texts
 from bench.core.ranks import Ranks
@@ -47,15 +48,16 @@ def evaluate(model: DualEncoder, split: EvalSet) -> tuple[Ranks, Ranks]:
 @torch.inference_mode()
 def evaluate_alike(
     model: DualEncoder, split: EvalSet, caption_words: Int[Tensor, " captions"]
-) -> tuple[tuple[Ranks, Ranks], tuple[Ranks, Ranks]]:
-    """What `evaluate` returns, and the same ranks where an identical caption of another image is right too.
+) -> tuple[tuple[Ranks, Ranks], tuple[Ranks, Ranks], Found]:
+    """What `evaluate` returns, the same ranks where an identical caption of another image is right too, and the best
+    items of every query.
 
     caption_words: captions with the same number say the same; see `counts_alike`.
     """
     features = encode(model, split)
     device = features[0].device
     owned = split.caption_text.to(device), split.caption_image.to(device)
-    return score(*features, *owned), score(*features, *owned, caption_words.to(device))
+    return score(*features, *owned), score(*features, *owned, caption_words.to(device)), best(*features, owned[0])
 
 
 def encode(model: DualEncoder, split: EvalSet) -> tuple[Float[Tensor, "images dim"], Float[Tensor, "texts dim"]]:
@@ -219,6 +221,45 @@ def count_ranks(
     tied = ((scores == best) & wrong).sum(dim=1)
     own = ((scores == best) & correct).sum(dim=1)
     return torch.stack([above, tied, own])
+
+
+def best(
+    image_features: Float[Tensor, "images dim"],
+    text_features: Float[Tensor, "texts dim"],
+    caption_text: Int[Tensor, " captions"],
+) -> Found:
+    """The `BEST` captions of each image and images of each caption, by the scores and in the blocks of `counts`."""
+    images, texts = image_features.float(), text_features.float()
+    scores = texts @ images.T if len(texts) * len(images) <= BLOCK else None
+    captions = [
+        best_items((scores[:, block] if scores is not None else texts @ images[block].T).T, caption_text)
+        for block in _blocks(len(images), len(texts))
+    ]
+    found = [
+        best_items(scores[caption_text[block]] if scores is not None else texts[caption_text[block]] @ images.T)
+        for block in _blocks(len(caption_text), len(images))
+    ]
+    return Found(*(torch.cat(each).cpu().numpy() for each in (captions, found)))
+
+
+def best_items(
+    scores: Float[Tensor, "queries columns"], column: Int[Tensor, " items"] | None = None
+) -> Int[Tensor, "queries best"]:
+    """The indices of the `BEST` items of each query, the best first. `column`: of each item, by default its own.
+
+    Items of equal score are ordered by their index times an odd number, modulo 2^32: like shuffled, so that no place in
+    the dataset is preferred, and the same on every device. Scores [0.5, 0.9, 0.5], of a collapsed model [0, 0, 0]: item
+    1 is first, and of the collapsed model's the one that the order has first.
+    """
+    items = scores.shape[1] if column is None else len(column)
+    order = torch.arange(items, device=scores.device) * 2654435761 % 2**32
+    found, step = [], max(1, 2**22 // items)
+    for start in range(0, len(scores), step):
+        part = scores[start : start + step]
+        bits = ((part if column is None else part[:, column]) + 0.0).contiguous().view(torch.int32)  # no -0.0
+        whole = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()  # integers in the order of the floats
+        found.append((whole * 2**32 + order).topk(min(BEST, items), dim=1).indices)
+    return torch.cat(found)
 
 
 def _blocks(queries: int, items: int) -> list[slice]:

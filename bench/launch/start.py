@@ -36,7 +36,8 @@ def plan_of(sweep: Sweep, how: Start | None = None) -> Plan:
     own = {run.run_id: run.own() for run in sweep.runs}
     recipes = {run_id: name for run_id, (name, _) in sweep.recipes.items()}
     departs = {run_id: keys for run_id, (_, keys) in sweep.recipes.items()}
-    return Plan(sweep.name, runs, file, how, dict(sweep.content), own, recipes, departs)
+    titles = {run.method.name: run.method.called() for run in sweep.runs}
+    return Plan(sweep.name, runs, file, how, dict(sweep.content), own, recipes, departs, titles)
 
 
 def estimate(sweep: Sweep, folder: Path, *, executor: str, workers: int | None) -> Forecast:

@@ -24,15 +24,17 @@ class Label:
     line: bool = False
 
 
-def place(axes: Axes, labels: Sequence[Label], renderer: RendererBase, leader: str) -> None:
+def place(axes: Axes, labels: Sequence[Label], renderer: RendererBase, leader: str, scale: float = 1.0) -> None:
     """Move each label to the cheapest free spot around its point, and draw a leader line where that is far away.
 
     Labels in crowds go first; all are placed twice, so that the first ones can make room. Cost: overlap with labels,
     markers, error bars and the frame weighs most, then lines crossed, then distance. `leader`: the colour of the lines.
+    `scale`: by how much letters and markers are larger than a paper's.
     """
     if not labels:
         return
-    unit = axes.figure.dpi / 72  # pixels a point
+    point_size = axes.figure.dpi / 72  # pixels
+    unit = point_size * scale
     frame = axes.get_window_extent(renderer)
     points = axes.transData.transform([(label.x, label.y) for label in labels])
     boxes = [label.text.get_window_extent(renderer) for label in labels]
@@ -51,11 +53,11 @@ def place(axes: Axes, labels: Sequence[Label], renderer: RendererBase, leader: s
             outside = (spots[:, :2] < frame.min).any(1) | (spots[:, 2:] > frame.max).any(1)
             placed[i] = spots[np.argmin(cost + 1000 * outside)]
     for i, label in enumerate(labels):
-        label.text.set_position(tuple((placed[i][:2] - points[i]) / unit))
+        label.text.set_position(tuple((placed[i][:2] - points[i]) / point_size))
         nearest = np.clip(points[i], placed[i][:2], placed[i][2:])
         if not label.line and np.hypot(*(nearest - points[i])) > 9 * unit:
             ends = axes.transData.inverted().transform([points[i], nearest])
-            axes.plot(*ends.T, color=leader, lw=0.4, zorder=1.5, scalex=False, scaley=False)
+            axes.plot(*ends.T, color=leader, lw=0.4 * scale, zorder=1.5, scalex=False, scaley=False)
 
 
 def _spots(point: np.ndarray, size: np.ndarray, unit: float, frame: Any, line: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,17 +12,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import vl_convert
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from bench.config.document import Dumper
-from bench.reporting import curves, figures, published, summary, tables
+from bench.reporting import curves, figures, gallery, pagedata, published, spending, summary, tables
 from bench.reporting.further import Section
 from bench.store.frame import Runs
 
+STATIC_ROWS = 100  # of a block's table that browsers without scripts show
+THUMBNAIL_BYTES = 4_000_000  # of all pictures in the gallery
 _HERE = Path(__file__).parent
+_WEB = _HERE / "web"
+_SCRIPTS = ("page.js", "charts.js", "gallery.js")  # in this order, behind the libraries
 _MODES = {"light": False, "dark": True}
+_LICENCE = """/*! Vega {}, Vega-Lite {}, Vega-Embed {} and their dependencies, bundled by vl-convert.
+Vega and Vega-Lite: Copyright (c) 2015-2026, University of Washington Interactive Data Lab; BSD 3-Clause License,
+github.com/vega/vega, file LICENSE. Redistribution and use in source and binary forms, with or without
+modification, are permitted provided that this notice, the conditions and the disclaimer of that licence are kept.
+THIS SOFTWARE IS PROVIDED BY THE COPYRIGHT HOLDERS AND CONTRIBUTORS "AS IS", WITHOUT WARRANTY OF ANY KIND. */
+"""
 
 
 def page(
@@ -28,32 +42,78 @@ def page(
     parts: Sequence[tables.Block],
     charts: Sequence[curves.Chart] = (),
     more: Sequence[Section] = (),
+    live: int | None = None,
 ) -> str:
-    """index.html: what was measured, the figures (light and dark), the tables, what is missing, where it came from."""
+    """index.html: what was measured, the figures (light and dark), the tables, what is missing, where it came from.
+
+    `live`: the page loads itself again after so many seconds.
+    """
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    found = pagedata.rows(runs, parts)
+    data = {
+        "table": pagedata.table(runs, parts),
+        "curves": pagedata.curves(found),
+        "galleries": gallery.galleries(found, THUMBNAIL_BYTES),
+        "live": live,
+    }
+    scripts = [_libraries(), *((_WEB / name).read_text(encoding="utf-8") for name in _SCRIPTS)]
     return environment.get_template("page.html.j2").render(
         runs=runs,
         parts=parts,
+        live=live,
+        policy=_policy(scripts),
+        style=Markup((_WEB / "page.css").read_text(encoding="utf-8")),
+        scripts=[Markup(script) for script in scripts],
+        data=_json(data),
         header=list(tables.HEADER),
         params=tables.params,
         figures={mode: _svg(figures.recall_vs_params(parts, dark)) for mode, dark in _MODES.items()},
         charts=[(chart, {mode: _svg(curves.draw(chart, dark)) for mode, dark in _MODES.items()}) for chart in charts],
-        more=more,
-        pictures={
-            each.name: {mode: _svg(each.figure(dark)) for mode, dark in _MODES.items()} for each in more if each.figure
-        },
+        more=[
+            (each, each.figure and {mode: _svg(each.figure(dark)) for mode, dark in _MODES.items()}) for each in more
+        ],
+        static_rows=STATIC_ROWS,
         outside=int((~runs.finished["planned"]).sum()),
         short=summary.SHORT,
         meanings=summary.MEANINGS,
-        unfinished=tables.unfinished(runs),
+        unfinished=len(runs.unfinished),
+        failures=pagedata.failures(runs),
+        costs=spending.costs(runs),
         dirty=any(origin.get("git_dirty") for origin in runs.finished["provenance"]),
         provenance=list(_provenance(runs)),
         published={part.dataset: published.of_dataset(part.dataset) for part in parts},
         commands=list(_commands(runs)),
         sweep_file=_sweep_file(runs),
     )
+
+
+def _libraries() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script with their notice; the same bytes for the same vl-convert."""
+    notice = _LICENCE.format(
+        vl_convert.get_vega_version(), vl_convert.get_vegalite_versions()[-1], vl_convert.get_vega_embed_version()
+    )
+    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
+    code = bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    return f"\n{notice}{code}\n"
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """The page's Content-Security-Policy: no request at all, and no script but these.
+
+    Vega compiles its own expressions, which takes 'unsafe-eval'; no text of the data is in an expression.
+    """
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
+    )
+    return f"default-src 'none'; style-src 'unsafe-inline'; script-src {hashes} 'unsafe-eval'; img-src data:"
+
+
+def _json(data: Any) -> Markup:
+    """JSON that can stand in a script element: nothing in it ends the element or opens a comment."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))
 
 
 def _svg(figure: Figure) -> str:

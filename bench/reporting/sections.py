@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from bench.reporting import behaviour, protocols, tuning
+from bench.reporting import behaviour, classes, overview, protocols, tuning
 from bench.reporting.further import Section
 from bench.store.frame import Runs
 
@@ -14,6 +14,7 @@ __all__ = ["PROVIDERS", "Section", "csv", "sections"]
 
 # Each gives the tables for which the runs have numbers, from the runs and the rows of `summary.summarise`.
 PROVIDERS: tuple[Callable[[Runs, pd.DataFrame], list[Section]], ...] = (
+    overview.overview,
     tuning.tuning,
     protocols.comparison,
     protocols.reopened,
@@ -21,6 +22,7 @@ PROVIDERS: tuple[Callable[[Runs, pd.DataFrame], list[Section]], ...] = (
     behaviour.forgetting,
     behaviour.geometry,
     behaviour.classification,
+    classes.by_class,
 )
 
 

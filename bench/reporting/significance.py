@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.config.settings import ReportSettings
 from bench.evidence import saved
 from bench.evidence import statistics as evidence
+from bench.reporting import options
 from bench.store.frame import RECALLS, Runs
 
 TIED = "≈"  # mark of a mean recall
@@ -26,6 +27,7 @@ COLUMNS = (
 )
 _MOST_ROWS = 100  # of a block: with more, fewer draws; and groups of ties would outgrow any table
 _FEWER_DRAWS = 1_000
+_MOST_COMPARED = 1_000  # rows of a block: with more, those that validation chose; all pairs would outgrow memory
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 Block = tuple[str, str]  # dataset and backbone
@@ -39,6 +41,7 @@ class _Group:
     rows: pd.DataFrame
     tables: saved.Tables
     comparison: evidence.Comparison
+    compared: np.ndarray  # the places of the rows that are compared, all but in very long blocks
     intervals: np.ndarray  # (rows, recalls, 2)
     alike: np.ndarray  # (rows, recalls)
     one_seed: int  # rows that train, of one seed
@@ -47,7 +50,7 @@ class _Group:
 
 def wanted(runs: Runs) -> bool:
     """Whether the sweep file asks for it: it does unless it says `report: {significance: off}`."""
-    return ReportSettings.model_validate(runs.content.get("report") or {}).significance == "on"
+    return options.of(runs).significance == "on"
 
 
 def add(runs: Runs, rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[Block, Facts]]:
@@ -80,7 +83,7 @@ def _measure(runs: Runs, part: pd.DataFrame) -> _Group | str:
     finished = runs.finished[runs.finished["group"].isin(part["group"])]
     if len({origin.get("dataset_sha256") for origin in finished["provenance"]}) > 1:
         return "none: the runs are of differing data (see below)"
-    tables = saved.read(runs.folder, list(finished["run_id"]), "/".join(part.iloc[0][["dataset", "backbone"]]))
+    tables = _tables(finished, "/".join(part.iloc[0][["dataset", "backbone"]]))
     if not tables.run_ids:
         return "none: no run has saved ranks with its images' captions; run the sweep again for them"
     place = {run_id: index for index, run_id in enumerate(tables.run_ids)}
@@ -92,14 +95,42 @@ def _measure(runs: Runs, part: pd.DataFrame) -> _Group | str:
     seeds = evidence.seed_error([every[indices] for indices in chosen])
     means = np.stack([tables.tables[indices].mean(axis=0) for indices in chosen])
     draws = evidence.DRAWS if len(part) <= _MOST_ROWS else _FEWER_DRAWS
+    compared = _compared(part)
+    few = evidence.SeedError(seeds.variance[compared], seeds.freedom[compared])
     return _Group(
         rows=part,
         tables=tables,
-        comparison=evidence.compare(means, tables.captions, seeds, draws=draws),
+        comparison=evidence.compare(means[compared], tables.captions, few, draws=draws),
+        compared=compared,
         intervals=evidence.intervals(means, tables.captions, seeds, draws=draws),
         alike=np.stack([tables.alike[indices].mean(axis=0) for indices in chosen]),
         one_seed=sum(len(indices) == 1 and trains for indices, trains in zip(chosen, part["trains"], strict=True)),
         draws=draws,
+    )
+
+
+def _compared(rows: pd.DataFrame) -> np.ndarray:
+    """The places of the rows that are compared: all, or in a very long block those that validation chose, best first.
+
+    Where validation chose too many, or chose nothing, the best by mean recall.
+    """
+    if len(rows) <= _MOST_COMPARED:
+        return np.arange(len(rows))
+    return np.flatnonzero(rows["chosen"].map(lambda each: each is not False))[:_MOST_COMPARED]
+
+
+def _tables(finished: pd.DataFrame, block: str) -> saved.Tables:
+    """The tables of these runs; those of later folders count where they are of the first one's test set."""
+    found = [
+        saved.read(Path(folder), list(here["run_id"]), block) for folder, here in finished.groupby("folder", sort=False)
+    ]
+    found = [each for each in found if each.run_ids] or [saved.read(Path(), [], block)]
+    same = [each for each in found if np.array_equal(each.captions, found[0].captions)]
+    return saved.Tables(
+        run_ids=tuple(run_id for each in same for run_id in each.run_ids),
+        captions=found[0].captions,
+        tables=np.concatenate([each.tables for each in same]),
+        alike=np.concatenate([each.alike for each in same]),
     )
 
 
@@ -110,6 +141,7 @@ def _write(rows: pd.DataFrame, group: _Group) -> None:
         rows.loc[index, f"{recall}_low"] = group.intervals[:, column, 0]
         rows.loc[index, f"{recall}_high"] = group.intervals[:, column, 1]
         rows.loc[index, f"{recall}_alike"] = group.alike[:, column]
+    index = index[group.compared]
     if len(index) < 2:
         return
     best, worst = evidence.rank_intervals(better)
@@ -133,7 +165,9 @@ def _facts(group: _Group) -> Iterator[tuple[str, str]]:
         f"95%, in table.csv: {group.draws:,} bootstrap draws of the {images:,} test images with their {captions:,} "
         f"captions, and the error of the mean over seeds{unknown}",
     )
-    count = len(group.rows)
+    count = len(group.compared)
+    if count < len(group.rows):
+        yield "Compared", f"{count:,} of {len(group.rows):,} rows: those that validation chose, or the best"
     if count < 2:
         return
     pairs = count * (count - 1) // 2
@@ -145,7 +179,10 @@ def _facts(group: _Group) -> Iterator[tuple[str, str]]:
         f"with this test set and these seeds, two rows that differ by {one:.1f} points of mean recall are told apart "
         f"with 80% chance{corrected} (the median pair)",
     )
-    yield "Ranking", claim([_name(row) for row in group.rows.to_dict("records")], group.comparison.better)
+    yield (
+        "Ranking",
+        claim([_name(row) for row in group.rows.iloc[group.compared].to_dict("records")], group.comparison.better),
+    )
 
 
 def claim(names: Sequence[str], better: np.ndarray) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
-from bench.reporting import contamination, protocols, significance, training
+from bench.reporting import contamination, origin, protocols, significance, training
 from bench.store.frame import RECALLS, Runs
 from bench.store.naming import distinguish
 
@@ -12,7 +14,7 @@ TABLE_COLUMNS = (
     *("dataset", "backbone", "method", "config", "recipe", "recipe_departs", "trainable_params", "seeds"),
     *(name for recall in RECALLS for name in (recall, f"{recall}_std")),
     *("val_mean_recall", "protocol", "reopened", "chosen", "interpolated"),
-    *("train_seconds", "peak_bytes", "outside_grid"),
+    *("train_seconds", "peak_bytes", "flops_per_pair", "outside_grid", "origin_differs"),
     *training.COLUMNS,
     *significance.COLUMNS,
 )
@@ -22,6 +24,7 @@ MEANINGS = {
     SHORT: "fewer finished runs than planned",
     OUTSIDE: "runs of other commands: not, or not with all these seeds, in the grid of this command",
     DEPARTS: "other settings than the recipe's",
+    origin.DIFFERS: origin.MEANING,
     contamination.SEEN: contamination.MEANING,
     significance.TIED: significance.MEANING,
     CHOSEN: "the row that validation chooses among those of the method: highest mean recall on the validation split",
@@ -36,8 +39,10 @@ def summarise(runs: Runs) -> pd.DataFrame:
 
     `seeds` counts the finished runs, `outside_grid` those of them that are not in the plan's grid. Recalls (of
     validation in val_mean_recall) and train_seconds are their means, `_std` the sample standard deviation (n - 1;
-    missing for one seed), peak_bytes their maximum. `chosen`: as in `_chosen`. `interpolated`: the shares of trained
-    weights that the seeds chose, as text; they are in the config, too.
+    missing for one seed), peak_bytes their maximum; a number that a finished run lacks is missing, never the mean of
+    the others. `origin_differs`: of commit, hardware, weights, what is not as in most runs of the block. `chosen`: as
+    in `_chosen`. `interpolated`: the shares of trained weights that the seeds chose, as text; they are in the config,
+    too.
     `recipe`: the named one that the row was planned with, `recipe_departs` the keys in which it departs from it.
     The columns of `significance` are missing until it fills them.
     `reopened` counts the runs whose test set was scored more than once.
@@ -78,17 +83,25 @@ def summarise(runs: Runs) -> pd.DataFrame:
     rows["whole"] = (
         (rows["trainable_params"] > 0.99 * done["total_params"].max().reindex(rows.index)).fillna(False).astype(bool)
     )
-    rows["val_mean_recall"] = done["val_mean_recall"].mean()
+    rows["val_mean_recall"] = _of_all(done["val_mean_recall"], "mean")
     rows["chosen"] = _chosen(rows)
-    rows["train_seconds"] = done["train_seconds"].mean()
-    rows["peak_bytes"] = done["peak_bytes"].max()
+    rows["train_seconds"] = _of_all(done["train_seconds"], "mean")
+    rows["peak_bytes"] = _of_all(done["peak_bytes"], "max")
+    rows["flops_per_pair"] = done["flops_per_pair"].first().where(done["flops_per_pair"].nunique() == 1)
     again = runs.finished.loc[runs.finished["openings"].map(len) > 1, "group"].value_counts()
     rows["reopened"] = again.reindex(rows.index, fill_value=0)
     others = runs.finished.loc[~runs.finished["planned"], "group"].value_counts()
     rows["outside_grid"] = others.reindex(rows.index, fill_value=0)
-    whole = dict.fromkeys(("seeds", "known", "outside_grid", "reopened"), int)
-    rows = significance.blank(rows).reset_index().astype({"trainable_params": "Int64", "peak_bytes": "Int64", **whole})
+    rows["origin_differs"] = origin.differing(runs, rows)
+    kinds: dict[str, Any] = dict.fromkeys(("seeds", "known", "outside_grid", "reopened"), int)
+    kinds |= dict.fromkeys(("trainable_params", "peak_bytes", "flops_per_pair"), "Int64")
+    rows = significance.blank(rows).reset_index().astype(kinds)
     return rows[[*TABLE_COLUMNS, "group", "known", "whole", "curve", "point", "settings", "departs", "trains"]]
+
+
+def _of_all(groups: Any, how: str) -> pd.Series:
+    """A statistic of each group; missing where one of its runs lacks the number."""
+    return groups.agg(how).where(groups.count() == groups.size())
 
 
 def _shares(runs: Runs) -> pd.Series:

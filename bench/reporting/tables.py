@@ -1,18 +1,19 @@
-"""The table of a report: its blocks, and their text as csv, Markdown and LaTeX and for a terminal. No torch."""
+"""The table of a report: its blocks, and their text as csv and Markdown and for a terminal. No torch."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
 import pandas as pd
 
-from bench.reporting import contamination, protocols, significance, training
+from bench.reporting import contamination, options, protocols, significance, training
 from bench.reporting.contamination import SEEN
 from bench.reporting.further import Section
+from bench.reporting.origin import DIFFERS
 from bench.reporting.published import notes
 from bench.reporting.significance import TIED
 from bench.reporting.summary import CHOSEN, DEPARTS, MEANINGS, OUTSIDE, SHORT, TABLE_COLUMNS
@@ -35,12 +36,16 @@ def csv(rows: pd.DataFrame) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """A number as text, its standard deviation as text, its value, and whether it is the best of its column."""
+    """A number as text, its standard deviation as text, its value, and whether it is its column's best or second.
+
+    There is no best where all are equal, and no second among two.
+    """
 
     text: str
     std: str = ""
     value: float | None = None
     best: bool = False
+    second: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,16 +53,18 @@ class Line:
     """One row of a table, formatted."""
 
     method: str
+    title: str  # of the method, as in papers
     config: str  # with the mark CHOSEN where the row is chosen
     recipe: str  # its name, with the mark DEPARTS where the row departs from it; empty without one
     chosen: bool
     params: int | None
     seeds: str  # "3", or "2 of 3" where runs are missing
-    marks: str  # of SHORT, OUTSIDE, SEEN and those of the protocol
+    marks: str  # of SHORT, OUTSIDE, DIFFERS, SEEN and those of the protocol
     tied: bool  # whether its mean recall has the mark TIED
     recalls: tuple[Cell, ...]  # in the order of RECALLS
     time: Cell
     memory: Cell
+    flops: Cell
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,11 @@ class Block:
         return dict(self.facts)["Choice"]
 
     @property
+    def titles(self) -> dict[str, str]:
+        """What papers call its methods."""
+        return {line.method: line.title for line in self.lines}
+
+    @property
     def columns(self) -> dict[str, str]:
         """The columns between the method and its parameters, by the attribute of a line that they show."""
         recipes = {line.recipe for line in self.lines}
@@ -105,8 +117,9 @@ def blocks(
     runs: Runs, rows: pd.DataFrame, said: Mapping[significance.Block, significance.Facts] | None = None
 ) -> list[Block]:
     """The rows parted by dataset and backbone, formatted. `said`: of `significance.add`."""
-    finished, made = runs.finished, []
+    finished, made, asked = runs.finished, [], options.of(runs)
     for (dataset, backbone), part in rows.groupby(["dataset", "backbone"], sort=False):
+        part = _ordered(part, asked.order)
         here = finished[(finished["dataset"] == dataset) & (finished["backbone"] == backbone)]
         seeds = runs.frame.loc[(runs.frame["dataset"] == dataset) & (runs.frame["backbone"] == backbone), "seed"]
         shared = training.common(part.loc[part["trains"], "settings"])
@@ -120,21 +133,46 @@ def blocks(
             *contamination.facts(part["settings"]),
             *(said or {}).get((dataset, backbone), ()),
         )
-        best = {name: _shown(part[name].max()) for name in RECALLS}
-        lines = tuple(_line(row, best) for row in part.to_dict("records"))
+        leaders = {name: _leaders(part[name], asked.precision) for name in RECALLS}
+        lines = tuple(_line(row, leaders, runs.titles, asked.precision) for row in part.to_dict("records"))
         short = training.stated(shared, training.SHORTEST)
         published = tuple(notes(str(dataset), set(part["method"])))
         made.append(Block(str(dataset), str(backbone), short, facts, _departures(part), published, lines, part))
-    return made
+    return sorted(made, key=lambda block: block.backbone) if asked.group == "backbone" else made
 
 
-def _line(row: dict[str, Any], best: dict[str, str]) -> Line:
+def _ordered(rows: pd.DataFrame, order: str) -> pd.DataFrame:
+    """The rows of a block, the best first, or the smallest; missing ones last. `file` leaves them as they are."""
+    if order == "file":
+        return rows
+    key, up = ("mean_recall", False) if order == "mean_recall" else ("trainable_params", True)
+    return rows.sort_values(key, ascending=up, kind="stable", na_position="last")
+
+
+def _leaders(values: pd.Series, precision: int) -> tuple[str | None, str | None]:
+    """The best and the second number of a column as shown; None where all are equal, and where there are but two."""
+    shown = [f"{value:.{precision}f}" for value in sorted(values.dropna().unique(), reverse=True)]
+    distinct = list(dict.fromkeys(shown))
+    return (distinct[0] if len(distinct) > 1 else None), (distinct[1] if len(distinct) > 2 else None)
+
+
+def _marks(row: dict[str, Any], short: bool, seen: bool) -> str:
+    """The marks behind a row's number of seeds."""
+    own = {SHORT: short, OUTSIDE: row["outside_grid"], DIFFERS: row["origin_differs"], SEEN: seen}
+    return "".join(mark for mark, holds in own.items() if holds) + protocols.marks(row)
+
+
+def _line(
+    row: dict[str, Any], leaders: dict[str, tuple[str | None, str | None]], titles: Mapping[str, str], precision: int
+) -> Line:
+    decimals = f"{{:.{precision}f}}".format
     recalls = tuple(
         Cell(
-            _shown(row[name]),
-            "" if pd.isna(row[f"{name}_std"]) else _shown(row[f"{name}_std"]),
+            _shown(row[name], decimals),
+            "" if pd.isna(row[f"{name}_std"]) else _shown(row[f"{name}_std"], decimals),
             None if pd.isna(row[name]) else float(row[name]),
-            bool(pd.notna(row[name])) and _shown(row[name]) == best[name],
+            _shown(row[name], decimals) == leaders[name][0],
+            _shown(row[name], decimals) == leaders[name][1],
         )
         for name in RECALLS
     )
@@ -145,16 +183,18 @@ def _line(row: dict[str, Any], best: dict[str, str]) -> Line:
     seen = contamination.contaminated(row["settings"]) is not None
     return Line(
         method=row["method"],
+        title=options.title(row["method"], titles),
         config=row["config"] + CHOSEN * bool(row["chosen"]),
         recipe=row["recipe"] + DEPARTS * bool(row["recipe_departs"]),
         chosen=bool(row["chosen"]),
         params=None if pd.isna(row["trainable_params"]) else int(row["trainable_params"]),
         seeds=f"{row['seeds']} of {row['known']}" if short else str(row["seeds"]),
-        marks=SHORT * short + OUTSIDE * bool(row["outside_grid"]) + SEEN * seen + protocols.marks(row),
+        marks=_marks(row, short, seen),
         tied=tied,
         recalls=recalls,
         time=Cell(_shown(row["train_seconds"], seconds), value=_number(row["train_seconds"])),
         memory=Cell(_shown(row["peak_bytes"], size), value=_number(row["peak_bytes"])),
+        flops=Cell(_shown(row["flops_per_pair"], flops), value=_number(row["flops_per_pair"])),
     )
 
 
@@ -231,6 +271,11 @@ def size(value: float) -> str:
     return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
 
 
+def flops(value: float) -> str:
+    """Operations of a pair in GFLOPs: 14.6 G."""
+    return f"{value / 1e9:.1f} G" if value >= 1e9 else f"{value / 1e6:.1f} M"
+
+
 def params(count: int | None, exact: bool = True) -> str:
     """161,088, or 0.16M as the papers print it (exact below 100,000)."""
     if count is None:
@@ -269,6 +314,7 @@ HEADER = ("I2T R@1", "R@5", "R@10", "T2I R@1", "R@5", "R@10", "mR")
 
 def markdown(runs: Runs, parts: Sequence[Block], more: Sequence[Section] = ()) -> str:
     """table.md: what the numbers are, one table a block, the further tables, then the runs without a result."""
+    asked = options.of(runs).columns
     out = [
         f"# {_md(runs.sweep)}",
         "",
@@ -280,7 +326,7 @@ def markdown(runs: Runs, parts: Sequence[Block], more: Sequence[Section] = ()) -
     ]
     for block in parts:
         out += ["", f"## {_md(block.title)}", "", *(f"- {name}: {_md(text)}" for name, text in block.facts), ""]
-        out += _md_table(block)
+        out += _md_table(block, asked)
         for mark in block.marks:
             out += ["", f"{mark} {MEANINGS[mark]}{':' if mark == DEPARTS else '.'}"]
             out += ["", *(f"- {_md(text)}" for text in block.departures)] if mark == DEPARTS else []
@@ -297,21 +343,37 @@ def markdown(runs: Runs, parts: Sequence[Block], more: Sequence[Section] = ()) -
     return "\n".join(out) + "\n"
 
 
-def _md_table(block: Block) -> list[str]:
-    head = ["Method", *block.columns.values(), "Params", "Seeds", *HEADER, "Train time", "Peak memory"]
+_MD_HEAD = {
+    **{"params": "Params", "seeds": "Seeds", **dict(zip(RECALLS, HEADER, strict=True))},
+    **{"train_seconds": "Train time", "peak_bytes": "Peak memory", "flops_per_pair": "FLOPs a pair"},
+}
+_MD_COLUMNS = tuple(key for key in _MD_HEAD if key != "flops_per_pair")
+
+
+def _md_table(block: Block, asked: Sequence[str] | None) -> list[str]:
+    keys = asked or _MD_COLUMNS
+    recalls = [key for key in keys if key in RECALLS]
+    alone = bool(recalls) and not set(RECALLS) <= set(keys)  # without its neighbours, R@5 needs its direction
+
+    def head(key: str) -> str:
+        return f"{key[:3].upper()} R@{key[5:]}" if alone and "_r" in key and key in RECALLS[:-1] else _MD_HEAD[key]
+
     rows = [
-        [
-            _md(line.method),
-            *(_md(getattr(line, key)) for key in block.columns),
-            params(line.params),
-            line.seeds + line.marks,
-            *((f"**{c.text}**" if c.best else c.text) + (f" ± {c.std}" if c.std else "") for c in line.recalls),
-            line.time.text,
-            line.memory.text,
-        ]
+        [_md(line.method), *(_md(getattr(line, key)) for key in block.columns), *(_md_cell(line, key) for key in keys)]
         for line in block.lines
     ]
-    return _md_grid(head, rows, left=1 + len(block.columns))
+    return _md_grid(["Method", *block.columns.values(), *map(head, keys)], rows, left=1 + len(block.columns))
+
+
+def _md_cell(line: Line, key: str) -> str:
+    if key in RECALLS:
+        cell = line.recalls[RECALLS.index(key)]
+        return (f"**{cell.text}**" if cell.best else cell.text) + (f" ± {cell.std}" if cell.std else "")
+    if key == "params":
+        return params(line.params)
+    if key == "seeds":
+        return line.seeds + line.marks
+    return {"train_seconds": line.time, "peak_bytes": line.memory, "flops_per_pair": line.flops}[key].text
 
 
 def _md_grid(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
@@ -335,75 +397,6 @@ def _md(text: str) -> str:
 def _md_code(text: str) -> str:
     """Text as code, to copy as it is; escaped as other text where it has characters that could end the code."""
     return _md(text) if re.search(r"[`<>&\n]", text) else f"`{text}`"
-
-
-def tex(runs: Runs, parts: Sequence[Block]) -> str:
-    """table.tex: one `table*` a block; needs only the package booktabs."""
-    out = [f"% {' '.join(runs.sweep.split())}: written by python -m bench.report. Needs \\usepackage{{booktabs}}."]
-    for i, block in enumerate(parts):
-        lead = 3 + len(block.columns)
-        names = ["Method", *block.columns.values(), "Params", "Seeds"]
-        left = "l" * (1 + len(block.columns))
-        facts = ". ".join(f"{name}: {text}" for name, text in block.facts)
-        caption = f"Test recall in \\%, mean $\\pm$ sample standard deviation over seeds. {_tex(facts)}."
-        caption += "".join(f" {_tex(mark)}: {_tex(MEANINGS[mark])}." for mark in block.marks)
-        label = re.sub(r"[^A-Za-z0-9]+", "-", runs.sweep).strip("-") + (f"-{i + 1}" if len(parts) > 1 else "")
-        out += [
-            "\\begin{table*}",
-            "\\centering\\small\\setlength{\\tabcolsep}{3pt}",
-            f"\\caption{{{caption}}}",
-            f"\\label{{tab:{label}}}",
-            f"\\begin{{tabular}}{{{left}rrccccccc}}",
-            "\\toprule",
-            f"{' & ' * lead}\\multicolumn{{3}}{{c}}{{Image to text}} & \\multicolumn{{3}}{{c}}{{Text to image}} & \\\\",
-            f"\\cmidrule(lr){{{lead + 1}-{lead + 3}}}\\cmidrule(lr){{{lead + 4}-{lead + 6}}}",
-            f"{' & '.join(names)}{' & R@1 & R@5 & R@10' * 2} & mR \\\\",
-            "\\midrule",
-            *(_tex_row(line, block.columns) for line in block.lines),
-            "\\bottomrule",
-            "\\end{tabular}",
-            *_tex_notes(block),
-            "\\end{table*}",
-            "",
-        ]
-    return "\n".join(out)
-
-
-def _tex_notes(block: Block) -> Iterator[str]:
-    """What stands below a table: departures from recipes, and the published numbers."""
-    texts = [f"{DEPARTS} {text}" for text in block.departures]
-    texts += [f"{PUBLISHED}. {'. '.join(block.published)}"] if block.published else []
-    for text in texts:
-        yield f"\\par\\smallskip\\parbox{{\\linewidth}}{{\\footnotesize {_tex(text)}.}}"
-
-
-def _tex_row(line: Line, columns: Iterable[str]) -> str:
-    cells = [
-        _tex(line.method),
-        *(_tex(getattr(line, key)) for key in columns),
-        _tex(params(line.params, exact=False)),
-        _tex(line.seeds + line.marks),
-        *(
-            (f"\\textbf{{{_tex(c.text)}}}" if c.best else _tex(c.text))
-            + (f"{{\\scriptsize$\\,\\pm\\,${c.std}}}" if c.std else "")
-            for c in line.recalls
-        ),
-    ]
-    return " & ".join(cells) + " \\\\"
-
-
-_TEX = {
-    **{SHORT: "$^\\dagger$", OUTSIDE: "$^\\ddagger$", CHOSEN: "$^\\diamond$", DEPARTS: "$^\\S$"},
-    **{TIED: "$^\\approx$", SEEN: "$^\\P$", **protocols.TEX},
-    **{char: f"\\{char}" for char in "&%$#_{}"},
-    **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"},
-    **{"<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", DASH: "--", "…": "\\ldots{}"},
-    **{"[": "{[}", "]": "{]}"},  # after a row's \\ a bracket would be read as its argument
-}
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(char, char) for char in " ".join(text.split()))
 
 
 def terminal(runs: Runs, parts: Sequence[Block]) -> str:

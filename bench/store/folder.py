@@ -26,6 +26,7 @@ RUN, RESULT, PROGRESS = "run.yaml", "result.json", "progress.json"
 STATE, LOCK, LOG = "state.pt", "run.lock", "log.txt"
 ADAPTER, RANKS, HISTORY, ATTEMPTS = "adapter.safetensors", "ranks.npz", "history.csv", "attempts.jsonl"
 ALIVE = "alive.json"  # unix time; while a process holds the run, and after a kill until the run starts again
+TOP = "top.npz"  # the best items of each test query
 BEST = "best-{epoch:04d}.safetensors"  # the adapter of the best epoch so far, while the run is not finished
 
 

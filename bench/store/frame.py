@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from bench.store.record import RECALLS, Record
 
 COLUMNS = {
     "run_id": "str",
+    "folder": "str",  # the results folder that the run lies in
     "planned": "bool",  # whether it is in the grid of the plan, false for finished runs of other commands
     "status": "str",  # finished, failed, missing, superseded; unreadable: also a result of other settings than planned
     "note": "str",  # one line: why there is no result
@@ -43,6 +44,7 @@ COLUMNS = {
     "protocol": "str",  # what chose the epoch: bench.config.settings.Protocol
     "selection": "object",  # dict as in result.json, of test-selected runs; None without
     "openings": "object",  # a dict for each time that the ledger has its test set scored; () without a ledger
+    "best_epoch": "Int64",  # the chosen one, from 1; missing for methods that do not train
     "interpolation": "object",  # dict as in result.json, None without
     "i2t_ties": "Int64",  # queries whose rank is tied
     "t2i_ties": "Int64",
@@ -52,6 +54,7 @@ COLUMNS = {
     "total_params": "Int64",
     "train_seconds": "float64",
     "peak_bytes": "Int64",
+    "flops_per_pair": "Int64",
     "behaviour": "object",  # `bench.store.behaviour.Behaviour`; None where nothing was measured
     "provenance": "object",  # dict as in result.json; empty where there is no result
 }
@@ -74,8 +77,9 @@ class Runs:
 
     command: it started the sweep, or would start it again; None where the plan does not say. frame: one row a run,
     columns as in COLUMNS. ignored: run folders that are left out. content: the sweep file with all overrides, empty
-    where the plan has none. plugins: the files of the plan's plug-ins. trials: the plan's runs that never open the test
-    set, with the same columns; they are in no other table.
+    where the plan has none. plugins: the files of the plan's plug-ins. titles: method -> what papers call it, as far as
+    the plan says. folders: all results folders that the runs are of; `folder` is the first. trials: runs of the plan that
+    never open the test set, with the same columns; they are in no other table.
     """
 
     folder: Path
@@ -86,6 +90,8 @@ class Runs:
     content: dict[str, Any] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
     trials: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COLUMNS)))
+    titles: dict[str, str] = field(default_factory=dict)
+    folders: tuple[Path, ...] = ()
 
     @property
     def finished(self) -> pd.DataFrame:
@@ -102,6 +108,33 @@ def collect(folder: Path, plan: planned.Plan | None = None, *, only: bool = Fals
     Other finished runs are kept, unless `only` or the plan says to leave them out. A run that failed, was not run or
     cannot be read becomes a row with a status and a note, never an exception.
     """
+    return _named(_collect(folder, plan, only))
+
+
+def collect_all(folders: Sequence[Path], *, only: bool = False) -> Runs:
+    """The runs of several results folders in one table, each by its newest plan; see `collect`.
+
+    A run that lies in two folders counts once. `content` is the first folder's; there is no one command.
+    """
+    parts = [_collect(folder, None, only) for folder in dict.fromkeys(folders)]
+    if len(parts) == 1:
+        return _named(parts[0])
+    merged = Runs(
+        folder=parts[0].folder,
+        sweep="+".join(dict.fromkeys(part.sweep for part in parts)),
+        command=None,
+        frame=pd.concat([part.frame for part in parts], ignore_index=True),
+        ignored=tuple(name for part in parts for name in part.ignored),
+        content=parts[0].content,
+        plugins=tuple(dict.fromkeys(file for part in parts for file in part.plugins)),
+        titles={name: title for part in reversed(parts) for name, title in part.titles.items()},
+        folders=tuple(part.folder for part in parts),
+    )
+    return _named(merged)
+
+
+def _collect(folder: Path, plan: planned.Plan | None, only: bool) -> Runs:
+    """The runs of one folder, their blocks not yet named."""
     if not is_folder(folder):
         raise UserError(f"no results folder at '{folder}'; give the folder that a sweep wrote, such as results/demo")
     plan = plan or planned.read(folder)
@@ -116,22 +149,30 @@ def collect(folder: Path, plan: planned.Plan | None = None, *, only: bool = Fals
     plans = [plan] if plan else []
     if not all(row["planned"] for row in rows):
         plans = [*planned.every(folder), *plans]
-    rows = [row | _said(row["run_id"], plans) for row in rows]
+    rows = [row | _said(row["run_id"], plans) | {"folder": str(folder)} for row in rows]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    _name_blocks(frame)
-    _part_duplicates(frame)
-    frame = frame.astype({name: kind for name, kind in COLUMNS.items() if kind not in ("object", "str")})
-    trial = frame["settings"].map(lambda flat: flat.get("evaluation.test") is False)
     return Runs(
         folder=folder,
         sweep=plan.sweep if plan else folder.resolve().name,
         command=_command(plan),
-        frame=frame[~trial].reset_index(drop=True),
-        trials=frame[trial & frame["planned"]].reset_index(drop=True),
+        frame=frame,
         ignored=tuple(sorted(set(others) - set(frame["run_id"]))),
         content=plan.content if plan else {},
         plugins=tuple(plan.start.plugins) if plan and plan.start else (),
+        titles=dict(plan.titles) if plan else {},
+        folders=(folder,),
     )
+
+
+def _named(runs: Runs) -> Runs:
+    """The runs with names of datasets and backbones that say what varies, no seed twice, and columns of their types."""
+    frame = runs.frame
+    _name_blocks(frame)
+    _part_duplicates(frame)
+    frame = frame.astype({name: kind for name, kind in COLUMNS.items() if kind not in ("object", "str")})
+    trial = frame["settings"].map(lambda flat: flat.get("evaluation.test") is False)
+    trials = frame[trial & frame["planned"]].reset_index(drop=True)
+    return replace(runs, frame=frame[~trial].reset_index(drop=True), trials=trials)
 
 
 def _said(run_id: str, plans: Sequence[planned.Plan]) -> dict[str, Any]:
@@ -206,6 +247,7 @@ def _outcome(result: Record, spec: dict[str, Any] | None) -> dict[str, Any]:
         "note": "",
         **{key: value for key, value in found.items() if key in COLUMNS},
         "val_mean_recall": math.nan if val is None else val.mean_recall,
+        "best_epoch": result.metrics.best_epoch,
         "interpolation": between and between.model_dump(),
         "selection": selection and selection.model_dump(),
         "provenance": provenance,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -64,5 +65,6 @@ def _render(settings: Sequence[Flat], keys: Sequence[Sequence[str]]) -> list[str
 def shown(value: Any) -> str:
     """A setting's value as text: 0.001, cosine, none, [0.9,0.98]."""
     if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+        near = (text for text in (f"{value:g}", f"{value:.12g}") if math.isclose(float(text), value, rel_tol=1e-11))
+        return next(near, repr(value))
     return value if isinstance(value, str) else "none" if value is None else canonical(value)

@@ -53,7 +53,7 @@ class Plan:
     file: the sweep file, None without one. start: how it was started. content: the sweep file with all overrides, as
     plain data. own: run id -> the settings of its method and loss that are not the defaults, with dotted keys. recipes:
     run id -> the recipe that it was planned with; departs: run id -> the dotted keys in which it departs from that.
-    Plans of earlier versions have none of the latter five.
+    titles: method -> what papers call it. Plans of earlier versions have none of the latter six.
     """
 
     sweep: str
@@ -64,6 +64,7 @@ class Plan:
     own: dict[str, list[str]] = field(default_factory=dict)
     recipes: dict[str, str] = field(default_factory=dict)
     departs: dict[str, list[str]] = field(default_factory=dict)
+    titles: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def id(self) -> str:
@@ -79,7 +80,8 @@ class Plan:
             for run_id, spec in self.runs.items()
         ]
         start = None if self.start is None else asdict(self.start)
-        return {"sweep": self.sweep, "file": self.file, "start": start, "content": self.content, "runs": runs}
+        head = {"sweep": self.sweep, "file": self.file, "start": start, "content": self.content, "titles": self.titles}
+        return head | {"runs": runs}
 
 
 def write(folder: Path, plan: Plan) -> None:
@@ -101,11 +103,12 @@ def read(folder: Path, plan_id: str | None = None) -> Plan | None:
         if all(Path(run_id).name == run_id and run_id.isprintable() for run_id in runs):
             start = Start(**content["start"]) if content.get("start") else None
             sweep, resolved = content.get("sweep") or folder.resolve().name, content.get("content") or {}
-            said = [
+            own, recipes, departs = (
                 {run["run_id"]: run[key] for run in content["runs"] if key in run}
                 for key in ("own", "recipe", "departs")
-            ]
-            return Plan(sweep, runs, content.get("file"), start, resolved, *said)
+            )
+            titles = content.get("titles") or {}
+            return Plan(sweep, runs, content.get("file"), start, resolved, own, recipes, departs, titles)
     except (FileNotFoundError, NotADirectoryError):
         newest = read(folder) if plan_id is not None else None  # earlier versions kept no others
         return newest if newest and newest.id == plan_id else None

@@ -20,7 +20,7 @@ from bench.launch.display import plain
 from bench.launch.overview import Status
 from bench.launch.slurm import queue
 from bench.plan.spec import RunSpec
-from bench.reporting import summary, tables
+from bench.reporting import latex, summary, tables
 from bench.store import attempts, planned, record
 from bench.store.folder import HISTORY, LOG, PROGRESS, RUN
 from bench.store.frame import RECALLS, collect
@@ -103,7 +103,7 @@ def _rows(sweep: Path) -> dict[str, Any]:
     for text in (
         tables.csv(rows),
         tables.markdown(runs, blocks),
-        tables.tex(runs, blocks),
+        latex.tables(runs, blocks),
         tables.terminal(runs, blocks),
     ):
         text.encode()

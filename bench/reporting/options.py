@@ -1,0 +1,61 @@
+"""What a report is asked for (`report:` in the sweep file), and what papers call methods and datasets. No torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+
+from pydantic import ValidationError
+
+import methods
+from bench.config.errors import UserError
+from bench.config.settings import ReportSettings
+from bench.store.frame import Runs
+from methods.base import readable
+
+_DATASETS = {
+    **{"rsitmd": "RSITMD", "rsicd": "RSICD", "ucm": "UCM", "sydney": "Sydney", "nwpu": "NWPU"},
+    "demo": "demo world",
+}
+_SHORT = {"rank": "r"}  # settings as papers write them
+
+
+def of(runs: Runs) -> ReportSettings:
+    """The settings of the report; UserError if the plan's are none."""
+    try:
+        return ReportSettings.model_validate_json(json.dumps(runs.content.get("report") or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("report", *first["loc"])))
+        raise UserError(f"the plan in '{runs.folder}': {where}: {first['msg']}; correct the sweep file") from error
+
+
+def title(method: str, titles: Mapping[str, str]) -> str:
+    """What papers call a method: as its plan says (`Runs.titles`), else its class, else by its name."""
+    return titles.get(method) or _registered(method)
+
+
+@cache
+def _registered(method: str) -> str:
+    try:
+        return methods.get(method).called()
+    except UserError:
+        return readable(method)
+
+
+def dataset(name: str) -> str:
+    """What papers call a dataset: RSITMD (split=pir) for `rsitmd (split=pir)`."""
+    first, space, rest = name.partition(" ")
+    return f"{_DATASETS.get(first, first)}{space}{rest}"
+
+
+def config(text: str) -> str:
+    """A row's settings as papers write them: `r=8` for `rank=8`."""
+    return re.sub(r"\b(\w+)=", lambda found: f"{_SHORT.get(found[1], found[1])}=", text)
+
+
+def named(name: str, text: str) -> str:
+    """A method with its settings: LoRA (r=8)."""
+    return f"{name} ({config(text)})" if text else name

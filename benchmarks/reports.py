@@ -1,0 +1,109 @@
+"""How long a report of many runs takes, and how much memory: `python -m benchmarks.reports [RUNS] [IMAGES]`.
+
+The runs are made up: settings, scores from random ranks, and histories; nothing is trained. Each step's seconds are
+printed, first with no cache of the ranks, then with it, and the process's largest memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.core.ranks import Ranks, Saved, metrics, to_npz
+
+CAPTIONS = 5  # of an image
+METHODS = ("lora", "adapter", "adaptformer", "mrs_adapter", "harma", "vpt", "coop", "linear_probe", "bitfit", "ssf")
+SEEDS = 3
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the runs, build the report twice, print seconds and memory."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reports", description=__doc__)
+    parser.add_argument("runs", type=int, nargs="?", default=10_000)
+    parser.add_argument("images", type=int, nargs="?", default=452, help="of the test set, with 5 captions each")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as root:
+        os.environ["XDG_CACHE_HOME"] = root
+        folder = Path(root, "many")
+        write(folder, arguments.runs, arguments.images)
+        for words in ("first report", "again, ranks in the cache"):
+            seconds = measure(folder, Path(root, "report"))
+            print(f"{words}: {seconds:.1f} s")
+    print(f"largest memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+    return 0
+
+
+def measure(folder: Path, out: Path) -> float:
+    """Seconds that the report takes."""
+    from bench.reporting.build import build
+
+    start = time.perf_counter()
+    build(folder, out)
+    return time.perf_counter() - start
+
+
+def write(folder: Path, runs: int, images: int) -> None:
+    """A results folder of that many finished runs: methods with seeds, and a grid of learning rates and widths."""
+    plan = []
+    for number, (spec, quality) in enumerate(_specs(runs)):
+        run_id = f"{spec['method']['name']}-s{spec['seed']}-{number:08x}"
+        saved = ranks(images, quality, number)
+        scores = metrics(saved.i2t, saved.t2i)
+        result = {
+            **{"schema": 1, "run_id": run_id, "sweep": "many", "status": "finished", "error": None, "spec": spec},
+            "metrics": {"best_epoch": 3, "val": scores, "test": scores},
+            "cost": {"trainable_params": 1000 * (1 + spec["method"]["width"]), "total_params": 151_277_313}
+            | {"train_seconds": 100.0 + number % 7, "peak_bytes": 2 * 10**9, "flops_per_pair": 15 * 10**9},
+            "provenance": {"git_commit": "c0ffee", "git_dirty": False, "split": "pir", "weights": "openai"}
+            | {"device": "cpu", "finished": "2026-01-01T00:00:00Z", "dataset_sha256": "a" * 64},
+        }
+        (folder / run_id).mkdir(parents=True)
+        (folder / run_id / "result.json").write_text(json.dumps(result))
+        (folder / run_id / "ranks.npz").write_bytes(to_npz(saved))
+        (folder / run_id / "history.csv").write_text(
+            "epoch,loss,val_mean_recall\n" + "".join(f"{e},1.0,{e * quality}\n" for e in (1, 2, 3))
+        )
+        plan.append({"run_id": run_id, "spec": spec})
+    (folder / "plan.json").write_text(json.dumps({"sweep": "many", "file": "sweeps/many.yaml", "runs": plan}))
+
+
+def _specs(runs: int) -> Iterator[tuple[dict[str, Any], float]]:
+    """Settings of a run, and how good it is (0 to 10)."""
+    for number in range(runs):
+        group, seed = divmod(number, SEEDS)
+        setting, method = divmod(group, len(METHODS))
+        lr, width = setting % 20, setting // 20
+        spec: dict[str, Any] = {
+            "sweep": "many",
+            "dataset": {"name": "rsitmd", "root": "/data", "split": "pir", "annotations": None},
+            "backbone": {"model": "ViT-B-32-quickgelu", "weights": "openai", "seed": 0},
+            "method": {"name": METHODS[method], "width": width},
+            "loss": {"name": "info_nce", "targets": "pair"},
+            "train": {"epochs": 20, "lr": 1e-5 * (1 + lr), "betas": [0.9, 0.98], "workers": 4},
+            "seed": seed,
+        }
+        yield spec, 2 + method / 2 + (lr % 5) / 10
+
+
+def ranks(images: int, quality: float, seed: int) -> Saved:
+    """Random ranks, the smaller the higher the quality."""
+    rng = np.random.default_rng(seed)
+    sides = []
+    for queries in (images, images * CAPTIONS):
+        above = np.minimum(rng.geometric(0.02 * (1 + quality), queries) - 1, images - 1)
+        sides.append(Ranks(above, np.zeros_like(above), np.ones_like(above)))
+    return Saved(sides[0], sides[1], np.full(images, CAPTIONS), sides[0], sides[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
