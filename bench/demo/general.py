@@ -1,4 +1,4 @@
-"""The general world the tiny CLIP is pre-trained on: postcards of the demo world's things and places, seen from the ground.
+"""The general world the tiny CLIP is pre-trained on: postcards of the demo world's things, seen from the ground.
 
 It takes the place of the web pictures that real CLIPs have seen, who have read "airport" and "bridge" long before they
 see one from above. It shares most words and many shapes and colours with the demo world. It differs in viewpoint (side
@@ -42,7 +42,7 @@ def _ground(p: Canvas) -> str:
     p.ground = p.jitter(shade(COLOURS[name], rng.uniform(0.9, 1.1)))
     p.box(SIZE / 2, SIZE / 2, SIZE, SIZE, p.ground)
     if rng.random() < 0.6:
-        return f"a {'smooth ' if rng.random() < 0.3 else ''}{name} ground"
+        return article(f"{'smooth ' if rng.random() < 0.3 else ''}{name} ground")
     pattern, other, step = rng.choice(PATTERNS), shade(p.ground, rng.choice((0.85, 1.15))), rng.choice((6, 8, 10))
     for i, y in enumerate(range(0, SIZE, step)):
         if pattern == "striped":
@@ -159,7 +159,7 @@ def _place(p: Canvas) -> list[Said]:
 
 def _place_words(rng: Random, said: list[Said]) -> str:
     first = said[0]
-    facts = [rng.choice(wordings) for wordings in rng.sample(first.facts, len(first.facts))] or [rng.choice(first.names)]
+    facts = [rng.choice(wordings) for wordings in rng.sample(first.facts, len(first.facts))]
     fact, other = facts[0], facts[-1]
     name, behind = rng.choice(first.names), rng.choice(said[-1].names)
     template = rng.choice(TWO if len(said) == 2 else ONE)
@@ -189,7 +189,7 @@ def _close_words(rng: Random, ground: str, first: Group, second: Group | None, r
     if second and relation in NEAR and rng.random() < 0.5:
         a, b = b, a
     template = rng.choice(BOTH if second else CLOSE)
-    return template.format(A=a, B=b, G=ground, R=relation if relation in NEAR or "can be" not in template else "near", be=_be(a))
+    return template.format(A=a, B=b, G=ground, R=relation, be=_be(a))
 
 
 def scene(seed: int, index: int, sentences: int = 3) -> tuple[Image.Image, list[str]]:
@@ -204,7 +204,12 @@ def scene(seed: int, index: int, sentences: int = 3) -> tuple[Image.Image, list[
         captions = [_close_words(rng, *close) for _ in range(sentences)]
     if rng.random() < 0.25:  # the postcard's frame
         frame, width = rng.choice(((244, 242, 236), (60, 58, 56))), rng.uniform(1, 3)
-        for x, y, w, h in ((32, 0, 64, width * 2), (32, 64, 64, width * 2), (0, 32, width * 2, 64), (64, 32, width * 2, 64)):
+        for x, y, w, h in (
+            (32, 0, 64, width * 2),
+            (32, 64, 64, width * 2),
+            (0, 32, width * 2, 64),
+            (64, 32, width * 2, 64),
+        ):
             p.box(x, y, w, h, frame)
     if rng.random() < 0.4:  # it lies on one of its sides
         turns = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)

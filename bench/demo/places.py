@@ -1,4 +1,4 @@
-"""The places of the general world: strips of a postcard as one sees them from the ground, and the words for them. No torch."""
+"""The places of the general world: strips of a postcard as seen from the ground, and the words for them. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from bench.demo import things
 from bench.demo.pen import COLOURS, NUMBERS, SIZE, Colour, article, plural, shade
 from bench.demo.things import LEAVES, WATERS, Canvas
 
-GRASSES, SANDS = ((120, 178, 96), (150, 186, 110), (104, 158, 84)), ((232, 208, 150), (240, 222, 176), (206, 178, 132))
+GRASSES = ((120, 178, 96), (150, 186, 110), (104, 158, 84))
+SANDS = {"yellow": (232, 208, 150), "white": (240, 222, 176), "brown": (206, 178, 132)}
 PAVED, TARMAC, LINE = (196, 192, 186), (92, 94, 100), (240, 238, 226)
 
 
@@ -110,14 +111,20 @@ def farmland(p: Canvas, top: float, bottom: float) -> Said:
                 near, far = (i + step / 4) / pieces, (i + (step + 1) / 4) / pieces
                 left, right = 32 + (near - 0.5) * 110, 32 + (far - 0.5) * 110
                 up, across = 32 + (near - 0.5) * 66, 32 + (far - 0.5) * 66
-                p.polygon([(left, bottom), (right, bottom), (across, top), (up, top)], shade(tint, 1 - 0.13 * (step % 2)))
+                corners = ((left, bottom), (right, bottom), (across, top), (up, top))
+                p.polygon(corners, shade(tint, 1 - 0.13 * (step % 2)))
         said.count(pieces, "rectangular", "field", "", "strip")
     said.note(f"{one} and {two} crops", f"{two} and {one} plants", f"{two} crops")
     return said
 
 
 def bridge(p: Canvas, top: float, bottom: float) -> Said:
-    water, number, (deck, paint), (name, tint) = p.rng.choice(sorted(WATERS)), p.rng.randint(0, 5), _colour(p), _colour(p)
+    water, number, (deck, paint), (name, tint) = (
+        p.rng.choice(sorted(WATERS)),
+        p.rng.randint(0, 5),
+        _colour(p),
+        _colour(p),
+    )
     spans, high = p.rng.choice((1, 1, 2)), bottom - top
     _fill(p, top + high * 0.25, bottom, WATERS[water])
     for span in range(spans):
@@ -162,7 +169,11 @@ def parking(p: Canvas, top: float, bottom: float) -> Said:
 
 
 def residential(p: Canvas, top: float, bottom: float) -> Said:
-    (name, paint), dense, high = _colour(p, "red", "blue", "grey", "brown", "white", "orange"), p.rng.random() < 0.5, bottom - top
+    (name, paint), dense, high = (
+        _colour(p, "red", "blue", "grey", "brown", "white", "orange"),
+        p.rng.random() < 0.5,
+        bottom - top,
+    )
     columns, number = 6 if dense else 4, p.rng.choice((0, 2, 4))
     _fill(p, top, bottom, p.rng.choice(GRASSES))
     p.box(SIZE / 2, bottom - high * 0.14, SIZE + 2, high * 0.28, TARMAC)
@@ -173,7 +184,9 @@ def residential(p: Canvas, top: float, bottom: float) -> Said:
     if number:
         _line_up(p, things.car, number, bottom - high * 0.17, high * 0.15, COLOURS["white"])
     crowd = "dense" if dense else "sparse"
-    said = Said(("a residential area", f"a {crowd} residential area", f"a {'crowded' if dense else 'quiet'} neighbourhood"))
+    said = Said(
+        ("a residential area", f"a {crowd} residential area", f"a {'crowded' if dense else 'quiet'} neighbourhood")
+    )
     said.note(f"{NUMBERS[columns]} houses with {name} roofs", f"{name} roofs", f"{crowd} houses with {name} roofs")
     said.note(f"{NUMBERS[number]} cars on the road" if number else "no cars on the road", "a road between the houses")
     return said
@@ -195,7 +208,12 @@ def tank_farm(p: Canvas, top: float, bottom: float) -> Said:
 
 
 def river(p: Canvas, top: float, bottom: float) -> Said:
-    water, number, leaves, high = p.rng.choice(sorted(WATERS)), p.rng.choice((0, 0, 1, 2, 3)), p.rng.choice(sorted(LEAVES)), bottom - top
+    water, number, leaves, high = (
+        p.rng.choice(sorted(WATERS)),
+        p.rng.choice((0, 0, 1, 2, 3)),
+        p.rng.choice(sorted(LEAVES)),
+        bottom - top,
+    )
     wide, curved, banks = p.rng.random() < 0.5, p.rng.random() < 0.5, p.rng.random() < 0.5
     width, bend, middle = high * (0.62 if wide else 0.3), high * 0.14 if curved else 0.4, top + high * 0.55
     _fill(p, top, bottom, p.rng.choice(GRASSES))
@@ -225,7 +243,9 @@ def forest(p: Canvas, top: float, bottom: float) -> Said:
     draw = p.rng.choice((things.tree, things.tree_sign))
     for y in (top + high * 0.2, top + high * 0.5, top + high * 0.8):
         for x in range(0, SIZE + 4, 6):
-            draw(p, x + p.rng.uniform(-2, 2), y + p.rng.uniform(-2, 2), p.rng.uniform(3, 5), p.jitter(LEAVES[leaves], 14))
+            draw(
+                p, x + p.rng.uniform(-2, 2), y + p.rng.uniform(-2, 2), p.rng.uniform(3, 5), p.jitter(LEAVES[leaves], 14)
+            )
     said = Said((f"a {leaves} forest", "a dense forest", "a forest", "the woods"))
     said.note(f"many {leaves} trees", f"{leaves} plants", "many trees growing closely", "trees everywhere")
     if kind == "path":
@@ -245,15 +265,29 @@ def forest(p: Canvas, top: float, bottom: float) -> Said:
 
 
 def beach(p: Canvas, top: float, bottom: float) -> Said:
-    water, (sand, tint) = p.rng.choice(("blue", "green", "dark")), p.rng.choice(tuple(zip(("yellow", "white", "brown"), SANDS, strict=True)))
+    water, (sand, tint) = (
+        p.rng.choice(("blue", "green", "dark")),
+        p.rng.choice(tuple(SANDS.items())),
+    )
     waves, number, (name, paint), high = p.rng.randint(1, 4), p.rng.choice((0, 0, 3, 5, 7)), _colour(p), bottom - top
     edge = top + high * p.rng.uniform(0.35, 0.6)
     _fill(p, top, edge, WATERS[water])
     _fill(p, edge, bottom, tint)
     for wave in range(waves):
-        p.path([(x, edge - wave * high * 0.1 + 0.7 * math.sin(x / 4 + wave)) for x in range(-4, 70, 3)], 1.3, (244, 246, 244))
+        p.path(
+            [(x, edge - wave * high * 0.1 + 0.7 * math.sin(x / 4 + wave)) for x in range(-4, 70, 3)],
+            1.3,
+            (244, 246, 244),
+        )
     if number:
-        _line_up(p, p.rng.choice((things.parasol, things.parasol, things.parasol_sign)), number, (edge + bottom) / 2, high * 0.2, paint)
+        _line_up(
+            p,
+            p.rng.choice((things.parasol, things.parasol, things.parasol_sign)),
+            number,
+            (edge + bottom) / 2,
+            high * 0.2,
+            paint,
+        )
     said = Said((f"a {sand} beach", "a beach", "a beach by the sea", "the beach"), "on")
     said.note(f"{NUMBERS[waves]} white wave{'s' * (waves > 1)} on the {water} sea", f"{water} sea water", "white waves")
     if number:
@@ -275,7 +309,11 @@ def playground(p: Canvas, top: float, bottom: float) -> Said:
     for i in range(courts):
         things.court(p, 57, top + (i + 0.5) * high / courts, min(6, high / courts / 1.6), hue)
     said = Said(("a playground", "a sports ground", "the playground"))
-    said.note(f"{article(track)} track around {article(field_)} field", f"{article(track)} track", f"{article(field_)} football field")
+    said.note(
+        f"{article(track)} track around {article(field_)} field",
+        f"{article(track)} track",
+        f"{article(field_)} football field",
+    )
     if courts:
         said.count(courts, court, "court", " beside the track", "basketball court")
     else:
@@ -290,10 +328,18 @@ def station(p: Canvas, top: float, bottom: float) -> Said:
     p.box(SIZE / 2, top + high * 0.11, SIZE * p.rng.uniform(0.65, 0.95), high * 0.16, p.jitter(tiles))
     _rails(p, bottom - high * 0.55, bottom, trains + 1)
     for i in range(trains):
-        things.train(p, p.rng.uniform(22, 42), bottom - high * (0.42 - 0.26 * i), high * 0.19 if trains > 1 else high * 0.3, paint)
+        things.train(
+            p,
+            p.rng.uniform(22, 42),
+            bottom - high * (0.42 - 0.26 * i),
+            high * 0.19 if trains > 1 else high * 0.3,
+            paint,
+        )
     said = Said(("a railway station", "a train station", "a station", "the station"))
     said.count(trains, f"long {name}", "train", " on the tracks")
-    said.note(f"a station hall with {article(roof)} roof", f"{article(roof)} station building", "a hall beside the tracks")
+    said.note(
+        f"a station hall with {article(roof)} roof", f"{article(roof)} station building", "a hall beside the tracks"
+    )
     return said
 
 
@@ -333,12 +379,19 @@ def industrial(p: Canvas, top: float, bottom: float) -> Said:
 
 
 def crossing(p: Canvas, top: float, bottom: float) -> Said:
-    kind, number, (name, paint), high = p.rng.choice(("round", "cross", "tee")), p.rng.randint(0, 6), _colour(p), bottom - top
+    kind, number, (name, paint), high = (
+        p.rng.choice(("round", "cross", "tee")),
+        p.rng.randint(0, 6),
+        _colour(p),
+        bottom - top,
+    )
     middle = top + high * 0.5
     _fill(p, top, bottom, p.rng.choice(GRASSES))
     p.box(32, middle, 66, high * 0.26, TARMAC)
     up = top if kind != "tee" else middle
-    p.polygon([(20, bottom), (44, bottom), (32 + 12 * (up - top) / high + 4, up), (28 - 12 * (up - top) / high, up)], TARMAC)
+    p.polygon(
+        [(20, bottom), (44, bottom), (32 + 12 * (up - top) / high + 4, up), (28 - 12 * (up - top) / high, up)], TARMAC
+    )
     if kind == "round":
         inner, tint = p.rng.choice((("green", GRASSES[2]), ("grey", PAVED)))
         p.disc(32, middle, 20, TARMAC, high * 0.46 / 20)
@@ -361,7 +414,12 @@ def crossing(p: Canvas, top: float, bottom: float) -> Said:
 
 
 def pond(p: Canvas, top: float, bottom: float) -> Said:
-    water, number, leaves, high = p.rng.choice(sorted(WATERS)), p.rng.randint(0, 9), p.rng.choice(sorted(LEAVES)), bottom - top
+    water, number, leaves, high = (
+        p.rng.choice(sorted(WATERS)),
+        p.rng.randint(0, 9),
+        p.rng.choice(sorted(LEAVES)),
+        bottom - top,
+    )
     size, radius = p.rng.choice((("large", 25), ("small", 14)))
     middle, island = top + high * 0.58, p.rng.random() < 0.3
     _fill(p, top, bottom, p.rng.choice(GRASSES))
@@ -373,7 +431,10 @@ def pond(p: Canvas, top: float, bottom: float) -> Said:
     if number:
         _line_up(p, things.tree, number, top + high * 0.16, high * 0.17, LEAVES[leaves])
     said = Said((f"a {size} pond", f"a {water} pond", "a pond", "the pond"), "at")
-    said.note(f"{water} water around a small island" if island else f"calm {water} water", "an island" if island else f"{water} water")
+    said.note(
+        f"{water} water around a small island" if island else f"calm {water} water",
+        "an island" if island else f"{water} water",
+    )
     if number > 1:
         said.count(number, leaves, "tree", " around it")
     else:
@@ -405,7 +466,9 @@ def road(p: Canvas, top: float, bottom: float) -> Said:
     for x in range(2, SIZE, 9):
         p.box(x, (top + bottom) / 2, 5, 0.9, LINE)
     if number:
-        _line_up(p, p.rng.choice((things.car, things.car_sign)), number, (top + bottom) / 2 - high * 0.1, high * 0.24, paint)
+        _line_up(
+            p, p.rng.choice((things.car, things.car_sign)), number, (top + bottom) / 2 - high * 0.1, high * 0.24, paint
+        )
     words = f"a road with {NUMBERS[number]} {name} cars" if number else "an empty road"
     return Said((words, words, "a road", "the road"), "along")
 
@@ -421,9 +484,15 @@ def trees(p: Canvas, top: float, bottom: float) -> Said:
 
 
 def houses(p: Canvas, top: float, bottom: float) -> Said:
-    number, (name, paint), high = p.rng.choice((3, 4, 5)), _colour(p, "red", "blue", "white", "brown", "orange"), bottom - top
+    number, (name, paint), high = (
+        p.rng.choice((3, 4, 5)),
+        _colour(p, "red", "blue", "white", "brown", "orange"),
+        bottom - top,
+    )
     _fill(p, top, bottom, p.rng.choice(GRASSES))
-    _line_up(p, p.rng.choice((things.house, things.house, things.house_sign)), number, (top + bottom) / 2, high * 0.42, paint)
+    _line_up(
+        p, p.rng.choice((things.house, things.house, things.house_sign)), number, (top + bottom) / 2, high * 0.42, paint
+    )
     words = f"{NUMBERS[number]} houses with {name} roofs"
     return Said((words, words, f"some houses with {name} roofs", "some houses"), "beside")
 
@@ -439,7 +508,13 @@ def meadow(p: Canvas, top: float, bottom: float) -> Said:
 def bare_land(p: Canvas, top: float, bottom: float) -> Said:
     _fill(p, top, bottom, (186, 156, 116))
     for _ in range(5):
-        p.disc(p.rng.uniform(0, 64), p.rng.uniform(top + 2, bottom - 2), 4, shade((186, 156, 116), p.rng.uniform(0.85, 1.1)), 0.4)
+        p.disc(
+            p.rng.uniform(0, 64),
+            p.rng.uniform(top + 2, bottom - 2),
+            4,
+            shade((186, 156, 116), p.rng.uniform(0.85, 1.1)),
+            0.4,
+        )
     return Said(("bare land", "a piece of bare land", "some bare soil", "open ground"), "on")
 
 
