@@ -249,8 +249,8 @@ def forest(p: Canvas, top: float, bottom: float) -> Said:
     said = Said((f"a {leaves} forest", "a dense forest", "a forest", "the woods"))
     said.note(f"many {leaves} trees", f"{leaves} plants", "many trees growing closely", "trees everywhere")
     if kind == "path":
-        x = p.rng.uniform(20, 44)
-        points = [(x + 4 * math.sin(y / 5), top + y) for y in range(0, int(high) + 2, 2)]
+        middle = p.rng.uniform(20, 44)
+        points = [(middle + 4 * math.sin(y / 5), top + y) for y in range(0, int(high) + 2, 2)]
         p.path(points, 4, (206, 186, 142))
         said.note("a winding path through it", "a narrow path", "a curved path in the trees")
     elif kind == "clearing":
