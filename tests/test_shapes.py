@@ -24,8 +24,9 @@ from bench.core.ranks import Ranks
 from bench.core.train import Batch
 from bench.data.transforms import normalise
 from methods import losses
+from methods.layers import prompts
 from methods.layers.bottlenecks import Bottleneck
-from methods.layers.prompts import DropLast, insert_placeholders
+from methods.layers.prompts import insert_placeholders
 from methods.losses.info_nce import info_nce
 from tests.conftest import unchecked
 
@@ -181,13 +182,11 @@ def test_a_wrong_shape_raises(call):
 
 
 def test_a_wrong_result_raises(monkeypatch):
-    monkeypatch.setattr(DropLast, "__init__", lambda self: torch.nn.Module.__init__(self))
-    tail = DropLast()
-    tail.count = 2
-    assert tail(zeros(1, 5, 4)).shape == (1, 3, 4)
-    tail.count = -3  # keeps the last three
-    with pytest.raises(TypeCheckError, match=r"return value of methods\.layers\.prompts\.DropLast\.forward"):
-        tail(zeros(1, 5, 4))
+    append = prompts.AppendTokens(torch.nn.Parameter(torch.zeros(2, 4)))
+    assert append(zeros(1, 5, 4)).shape == (1, 7, 4)
+    monkeypatch.setattr(prompts, "_expand", lambda tokens, like: like[:, :3])
+    with pytest.raises(TypeCheckError, match=r"return value of methods\.layers\.prompts\.AppendTokens\.forward"):
+        append(zeros(1, 5, 4))
 
 
 def test_unchecked_code_is_checked_again_afterwards():

@@ -20,11 +20,15 @@ from bench.config.errors import UserError
 from bench.conformance import suite
 from bench.conformance.subject import Subject
 from bench.conformance.tiny import CLASSES, RESNET, backbone
-from bench.core import feed, prefix_cache, shortcuts
+from bench.core import feed, passes, prefix_cache, shortcuts
+from bench.core.layers import OpenAttention
 from bench.core.model import DualEncoder
+from bench.core.passes import Depth
 from bench.core.shortcuts import Shortcuts, frozen_depth
+from bench.core.taps import Tap
 from bench.store import attempts, folder, record
 from methods.harma import HarMA
+from methods.layers.harma import HarmaAdapter
 from tests.test_run import in_pieces, make_run, numbers
 
 CHECK = "shortcuts_change_nothing"
@@ -44,15 +48,20 @@ def test_what_each_kind_of_method_leaves_to_compute(kind):
         one = subject(name, kind)
         found[name] = shortcuts.find(one.attached(), trims_text=one.method.trims_text, second_view=None)
     cuts = kind != "SigLIP"  # whose text tower sees padding; its passes are not cut between blocks, either
+
+    def expected(image: Depth, text: Depth, *pooled: str, packed: bool = True, cut: bool = True) -> Shortcuts:
+        # open_clip's own text tower, which SigLIP has beside timm's image tower, has torch's attention.
+        return Shortcuts(cuts and cut, image, text, False, pooled if cuts else (), packed)
+
     assert found == {
-        "zero_shot": Shortcuts(cuts, "whole", "whole"),
-        "linear_probe": Shortcuts(cuts, "whole", "whole"),
-        "coop": Shortcuts(cuts, "whole", 0),
-        "vpt": Shortcuts(cuts, 0, "whole"),
-        "last_block": Shortcuts(cuts, 2 if cuts else 0, 1 if cuts else 0),  # of 3 and 2 blocks
-        "lora": Shortcuts(cuts, 0, 0),
-        "harma": Shortcuts(False, 0, 0),
-        "bitfit": Shortcuts(cuts, 0, 0),
+        "zero_shot": expected("whole", "whole"),
+        "linear_probe": expected("whole", "whole"),
+        "coop": expected("whole", 0, "text"),
+        "vpt": expected(0, "whole", "image"),
+        "last_block": expected(2 if cuts else 0, 1 if cuts else 0, "image", "text"),  # of 3 and 2 blocks
+        "lora": expected(0, 0, "image", "text", packed=False),
+        "harma": expected(0, 0, cut=False),
+        "bitfit": expected(0, 0, "image", "text"),
     }
 
 
@@ -161,6 +170,99 @@ def test_a_prefix_of_one_block_too_many_is_found(monkeypatch):
     real = frozen_depth
     monkeypatch.setattr(shortcuts, "frozen_depth", lambda model, side: real(model, side) + 1)
     assert "value or gradient" in suite.run_check(CHECK, subject("last_block")).reason
+
+
+def test_a_module_that_looks_at_several_tokens_and_denies_it_is_found(monkeypatch):
+    monkeypatch.setattr(HarmaAdapter, "token_wise", True, raising=False)
+    outcome = suite.run_check(CHECK, subject("harma"))
+    assert outcome.state == "failed"
+    assert "embeddings move" in outcome.reason
+
+
+def test_an_embedding_taken_at_another_token_is_found(monkeypatch):
+    monkeypatch.setattr(passes, "ends", lambda text, ids: ids.argmax(dim=1) - 1)
+    assert "text embeddings move" in suite.run_check(CHECK, subject("lora")).reason
+
+
+# --- one token of the last block --------------------------------------------------------------------------------------
+
+
+def _conv(model: DualEncoder) -> None:
+    model.image_blocks.slotted()[-1].fill(after_mlp=nn.Conv1d(65, 65, 1))
+
+
+def _hooked_block(model: DualEncoder) -> None:
+    model.clip.visual.transformer.resblocks[-1].register_forward_hook(lambda *_: None)
+
+
+def _tapped(model: DualEncoder) -> None:
+    model.image_blocks.slotted()[-1].fill(exit=Tap())
+
+
+def _norm_behind(model: DualEncoder) -> None:
+    model.layer("image", "ln_post").fill(after=Tap())
+
+
+def _mean_pool(model: DualEncoder) -> None:
+    model.clip.visual.pool_type = "avg"
+
+
+def _checkpointed(model: DualEncoder) -> None:
+    model.clip.set_grad_checkpointing(True)
+
+
+def _early(model: DualEncoder) -> None:
+    model.image_blocks.slotted()[0].fill(exit=Tap())
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        (_conv, False),
+        (_hooked_block, False),
+        (_tapped, False),
+        (_norm_behind, False),
+        (_mean_pool, False),
+        (_checkpointed, False),
+        (_early, True),
+        (lambda model: None, True),
+    ],
+)
+def test_one_token_is_kept_where_nothing_behind_attention_looks_at_several(change, kept):
+    model = backbone()
+    model.clip.visual.conv1.requires_grad_(True)  # else the tower is frozen as a whole
+    change(model)
+    assert shortcuts.keeps_one_token(model, "image") is kept
+    assert not shortcuts.keeps_one_token(model, "text"), "it is frozen as a whole"
+
+
+@pytest.mark.parametrize(
+    ("lengths", "views", "parts"),
+    [
+        ([5, 30, 7, 31], 1, [[0, 2], [1, 3]]),
+        ([5, 30, 7, 31], 2, [[0, 2, 4, 6], [1, 3, 5, 7]]),
+        ([10, 10, 9, 10], 1, [[2, 0, 1, 3]]),  # would save less than a tenth
+        ([8], 1, [[0]]),
+    ],
+)
+def test_texts_are_parted_where_that_leaves_out_padding(lengths, views, parts):
+    assert [part.tolist() for part in passes.parted(torch.tensor(lengths * views), views)] == parts
+
+
+def test_opened_attention_gives_the_same_numbers_also_at_one_token_of_each_item():
+    torch.manual_seed(0)
+    packed = nn.MultiheadAttention(32, 4, batch_first=True)
+    nn.init.normal_(packed.in_proj_bias)
+    opened = OpenAttention(packed)
+    x, mask = torch.randn(3, 7, 32), torch.full((7, 7), -torch.inf).triu(1)
+    expected = packed(x, x, x, need_weights=False, attn_mask=mask)[0]
+    assert torch.allclose(opened(x, x, x, attn_mask=mask)[0], expected, atol=1e-6)
+
+    rows = mask[torch.tensor([2, 6, 4])].repeat_interleave(4, dim=0)[:, None]
+    at = x[torch.arange(3), torch.tensor([2, 6, 4])][:, None]
+    for attention in (packed, opened):
+        one = attention(at, x, x, need_weights=False, attn_mask=rows)[0]
+        assert torch.allclose(one[:, 0], expected[torch.arange(3), torch.tensor([2, 6, 4])], atol=1e-6)
 
 
 # --- where it is kept -------------------------------------------------------------------------------------------------

@@ -136,10 +136,15 @@ def build(spec: RunSpec, device: torch.device, loaded: Backbone | None = None) -
 
 
 def shortcuts_of(spec: RunSpec, model: DualEncoder) -> Shortcuts:
-    """What need not be computed in the run with this model, to which its method and loss are attached."""
+    """What need not be computed in the run with this model, to which its method and loss are attached.
+
+    The model is changed as that needs it (`shortcuts.apply`).
+    """
     if spec.core.shortcuts == "off":
         return Shortcuts()
-    return shortcuts.find(model, trims_text=spec.method.trims_text, second_view=spec.loss.second_view)
+    found = shortcuts.find(model, trims_text=spec.method.trims_text, second_view=spec.loss.second_view)
+    shortcuts.apply(model, found)
+    return found
 
 
 def preflight(specs: Sequence[RunSpec], on_pixels: Callable[[int, int], None] | None = None) -> None:

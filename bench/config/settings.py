@@ -232,7 +232,7 @@ class CoreSettings(Settings):
     """How runs are computed. No run id depends on it: the results are the same but for rounding."""
 
     shortcuts: Literal["on", "off"] = "on"
-    """Whether work is left out that changes nothing: padding of captions, and what frozen layers gave before."""
+    """Whether work is left out that changes nothing: padding, what frozen layers gave before, unused last tokens."""
     cache_gb: float = Field(4.0, ge=0)
     """Of what frozen layers gave, so much is kept in a GPU's memory; the rest is read from files as it is needed."""
 

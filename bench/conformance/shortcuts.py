@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,12 +35,14 @@ def check_shortcuts_change_nothing(subject: Subject) -> None:
     found = shortcuts.find(model, trims_text=subject.method.trims_text, second_view=None)
     if found == Shortcuts():
         raise Skip("there is nothing to leave out")
-    plain, short = _feed(model, pairs, Shortcuts()), _feed(model, pairs, found)
+    shortened = copy.deepcopy(model)
+    shortcuts.apply(shortened, found)
+    plain, short = _feed(model, pairs, Shortcuts()), _feed(shortened, pairs, found)
     everything = torch.arange(len(pairs.images))
-    _compare_features(model.eval(), plain(everything), short(everything), f"with {found}")
+    _compare_features((model.eval(), shortened.eval()), (plain(everything), short(everything)), f"with {found}")
     if not model.trainable():
         return
-    _compare_gradients(subject, model.train(), plain(everything), short(everything))
+    _compare_gradients(subject, (model.train(), shortened.train()), (plain(everything), short(everything)))
     if subject.kind == CLASSES[0]:  # what the loop does is the same on the others
         _compare_trainings(subject, pairs, found)
 
@@ -48,12 +51,12 @@ def _compare_trainings(subject: Subject, pairs: Pairs, found: Shortcuts) -> None
     everything, trained = torch.arange(len(pairs.images)), []
     for each in (Shortcuts(), found):
         model = _without_dropout(subject)
+        shortcuts.apply(model, each)
         feed = _feed(model, pairs, each)
         _train(subject, model, feed)
         trained.append(model)
-        _compare_features(
-            model.eval(), _feed(model, pairs, Shortcuts())(everything), feed(everything), "after training"
-        )
+        both = _feed(model, pairs, Shortcuts())(everything), feed(everything)
+        _compare_features((model.eval(), model), both, "after training")
     one, other = (_feed(model, pairs, Shortcuts())(everything) for model in trained)
     with torch.no_grad():
         features = [model(data.images, data.tokens) for model, data in zip(trained, (one, other), strict=True)]
@@ -98,8 +101,15 @@ def _feed(model: DualEncoder, pairs: Pairs, found: Shortcuts) -> _Feed:
 
     source = Source(model, PrefixCache(None, {}, torch.device("cpu"), 0.0), (), send)
     return _Feed(
-        ImageFeed(source, [], lambda index: pairs.images[index], lambda: iter([pairs.images]), depth=found.image),
-        TextFeed(source, pairs.tokens, cut=found.cuts_text, depth=found.text),
+        ImageFeed(
+            source,
+            [],
+            lambda index: pairs.images[index],
+            lambda: iter([pairs.images]),
+            depth=found.image,
+            pooled="image" in found.pooled,
+        ),
+        TextFeed(source, pairs.tokens, cut=found.cuts_text, depth=found.text, pooled="text" in found.pooled),
         pairs.image_ids,
     )
 
@@ -123,16 +133,16 @@ def _train(subject: Subject, model: DualEncoder, feed: _Feed) -> None:
         )
 
 
-def _compare_features(model: DualEncoder, plain: Batch, short: Batch, when: str) -> None:
+def _compare_features(models: tuple[DualEncoder, DualEncoder], batches: tuple[Batch, Batch], when: str) -> None:
     with torch.no_grad():
-        one, other = (model(data.images, data.tokens) for data in (plain, short))
+        one, other = (model(data.images, data.tokens) for model, data in zip(models, batches, strict=True))
     for side, moved in (("image", distance(one.image, other.image)), ("text", distance(one.text, other.text))):
         assert moved < CLOSE, f"the {side} embeddings move by {moved:.1e} {when}"
 
 
-def _compare_gradients(subject: Subject, model: DualEncoder, plain: Batch, short: Batch) -> None:
+def _compare_gradients(subject: Subject, models: tuple[DualEncoder, DualEncoder], batches: tuple[Batch, Batch]) -> None:
     found = []
-    for data in (plain, short):
+    for model, data in zip(models, batches, strict=True):
         model.zero_grad(set_to_none=True)
         value = subject.loss_of(model, data)
         value.backward()

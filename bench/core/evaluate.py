@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bench.core.model import DualEncoder
-from bench.core.passes import Prefix, Texts
+from bench.core.passes import Pictures, Prefix, Texts
 from bench.core.ranks import Ranks
 
 BLOCK = 2**26  # similarities that are held at once
@@ -27,7 +27,7 @@ class EvalSet:
     caption_image [0, 1].
     """
 
-    images: Callable[[], Iterable[Float[Tensor, "batch 3 size size"] | Prefix]]
+    images: Callable[[], Iterable[Float[Tensor, "batch 3 size size"] | Pictures | Prefix]]
     texts: Callable[[], Iterable[Int[Tensor, "batch context"] | Texts | Prefix]]
     caption_text: Int[Tensor, " captions"]
     caption_image: Int[Tensor, " captions"]

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from bench.core.model import DualEncoder
-from bench.core.passes import Depth, Prefix, Texts, ends
+from bench.core.passes import Depth, Pictures, Prefix, Texts, ends
 from bench.core.prefix_cache import PrefixCache
 
 Parts = Callable[[], Iterator[Float[Tensor, "*part"]]]  # makes values part by part
@@ -69,18 +69,21 @@ class TextFeed:
     """The texts of a split by index.
 
     tokens: of each text, on the CPU. cut: whether a batch ends with its longest text. depth: how much of the tower is
-    computed once; equal texts are computed once then.
+    computed once; equal texts are computed once then. pooled: whether the last block is computed at the end tokens
+    alone.
     """
 
-    def __init__(self, source: Source, tokens: Int[Tensor, "texts context"], *, cut: bool, depth: Depth) -> None:
-        self.source, self.tokens, self.cut, self.depth = source, tokens, cut, depth
-        self.ids = source.model.rewritten(tokens) if cut or depth else tokens
+    def __init__(
+        self, source: Source, tokens: Int[Tensor, "texts context"], *, cut: bool, depth: Depth, pooled: bool = False
+    ) -> None:
+        self.source, self.tokens, self.cut, self.depth, self.pooled = source, tokens, cut, depth, pooled
+        self.ids = source.model.rewritten(tokens) if cut or depth or pooled else tokens
         context = torch.full((len(tokens),), tokens.shape[1])
         self.lengths = ends(source.model.tower("text"), self.ids) + 1 if cut else context
 
     def __call__(self, index: Int[Tensor, " batch"]) -> Int[Tensor, "batch context"] | Texts | Prefix:
         """These texts on the device."""
-        if not self.cut and not self.depth:
+        if not self.cut and not self.depth and not self.pooled:
             return self.source.send(self.tokens[index])
         if self.depth == "whole":
             return Prefix(self.source.rows(self._values, self._place[index]), self.depth)
@@ -92,10 +95,10 @@ class TextFeed:
         # The tokens of all texts lie one behind the other. What is read behind a text's end has no influence.
         places = self._first[self._place[index]][:, None] + torch.arange(longest)
         rows = self.source.rows(self._values, places.clamp_(max=len(self._values) - 1))
-        return Prefix(rows, self.depth, texts.ids)
+        return Prefix(rows, self.depth, texts.ids, self.cut, self.pooled)
 
     def _cut(self, ids: Int[Tensor, "texts context"], index: Int[Tensor, " batch"], longest: int) -> Texts:
-        return Texts(self.source.send(ids[index, :longest]))
+        return Texts(self.source.send(ids[index, :longest]), self.cut, self.pooled)
 
     @cached_property
     def _different(self) -> tuple[Int[Tensor, "different context"], Int[Tensor, " texts"], Int[Tensor, " different"]]:
@@ -135,7 +138,8 @@ class ImageFeed:
     """The pictures of a split by index, where their pixels are fixed.
 
     name: what the pixels are known by. load: gives a batch of them, parts: all in order; normalised and on the device.
-    depth: how much of the tower is computed once; without it `load` is needed, with it `parts`.
+    depth: how much of the tower is computed once; without it `load` is needed, with it `parts`. pooled: whether the
+    last block is computed at the class token alone.
     """
 
     def __init__(
@@ -146,15 +150,17 @@ class ImageFeed:
         parts: Callable[[], Iterator[Float[Tensor, "batch 3 size size"]]],
         *,
         depth: Depth,
+        pooled: bool = False,
     ) -> None:
         self.source, self.name, self.load, self.parts, self.depth = source, name, load, parts, depth
+        self.pooled = pooled
 
-    def __call__(self, index: Int[Tensor, " batch"]) -> Float[Tensor, "batch 3 size size"] | Prefix:
+    def __call__(self, index: Int[Tensor, " batch"]) -> Float[Tensor, "batch 3 size size"] | Pictures | Prefix:
         """These pictures on the device."""
         if self.depth:
-            return Prefix(self.source.rows(self._values, index), self.depth)
+            return Prefix(self.source.rows(self._values, index), self.depth, pooled=self.pooled)
         assert self.load is not None
-        return self.load(index)
+        return Pictures(self.load(index)) if self.pooled else self.load(index)
 
     @cached_property
     def _values(self) -> Float[Tensor, "*table"]:

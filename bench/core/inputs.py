@@ -22,7 +22,7 @@ from bench.config.machine import cpu_cores
 from bench.config.settings import CoreSettings, TrainSettings
 from bench.core.evaluate import EvalSet
 from bench.core.feed import CHUNK, ImageFeed, Source, TextFeed
-from bench.core.passes import Prefix, Texts
+from bench.core.passes import Pictures, Prefix, Texts
 from bench.core.prefix_cache import PrefixCache
 from bench.core.shortcuts import Shortcuts
 from bench.core.train import Batch, TrainBatches
@@ -130,7 +130,8 @@ class Inputs:
     def texts(self, tokens: Int[Tensor, "texts context"], *, training: bool = False) -> TextFeed:
         """Texts with these token ids by index, as the model takes them in training or evaluation."""
         depth = self.shortcuts.depth("text", training=training)
-        return TextFeed(self._source(training), tokens, cut=self.shortcuts.cuts_text, depth=depth)
+        cut, pooled = self.shortcuts.cuts_text, "text" in self.shortcuts.pooled
+        return TextFeed(self._source(training), tokens, cut=cut, depth=depth, pooled=pooled)
 
     def images(self, split: str, *, training: bool = False) -> ImageFeed:
         """The pictures of a split by index, as the model takes them where nothing random is done to their pixels."""
@@ -143,7 +144,8 @@ class Inputs:
             yield from map(load, torch.arange(len(pixels)).split(CHUNK))
 
         depth = self.shortcuts.depth("image", training=training)
-        return ImageFeed(self._source(training), [self._file(pixels)], load, parts, depth=depth)
+        pooled = "image" in self.shortcuts.pooled
+        return ImageFeed(self._source(training), [self._file(pixels)], load, parts, depth=depth, pooled=pooled)
 
     @staticmethod
     def _file(pixels: UInt8[np.ndarray, "images edge edge 3"]) -> str:
@@ -168,7 +170,7 @@ class Inputs:
         images, texts = self.images(split), self.texts(tokens)
         by_length = torch.argsort(texts.lengths, stable=True)
 
-        def image_batches() -> Iterator[Float32[Tensor, "batch 3 size size"] | Prefix]:
+        def image_batches() -> Iterator[Float32[Tensor, "batch 3 size size"] | Pictures | Prefix]:
             yield from map(images, torch.arange(len(items)).split(step))
 
         def text_batches() -> Iterator[Int[Tensor, "batch context"] | Texts | Prefix]:
@@ -197,7 +199,8 @@ class Inputs:
             pictures: _Loaded | _Kept = _Kept(self._train_images(), settings)
         else:
             dataset = self._train_pairs(seed)
-            pictures = _Loaded(Loaders(dataset, settings, pin_memory=self.device.type == "cuda"), self.to_tensor)
+            loaders = Loaders(dataset, settings, pin_memory=self.device.type == "cuda")
+            pictures = _Loaded(loaders, self.to_tensor, pooled="image" in self.shortcuts.pooled)
 
         def batches(epoch: int, skip: int) -> Generator[Batch, None, None]:
             pairs = epoch_pairs(items, settings.captions_per_epoch, seed, epoch)
@@ -236,11 +239,12 @@ class Inputs:
         # The first picture's views stand for what the augmentation does.
         drawn = b"".join(dataset[view, 0, 0, 0][0].numpy().tobytes() for view in range(views))
         name = [self._file(dataset.pixels), settings.augment, views, hashlib.sha256(drawn).hexdigest()]
-        return ImageFeed(self._source(True), name, None, parts, depth=self.shortcuts.depth("image", training=True))
+        depth, pooled = self.shortcuts.depth("image", training=True), "image" in self.shortcuts.pooled
+        return ImageFeed(self._source(True), name, None, parts, depth=depth, pooled=pooled)
 
 
 Loaded = tuple[
-    Float32[Tensor, "batch 3 size size"] | Prefix, Int[Tensor, " batch"], Int[Tensor, " batch"]
+    Float32[Tensor, "batch 3 size size"] | Pictures | Prefix, Int[Tensor, " batch"], Int[Tensor, " batch"]
 ]  # pictures, image indices, caption indices
 
 
@@ -248,14 +252,19 @@ class _Loaded:
     """Pictures of an epoch's places from loaders."""
 
     def __init__(
-        self, loaders: Loaders, to_tensor: Callable[[UInt8[Tensor, "*pictures"]], Float32[Tensor, "*batch"]]
+        self,
+        loaders: Loaders,
+        to_tensor: Callable[[UInt8[Tensor, "*pictures"]], Float32[Tensor, "*batch"]],
+        *,
+        pooled: bool,
     ) -> None:
-        self.loaders, self.to_tensor, self.close = loaders, to_tensor, loaders.close
+        self.loaders, self.to_tensor, self.close, self.pooled = loaders, to_tensor, loaders.close, pooled
 
     def batches(self, places: Sequence[Place]) -> Iterator[Loaded]:
         """Full batches: pictures on the device, image indices and caption indices."""
         for pictures, image, caption in self.loaders.batches(places):
-            yield self.to_tensor(pictures), image, caption
+            pixels = self.to_tensor(pictures)
+            yield Pictures(pixels) if self.pooled else pixels, image, caption
 
 
 class _Kept:

@@ -1,12 +1,12 @@
 """The frozen layers of a tower, each with slots for modules before, beside and after it; all weights keep their names.
 
-The attention of open_clip and of timm has one packed weight for q, k and v. Where one of its layers is asked for, it
-computes them one by one, which rounds otherwise (1e-7). All other layers stay bit-equal until something is put around
-them.
+The attention of open_clip and of timm has one packed weight for q, k and v. Where one of its layers is asked for, the
+attention is opened, which rounds otherwise (1e-7). All other layers stay bit-equal until something is put around them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 SLOTS = ("before", "beside", "after")
 PARTS = ("q", "k", "v")  # in the order in which nn.MultiheadAttention packs them
+Mask = Float[Tensor, "attending attended"] | Float[Tensor, "batch_heads attending attended"]
 
 
 def attend(
@@ -24,9 +25,14 @@ def attend(
     k: Float[Tensor, "batch attended width"],
     v: Float[Tensor, "batch attended width"],
     heads: int,
-    mask: Float[Tensor, "attending attended"] | None,
+    mask: Mask | None,
 ) -> Float[Tensor, "batch attending width"]:
-    """Multi-head attention between its projections; `mask` is added to the scores."""
+    """Multi-head attention between its projections; `mask` is added to the scores.
+
+    With three dimensions it is one for each item and head, as `nn.MultiheadAttention` takes it.
+    """
+    if mask is not None and mask.ndim == 3:
+        mask = mask.unflatten(0, (-1, heads))
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
@@ -44,11 +50,14 @@ class Projection(nn.Module):
 
 
 class OpenAttention(nn.Module):
-    """A block's attention that calls q, k, v and the output projection one by one.
+    """A block's attention whose projections q, k, v and out can be reached. If q, k or v has slots, all are called.
 
-    It takes over the packed weights under their names: `in_proj_weight`, `in_proj_bias`, `out_proj`. No dropout and no
-    weights are given back, as in CLIP's blocks. `nn.MultiheadAttention` reads `out_proj`'s weights without calling it,
-    so that a hook on it there never runs.
+    Else they are one product. `nn.MultiheadAttention` brings tokens in front of the batch and, where its weights are
+    frozen, multiplies token by token, which takes twice as long on a CPU. It reads `out_proj`'s weights without calling
+    it, so that a hook on it there never runs.
+
+    This takes over the packed weights under their names: `in_proj_weight`, `in_proj_bias`, `out_proj`. No dropout and
+    no weights are given back, as in CLIP's blocks.
     """
 
     def __init__(self, packed: nn.MultiheadAttention) -> None:
@@ -75,15 +84,27 @@ class OpenAttention(nn.Module):
         key: Float[Tensor, "batch attended width"],
         value: Float[Tensor, "batch attended width"],
         need_weights: bool = False,
-        attn_mask: Float[Tensor, "attending attended"] | None = None,
+        attn_mask: Mask | None = None,
     ) -> tuple[Float[Tensor, "batch attending width"], None]:
         """What `nn.MultiheadAttention(batch_first=True)` gives without weights; `attn_mask` is added to the scores."""
-        weights, biases = (each.chunk(3) for each in self.packed)
-        q = self.q(query, weights[0], biases[0])
-        k = self.k(key, weights[1], biases[1])
-        v = self.v(value, weights[2], biases[2])
+        q, k, v = self._projected(query, key, value)
         projected: Tensor = self.out(attend(q, k, v, self.heads, attn_mask))
         return projected, None
+
+    def _projected(
+        self,
+        query: Float[Tensor, "batch attending width"],
+        key: Float[Tensor, "batch attended width"],
+        value: Float[Tensor, "batch attended width"],
+    ) -> Sequence[Float[Tensor, "batch tokens width"]]:
+        weight, bias = self.packed
+        width = len(weight) // 3
+        if key is not value or any(each._forward_hooks or each._forward_pre_hooks for each in (self.q, self.k, self.v)):
+            parts = zip((self.q, self.k, self.v), (query, key, value), weight.chunk(3), bias.chunk(3), strict=True)
+            return [project(x, w, b) for project, x, w, b in parts]
+        if query is key:
+            return F.linear(query, weight, bias).chunk(3, dim=-1)
+        return F.linear(query, weight[:width], bias[:width]), *F.linear(key, weight[width:], bias[width:]).chunk(2, -1)
 
 
 class Packed(nn.Module):
@@ -196,3 +217,6 @@ def _leave(layer: nn.Module, inputs: tuple[Any, ...], output: Float[Tensor, "*sh
     if layer.beside is not None:
         output = output + layer.beside(inputs[0])  # type: ignore[operator]
     return output if layer.after is None else layer.after(output)  # type: ignore[operator,no-any-return]
+
+
+SLOT_HOOKS = (_enter, _leave)  # by which slots work

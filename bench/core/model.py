@@ -6,27 +6,26 @@ with what is added to them; `width` of a tower; `dim` of the embeddings; `contex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import ResidualAttentionBlock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from timm.layers import Attention as TimmAttention
 from torch import Tensor, nn
 
 from bench.config.errors import UserError
 from bench.config.files import write_bytes
-from bench.core import passes, towers
-from bench.core.layers import Layer, opened
-from bench.core.passes import Depth, Prefix, Texts
+from bench.core import passes
+from bench.core.blocks import Blocks, SlottedBlock
+from bench.core.layers import Layer
+from bench.core.passes import Depth, Pictures, Prefix, Texts
 from bench.core.teacher import Teacher
 
 # nn.MultiheadAttention takes another kernel in eval mode, which rounds otherwise and hides from the FLOP counter.
@@ -57,147 +56,6 @@ class AfterStep(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class SlottedBlock(ResidualAttentionBlock):
-    """open_clip's transformer block with six optional slots; it takes over the block's own parts under their names.
-
-    `x = enter(x)`, `x = x + ls_1(after_attn(attn(ln_1 x))) + beside_attn(x)`,
-    `y = x + ls_2(after_mlp(mlp(ln_2 x))) + beside_mlp(x)`, and the output is `exit(y)`.
-    With all slots empty the output is that of open_clip's block, bit by bit.
-    """
-
-    SLOTS = ("enter", "after_attn", "beside_attn", "after_mlp", "beside_mlp", "exit")
-    LAYERS = ("ln_1", "attn.q", "attn.k", "attn.v", "attn.out", "ln_2", "mlp.c_fc", "mlp.c_proj")
-    OWN_NAMES: ClassVar[Mapping[str, str]] = {"attn.out": "attn.out_proj"}  # of layers, where they are others
-
-    def __init__(self, block: nn.Module) -> None:
-        nn.Module.__init__(self)
-        for name, child in block.named_children():
-            self.add_module(name, child)
-        for slot in self.SLOTS:
-            self.register_module(slot, None)
-
-    def fill(self, **modules: nn.Module) -> None:
-        """Put modules into slots by name. Raises ValueError for an unknown slot, and for one that is filled."""
-        for slot, module in modules.items():
-            if slot not in self.SLOTS:
-                raise ValueError(f"a block has no slot '{slot}'; it has {', '.join(self.SLOTS)}")
-            if getattr(self, slot) is not None:
-                raise ValueError(f"the slot '{slot}' is taken")
-            self.add_module(slot, module)
-
-    def layer(self, name: str) -> Layer:
-        """One of the block's `LAYERS`, which takes modules before, beside and after it.
-
-        The first one of attention opens it, which changes no name, and the output by rounding. Raises ValueError for an
-        unknown name, and TypeError where the attention is no longer open_clip's or timm's.
-        """
-        if name not in self.LAYERS:
-            raise ValueError(f"a block has no layer '{name}'; it has {', '.join(self.LAYERS)}")
-        if name.startswith("attn."):
-            attention = opened(self.get_submodule("attn"))
-            self.add_module("attn", attention)
-            if name != "attn.out":
-                return Layer(name, attention.get_submodule(name.removeprefix("attn.")), attention)
-        return Layer(name, self.get_submodule(self.own_name(name)))
-
-    def own_name(self, layer: str) -> str:
-        """The name by which the block has one of its `LAYERS`."""
-        return self.OWN_NAMES.get(layer, layer)
-
-    def get_weight_dtype(self) -> torch.dtype:
-        """The type that the text tower's embeddings are cast to: open_clip's own asks `mlp.c_fc`, wrapped or not."""
-        return next(self.mlp.parameters()).dtype
-
-    def layers(self) -> list[Layer]:
-        """All layers of the block, in the order of `LAYERS`."""
-        return [self.layer(name) for name in self.LAYERS]
-
-    def forward(
-        self,
-        q_x: Float[Tensor, "batch tokens width"],
-        k_x: None = None,
-        v_x: None = None,
-        attn_mask: Float[Tensor, "attending attended"] | None = None,
-    ) -> Float[Tensor, "batch tokens_out width"]:
-        """The block's output; the number of tokens is another one only if `enter` or `exit` changes it.
-
-        open_clip's signature. Gradient checkpointing passes all four by position.
-        """
-        x = q_x if self.enter is None else self.enter(q_x)
-        attended = self.attention(self.ln_1(x), attn_mask=attn_mask)
-        r = x + self.ls_1(attended if self.after_attn is None else self.after_attn(attended))
-        x = r if self.beside_attn is None else r + self.beside_attn(x)
-        mixed = self.mlp(self.ln_2(x))
-        y = x + self.ls_2(mixed if self.after_mlp is None else self.after_mlp(mixed))
-        if self.beside_mlp is not None:
-            y = y + self.beside_mlp(x)
-        return y if self.exit is None else self.exit(y)
-
-
-class SlottedTimmBlock(SlottedBlock):
-    """timm's block with the same slots: its parts keep timm's names in the state dict, and answer to open_clip's."""
-
-    OWN_NAMES = towers.TIMM_LAYERS
-
-    @property
-    def ln_1(self) -> nn.Module:
-        return self.norm1
-
-    @property
-    def ln_2(self) -> nn.Module:
-        return self.norm2
-
-    def ls_1(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        return self.drop_path1(self.ls1(x))  # type: ignore[no-any-return]
-
-    def ls_2(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        return self.drop_path2(self.ls2(x))  # type: ignore[no-any-return]
-
-    def attention(
-        self,
-        q_x: Float[Tensor, "batch tokens width"],
-        k_x: None = None,
-        v_x: None = None,
-        attn_mask: Float[Tensor, "attending attended"] | None = None,
-    ) -> Float[Tensor, "batch tokens width"]:
-        if isinstance(self.attn, TimmAttention):
-            return self.attn(q_x, attn_mask=attn_mask)  # type: ignore[no-any-return]
-        return super().attention(q_x, attn_mask=attn_mask)  # type: ignore[no-any-return]
-
-
-class Blocks:
-    """The transformer blocks of one tower, whichever of open_clip's classes the model is.
-
-    `side` is "image" or "text", `width` the size of its tokens, `class_token` whether the first one is no patch.
-    `on_entry(change)` puts `change` in front of the first block, until the handle that it gives back is removed.
-    Raises UserError for a tower whose blocks can't take slots: ResNet and Hugging Face towers, open_clip's own custom
-    blocks, and of timm's all but plain vision transformers, such as SigLIP's.
-    """
-
-    def __init__(self, side: str, prefix: str, owner: nn.Module) -> None:
-        tower = towers.find(side, owner)
-        if tower is None:
-            transformer = getattr(getattr(owner, "transformer", None), "resblocks", None)
-            kind = type(transformer[0] if transformer else getattr(owner, "trunk", owner)).__name__
-            raise UserError(f"the {side} tower ({kind}) takes no adapters or prompts; open_clip's own transformers do")
-        self.list: nn.ModuleList = tower.blocks  # type: ignore[assignment]  # or an nn.Sequential, in timm
-        self.width, self.outside, self.class_token = tower.width, tower.outside, tower.class_token
-        self.on_entry = tower.on_entry
-        self.prefix = f"{prefix}{tower.path}"
-
-    def named_blocks(self) -> list[tuple[str, nn.Module]]:
-        """The blocks with their names in the open_clip model's state dict: `visual.transformer.resblocks.0`."""
-        return [(f"{self.prefix}.{index}", block) for index, block in enumerate(self.list)]
-
-    def slotted(self) -> list[SlottedBlock]:
-        """The blocks as `SlottedBlock`s. The first call puts these in place; no output and no name changes."""
-        for index, block in enumerate(self.list):
-            if not isinstance(block, SlottedBlock):
-                cls = SlottedBlock if isinstance(block, ResidualAttentionBlock) else SlottedTimmBlock
-                self.list[index] = cls(block)
-        return list(self.list)  # type: ignore[arg-type]
 
 
 class DualEncoder(nn.Module):
@@ -322,7 +180,7 @@ class DualEncoder(nn.Module):
     # --- encoding ---
 
     def encode_image(
-        self, images: Float[Tensor, "batch 3 size size"] | Prefix, normalize: bool = False
+        self, images: Float[Tensor, "batch 3 size size"] | Pictures | Prefix, normalize: bool = False
     ) -> Float32[Tensor, "batch dim"]:
         """Embeddings of pictures in float32, behind the image head; L2-normalised with `normalize`."""
         features = self.image_head(self.image_features(images)).float()
@@ -332,8 +190,21 @@ class DualEncoder(nn.Module):
         self, tokens: Int[Tensor, "batch context"] | Texts | Prefix, normalize: bool = False
     ) -> Float32[Tensor, "batch dim"]:
         """Embeddings of token ids in float32, behind the text head; L2-normalised with `normalize`."""
-        features = self.text_head(self.text_features(tokens)).float()
+        parts = self._parts(tokens)
+        found = [self.text_head(self.text_features(part)).float() for part, _ in parts]
+        features = found[0] if len(found) == 1 else torch.cat(found)[torch.cat([at for _, at in parts]).argsort()]
         return F.normalize(features, dim=-1) if normalize else features
+
+    def _parts(self, tokens: Int[Tensor, "batch context"] | Texts | Prefix) -> list[tuple[Any, Int[Tensor, " some"]]]:
+        """The texts with their places in the batch: on a CPU, where that leaves out padding, the short and the long."""
+        everything = [(tokens, torch.arange(len(tokens)))]
+        if isinstance(tokens, Tensor) or not tokens.trimmed or tokens.ids is None or not tokens.ids.is_cpu:
+            return everything
+        lengths = passes.ends(self._text_owner, tokens.ids) + 1
+        parts = passes.parted(lengths, tokens.views)
+        if len(parts) < 2:
+            return everything
+        return [(tokens.picked(part, int(lengths[part].max())), part) for part in parts]
 
     def rewritten(self, tokens: Int[Tensor, "batch context"]) -> Int[Tensor, "batch context"]:
         """Token ids with room for the prompts of the text tower."""
@@ -341,25 +212,39 @@ class DualEncoder(nn.Module):
             tokens = rewrite(tokens)
         return tokens
 
-    def image_features(self, images: Float[Tensor, "batch 3 size size"] | Prefix) -> Float[Tensor, "batch dim"]:
+    def image_features(
+        self, images: Float[Tensor, "batch 3 size size"] | Pictures | Prefix
+    ) -> Float[Tensor, "batch dim"]:
         """The image tower's output, in front of the head."""
+        if isinstance(images, Pictures):
+            with self._last_block("image").keeping(None):
+                return self.clip.encode_image(images.pixels)  # type: ignore[operator,no-any-return]
         if not isinstance(images, Prefix):
             return self.clip.encode_image(images)  # type: ignore[operator,no-any-return]
         if images.depth == "whole":
             return images.values
-        return passes.image_rest(self.clip.visual, images.values, images.depth)  # type: ignore[arg-type]
+        with self._last_block("image").keeping(None) if images.pooled else nullcontext():
+            return passes.image_rest(self.clip.visual, images.values, images.depth)  # type: ignore[arg-type]
+
+    def _last_block(self, side: str) -> SlottedBlock:
+        blocks: Blocks = getattr(self, f"{side}_blocks")
+        return blocks.slotted()[-1]
 
     def text_features(self, tokens: Int[Tensor, "batch context"] | Texts | Prefix) -> Float[Tensor, "batch dim"]:
         """The text tower's output, in front of the head."""
-        if isinstance(tokens, Prefix):
-            if tokens.depth == "whole":
-                return tokens.values
-            assert tokens.ids is not None
-            return passes.text_rest(self._text_owner, tokens.values, tokens.ids, tokens.depth)
-        ids = tokens.ids if isinstance(tokens, Texts) else self.rewritten(tokens)
-        if ids.shape[1] < self.context_length:
+        if isinstance(tokens, Prefix) and tokens.depth == "whole":
+            return tokens.values
+        ids = self.rewritten(tokens) if isinstance(tokens, Tensor) else tokens.ids
+        assert ids is not None
+        if isinstance(tokens, Tensor):
+            if ids.shape[1] < self.context_length:
+                return passes.text_features(self._text_owner, ids)
+            return self.clip.encode_text(ids)  # type: ignore[operator,no-any-return]
+        with self._last_block("text").keeping(passes.ends(self._text_owner, ids)) if tokens.pooled else nullcontext():
+            if isinstance(tokens, Prefix):
+                assert isinstance(tokens.depth, int)
+                return passes.text_rest(self._text_owner, tokens.values, ids, tokens.depth)
             return passes.text_features(self._text_owner, ids)
-        return self.clip.encode_text(ids)  # type: ignore[operator,no-any-return]
 
     def image_prefix(self, images: Float[Tensor, "batch 3 size size"], depth: Depth) -> Float[Tensor, "*any"]:
         """`Prefix.values` of pictures: tokens after `depth` blocks, or the embeddings in front of the head."""
@@ -373,7 +258,7 @@ class DualEncoder(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "batch 3 size size"] | Prefix,
+        images: Float[Tensor, "batch 3 size size"] | Pictures | Prefix,
         tokens: Int[Tensor, "batch context"] | Texts | Prefix,
         second_view: float | None = None,
     ) -> Features:

@@ -1,24 +1,33 @@
 """What need not be computed to train and score a model: found from what is trained in it, never from a method's name.
 
-Two facts follow from the model as a method left it. Text behind a caption's end changes nothing under a causal mask,
-unless the method says that it does (`trims_text`). And what lies in front of everything trained, attached or random
-gives the same numbers in every epoch: a whole tower, or its first blocks.
+Three facts follow from the model as a method left it. Text behind a caption's end changes nothing under a causal mask,
+unless the method says that it does (`trims_text`). What lies in front of everything trained, attached or random gives
+the same numbers in every epoch: a whole tower, or its first blocks. And of the last block's output one token is used,
+so that the others are left out where all behind its attention looks at each token by itself (`token_wise`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+from open_clip.transformer import LayerScale, QuickGELU
 from torch import nn
 
 from bench.config.errors import UserError
+from bench.core.layers import SLOT_HOOKS, OpenAttention, Projection, opened
 from bench.core.model import DualEncoder
 from bench.core.passes import Depth, pools_at_the_end, splits
 
 # Where the modules of a plain tower come from; a module of any other origin was put there by a method.
 ORIGINS = ("torch.", "torchvision.", "open_clip.", "timm.", "transformers.", "bench.core.")
 BEHIND_BLOCKS = ("ln_post", "proj", "attn_pool", "ln_final", "text_projection")
+# Classes whose instances look at each token by itself.
+TOKEN_WISE = (
+    *(nn.Linear, nn.LayerNorm, nn.Identity, nn.Dropout, nn.GELU, nn.ReLU, nn.SiLU, nn.Sequential),
+    *(QuickGELU, LayerScale, Projection),
+)
 RATES = ("p", "prob", "drop_prob", "dropout")  # how modules with dropout call its rate
 
 
@@ -26,15 +35,19 @@ RATES = ("p", "prob", "drop_prob", "dropout")  # how modules with dropout call i
 class Shortcuts:
     """What of a model's work can be left out; the default is nothing.
 
-    `cuts_text`: a batch of captions ends with its longest one. `image` and `text`: how much of the tower, from its
-    input on, is the same in every epoch. `second_view`: whether training puts dropout in front of the first blocks, so
-    that `image` and `text` hold for evaluation alone.
+    `cuts_text`: a batch of captions ends with its longest one, or is computed in two parts of short and long ones.
+    `image` and `text`: how much of the tower, from its input on, is the same in every epoch. `second_view`: whether
+    training puts dropout in front of the first blocks, so that `image` and `text` hold for evaluation alone. `pooled`:
+    the towers whose last block is computed at one token, where the embedding is taken; its attention sees all.
+    `opens_attention`: torch's attention layers are replaced by the core's, which round otherwise (`apply`).
     """
 
     cuts_text: bool = False
     image: Depth = 0
     text: Depth = 0
     second_view: bool = False
+    pooled: tuple[str, ...] = ()
+    opens_attention: bool = False
 
     def depth(self, side: str, *, training: bool) -> Depth:
         """How much of the "image" or "text" tower is computed once."""
@@ -53,7 +66,80 @@ def find(model: DualEncoder, *, trims_text: bool, second_view: float | None) -> 
         image=frozen_depth(model, "image"),
         text=frozen_depth(model, "text"),
         second_view=second_view is not None,
+        pooled=tuple(side for side in ("image", "text") if keeps_one_token(model, side)),
+        opens_attention=any(_packed(model)),
     )
+
+
+def apply(model: DualEncoder, found: Shortcuts) -> None:
+    """Change the model, in place, as the shortcuts found in it need it; no name and no weight changes."""
+    for side in found.pooled:
+        (model.image_blocks if side == "image" else model.text_blocks).slotted()
+    for block in _packed(model) if found.opens_attention else ():
+        block.attn = opened(block.attn)  # type: ignore[arg-type]
+
+
+def _packed(model: DualEncoder) -> Iterator[nn.Module]:
+    """The blocks with an attention layer of torch's own without dropout, which the core's can replace."""
+    for side in ("image", "text"):
+        try:
+            blocks = model.image_blocks if side == "image" else model.text_blocks
+        except UserError:
+            continue
+        for block in blocks.list:
+            attention = block._modules.get("attn")
+            if type(attention) is nn.MultiheadAttention and not attention.dropout and not _meddled(attention):
+                yield block
+
+
+def keeps_one_token(model: DualEncoder, side: str) -> bool:
+    """Whether a tower's last block may be computed at the token of the embedding alone, with the same embedding.
+
+    It is run (the tower is not frozen as a whole), the embedding is one token's, and nothing behind its attention looks
+    at several tokens. Not with gradient checkpointing, which runs a block once more when the tokens are forgotten.
+    """
+    tower: Any = model.tower(side)
+    if not splits(tower) or tower.transformer.grad_checkpointing:
+        return False
+    at_one = pools_at_the_end(tower) if side == "text" else tower.attn_pool is None and tower.pool_type == "tok"
+    try:
+        blocks = model.image_blocks if side == "image" else model.text_blocks
+    except UserError:
+        return False
+    depth = frozen_depth(model, side)
+    if not at_one or depth == "whole" or depth == len(blocks.list) or getattr(tower, "output_tokens", False):
+        return False
+    last = blocks.list[-1]
+    inside = [child for name, child in last.named_children() if name not in ("enter", "attn") and child is not None]
+    behind = [child for name, child in tower.named_children() if name in BEHIND_BLOCKS]
+    if _meddled(tower.transformer) or _meddled(last) or _meddled(tower):
+        return False
+    return _attends_apart(last.get_submodule("attn")) and all(map(token_wise, (*inside, *behind)))
+
+
+def token_wise(module: nn.Module) -> bool:
+    """Whether a module computes each token from that token alone, by its class or by its own word (`token_wise`).
+
+    Of a module that says so nothing else is asked; that it is true the conformance suite checks.
+    """
+    if getattr(module, "token_wise", False):
+        return True
+    if not isinstance(module, TOKEN_WISE) or not type(module).__module__.startswith(ORIGINS) or _meddled(module):
+        return False
+    return all(map(token_wise, module.children()))
+
+
+def _attends_apart(attention: nn.Module) -> bool:
+    """Whether a block's attention computes each query by itself, and its layers each token."""
+    if isinstance(attention, OpenAttention | nn.MultiheadAttention) and not _meddled(attention):
+        return all(map(token_wise, attention.children()))
+    return getattr(attention, "token_wise", False)
+
+
+def _meddled(module: nn.Module) -> bool:
+    """Whether a module's own forward pass is not all that happens: by hooks other than those of slots, or replaced."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return "forward" in vars(module) or any(hook not in SLOT_HOOKS for hook in hooks)
 
 
 def frozen_depth(model: DualEncoder, side: str) -> Depth:

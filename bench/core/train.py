@@ -19,7 +19,7 @@ from bench.core import cost, state
 from bench.core.evaluate import EvalSet, evaluate
 from bench.core.micro import MicroBatches
 from bench.core.model import DualEncoder, Features
-from bench.core.passes import Prefix, Texts
+from bench.core.passes import Pictures, Prefix, Texts
 from bench.core.ranks import metrics
 from bench.core.state import Fit, Part, StateFiles
 
@@ -41,7 +41,7 @@ class Batch:
     Pictures and captions can also be what frozen layers gave for them, and token ids be cut: see `bench.core.passes`.
     """
 
-    images: Float[Tensor, "batch 3 size size"] | Prefix
+    images: Float[Tensor, "batch 3 size size"] | Pictures | Prefix
     tokens: Int[Tensor, "batch context"] | Texts | Prefix
     image_ids: Int[Tensor, " batch"]
 

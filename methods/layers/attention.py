@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bench.core.layers import OpenAttention, attend, opened
+from bench.core.layers import Mask, OpenAttention, attend, opened
 
 
 def _linear(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"]) -> nn.Linear:
@@ -22,6 +22,8 @@ class SplitAttention(nn.Module):
     Equal to the packed one to 1e-7 (float32). No dropout and no weights are given back, as in CLIP's blocks.
     """
 
+    token_wise = True  # its layers are; each query is attended by itself
+
     def __init__(self, packed: OpenAttention) -> None:
         super().__init__()
         self.heads = packed.heads
@@ -35,7 +37,7 @@ class SplitAttention(nn.Module):
         key: Float[Tensor, "batch attended width"],
         value: Float[Tensor, "batch attended width"],
         need_weights: bool = False,
-        attn_mask: Float[Tensor, "attending attended"] | None = None,
+        attn_mask: Mask | None = None,
     ) -> tuple[Float[Tensor, "batch attending width"], None]:
         """What `nn.MultiheadAttention(batch_first=True)` gives without weights; `attn_mask` is added to the scores."""
         mixed = attend(self.q(query), self.k(key), self.v(value), self.heads, attn_mask)

@@ -40,6 +40,8 @@ Activation = Callable[[Float[Tensor, "*shape"]], Float[Tensor, "*shape"]]
 class Bottleneck(nn.Module):
     """`s Up(dropout(act(Down x)))`, and `x +` that if `serial`. The scale s is a constant or, on demand, learned."""
 
+    token_wise = True
+
     def __init__(
         self,
         width: int,
@@ -93,6 +95,8 @@ class TwoTowerBottleneck(nn.Module):
     512 with `shared_dim` 64: Up_image has 704 outputs, Up_text 448, Up_shared 64.
     """
 
+    token_wise = True
+
     def __init__(
         self, widths: Mapping[str, int], bottleneck: int, shared_dim: int, activation: Activation, dropout: float = 0.0
     ) -> None:
@@ -117,6 +121,8 @@ class SharedDownBottleneck(nn.Module):
     released. Where they differ, each has a LayerNorm, both share a matrix for as many inputs as the narrower one has,
     and the wider tower has a matrix of its own for its other inputs.
     """
+
+    token_wise = True
 
     def __init__(self, widths: Mapping[str, int], bottleneck: int, scale: float) -> None:
         super().__init__()
@@ -147,6 +153,7 @@ class Door(nn.Module):
     def __init__(self, module: nn.Module, side: str, *, serial: bool) -> None:
         super().__init__()
         self.module, self.side, self.serial = module, side, serial
+        self.token_wise = getattr(module, "token_wise", False)
 
     def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         branch: Tensor = self.module(x, self.side)
@@ -199,6 +206,7 @@ class Normed(nn.Module):
     def __init__(self, norm: nn.Module, branch: nn.Module, drop_path: float) -> None:
         super().__init__()
         self.branch, self.drop_path = branch, DropPath(drop_path)
+        self.token_wise = getattr(branch, "token_wise", False)
         self._norm = (norm,)
 
     def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:

@@ -91,14 +91,16 @@ class OverwriteTokens(nn.Module):
 
 
 class DropLast(nn.Module):
-    """Removes the last `count` tokens of the sequence."""
+    """Removes the last `count` tokens of the sequence. A sequence of one token, from a block that keeps one, passes."""
+
+    token_wise = True
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self.count = count
 
-    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens-{self.count} width"]:
-        return x[:, : -self.count]
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens_left width"]:
+        return x[:, : -self.count] if x.shape[1] > 1 else x
 
 
 class PromptedEmbedding(nn.Embedding):

@@ -16,6 +16,8 @@ class LoReFT(nn.Module):
     with `random_start` both start as those of a linear layer.
     """
 
+    token_wise = True
+
     def __init__(self, width: int, rank: int, random_start: bool) -> None:
         super().__init__()
         self.rows = nn.Parameter(nn.init.orthogonal_(torch.empty(rank, width)))

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 class ScaleShift(nn.Module):
     """`scale * x + shift` for each feature. Ones and zeros at the start, with noise of `start_std` on both."""
 
+    token_wise = True
+
     def __init__(self, features: int, start_std: float = 0.0) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(features))

@@ -61,6 +61,9 @@ def inject(model: DualEncoder, config: Any, towers: str, targets: Sequence[str])
     if isinstance(feedforward, set):
         config.feedforward_modules = feedforward | {own for target, own in renamed if target in feedforward}
     tuner: BaseTuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](model.clip, config, adapter_name=ADAPTER)
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.token_wise = True  # type: ignore[assignment]  # as the linear layers in whose places they stand
     return tuner
 
 
