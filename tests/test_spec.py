@@ -528,7 +528,8 @@ def test_shipped_sweeps(file, tmp_path, monkeypatch):
     karpathy(tmp_path / "data")
     for name in ("RSITMD", "RSICD", "UCM", "CAPTIONS"):
         monkeypatch.setenv(f"{name}_ROOT", str(tmp_path / "data"))
-    own = {"demo": [], "demo-rates": [], "demo-budget": [], "demo-robustness": [], "captions": ["dataset.file=dataset.json"]}
+    own = {"captions": ["dataset.file=dataset.json"]}
+    own |= {name: [] for name in ("demo", "demo-rates", "demo-budget", "demo-robustness")}
     overrides = ["backbone.weights=random", *own.get(file.stem, ["dataset.split=karpathy"])]
     sweep = expand(file, overrides)
     assert sweep.name == file.stem
