@@ -236,15 +236,14 @@ class DualEncoder(nn.Module):
             return tokens.values
         ids = self.rewritten(tokens) if isinstance(tokens, Tensor) else tokens.ids
         assert ids is not None
-        if isinstance(tokens, Tensor):
-            if ids.shape[1] < self.context_length:
-                return passes.text_features(self._text_owner, ids)
-            return self.clip.encode_text(ids)  # type: ignore[operator,no-any-return]
-        with self._last_block("text").keeping(passes.ends(self._text_owner, ids)) if tokens.pooled else nullcontext():
+        pooled = not isinstance(tokens, Tensor) and tokens.pooled
+        with self._last_block("text").keeping(passes.ends(self._text_owner, ids)) if pooled else nullcontext():
             if isinstance(tokens, Prefix):
                 assert isinstance(tokens.depth, int)
                 return passes.text_rest(self._text_owner, tokens.values, ids, tokens.depth)
-            return passes.text_features(self._text_owner, ids)
+            if pooled or ids.shape[1] < self.context_length:
+                return passes.text_features(self._text_owner, ids)
+            return self.clip.encode_text(ids)  # type: ignore[operator,no-any-return]
 
     def image_prefix(self, images: Float[Tensor, "batch 3 size size"], depth: Depth) -> Float[Tensor, "*any"]:
         """`Prefix.values` of pictures: tokens after `depth` blocks, or the embeddings in front of the head."""
