@@ -3,7 +3,10 @@
 Draws a pool of general scenes, trains both towers with InfoNCE, writes tiny-clip.safetensors and prints how the result
 scores on the demo world, of which it has seen neither a picture nor a caption. All randomness follows from one seed;
 sums round differently on other hardware, though, so expect a file as good rather than the same one. The shipped file
-took 832 s on two CPU cores.
+took about two minutes of processor time for its steps, and one for drawing.
+
+It stops after 300 steps on purpose: at 400 steps, with whole pictures and a falling learning rate in the last 60, the
+tiny CLIP knows the demo world too well before any method adapts it (33 mean recall on its test split instead of 25).
 """
 
 from __future__ import annotations
@@ -33,9 +36,9 @@ from methods.losses.info_nce import info_nce
 
 SEED = 0
 SENTENCES = 4
-HIDDEN, SETTLE_FROM = 0.7, 0.85
+HIDDEN = 0.7
 """The share of its patches that a picture is embedded without, which saves more than half of the time (FLIP, arXiv
-2212.00794), and the share of the steps after which pictures are whole and the learning rate falls to zero."""
+2212.00794)."""
 CONTEXT: int = model_config(demo.MODEL)["text_cfg"]["context_length"]
 # Words that overhead pictures are described with, beyond the demo world's: their tokens are kept, though untrained.
 OVERHEAD = """
@@ -89,6 +92,7 @@ def train(scenes: int, steps: int, batch: int, lr: float, device: torch.device) 
     config["text_cfg"]["vocab_size"] = len(known)
     torch.manual_seed(SEED)
     clip = open_clip.CLIP(**config).to(device)
+    clip.visual.patch_dropout = PatchDropout(HIDDEN)  # type: ignore[assignment]
     matrices = [p for p in clip.parameters() if p.ndim >= 2]
     others = [p for p in clip.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}])
@@ -99,10 +103,8 @@ def train(scenes: int, steps: int, batch: int, lr: float, device: torch.device) 
             order = np.concatenate([order, rng.permutation(scenes)])
         rows, order = torch.from_numpy(order[:batch].copy()), order[batch:]
         said = torch.from_numpy(rng.integers(SENTENCES, size=batch))
-        left = min(1.0, (steps - step) / (steps - steps * SETTLE_FROM))
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(left, (step + 1) / 100)
-        clip.visual.patch_dropout = nn.Identity() if left < 1 else PatchDropout(HIDDEN)
+            group["lr"] = lr * min(1.0, (step + 1) / 100)
         images = pictures[rows]
         if rng.random() < 0.5:
             images = images.flip(-1)  # no caption says left or right
@@ -150,7 +152,7 @@ def zero_shot(path: Path, split: str = "test") -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.demo.pretrain", description=__doc__)
     parser.add_argument("--scenes", type=int, default=12_000)
-    parser.add_argument("--steps", type=int, default=2_000)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
