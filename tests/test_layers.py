@@ -10,9 +10,10 @@ from torch import nn
 
 from bench.config.errors import UserError
 from bench.conformance.tiny import CLASSES, backbone, batch
+from bench.core.blocks import SlottedBlock
 from bench.core.held import held_weights
 from bench.core.layers import Layer, OpenAttention
-from bench.core.model import DualEncoder, SlottedBlock
+from bench.core.model import DualEncoder
 from tests.test_held import Casts
 
 

@@ -17,8 +17,9 @@ from bench.config.errors import UserError
 from bench.conformance.subject import cosines
 from bench.conformance.tiny import backbone, batch
 from bench.core import weights
+from bench.core.blocks import SlottedTimmBlock
 from bench.core.layers import OpenTimmAttention
-from bench.core.model import DualEncoder, SlottedTimmBlock
+from bench.core.model import DualEncoder
 from methods import losses
 from methods.layers.prompts import insert_placeholders
 
