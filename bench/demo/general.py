@@ -1,195 +1,50 @@
-"""The general world the tiny CLIP is pre-trained on: things seen from the side, shapes, patterns, colours and counts.
+"""The general world the tiny CLIP is pre-trained on: postcards of the demo world's things, seen from the ground.
 
-It takes the place of the web pictures that real CLIPs have seen. It differs from the demo world in rendering (plain
-outlines on a plain or patterned ground, no shadows, no view from above) and in vocabulary (everyday things), and shares
-with it what general data would share: colours, counts, sizes, relations, and a few words such as tree, water, road and
-boat.
+It takes the place of the web pictures that real CLIPs have seen, who have read "airport" and "bridge" long before they
+see one from above. It shares most words and many shapes and colours with the demo world. It differs in viewpoint (side
+views, horizons, furrows that run together), in rendering (other palettes, outlines without shadows, skies, patterned
+grounds, tints, frames), in crowding (a strip or two, or a few large things), and in its sentences.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from random import Random
 
 from PIL import Image
 
-from bench.demo.pen import COLOURS, NUMBERS, SIZE, Colour, Pen, article, plural, shade
+from bench.demo.pen import COLOURS, NUMBERS, SIZE, article, plural, shade
+from bench.demo.places import PLACES, STRIPS, Said
+from bench.demo.things import LEAVES, THINGS, Canvas
 
-TRUNK, WHEEL, PANE = (110, 80, 56), (40, 40, 44), (206, 226, 240)
-
-
-class Canvas(Pen):
-    """A pen that knows the colour of the ground."""
-
-    ground: Colour = COLOURS["white"]
-
-
-Draw = Callable[[Canvas, float, float, float, Colour], None]
-
-# --- things: each drawn around (x, y), about 2 * r wide -------------------------------------------------------------
-
-
-def _regular(corners: int, start: float = -90, inner: float | None = None) -> list[tuple[float, float]]:
-    """A regular polygon's corners on the unit circle; with `inner` a star."""
-    steps = corners * (2 if inner else 1)
-    points = []
-    for step in range(steps):
-        angle = math.radians(start + 360 * step / steps)
-        radius = inner if inner and step % 2 else 1.0
-        points.append((radius * math.cos(angle), radius * math.sin(angle)))
-    return points
-
-
-def _polygon(corners: int, start: float = -90, inner: float | None = None) -> Draw:
-    points = _regular(corners, start, inner)
-    return lambda p, x, y, r, c: p.shape(x, y, r, points, c, p.rng.uniform(-12, 12))
-
-
-def _circle(p: Canvas, x: float, y: float, r: float, c: Colour) -> None:
-    p.disc(x, y, r, c)
-
-
-def _oval(p: Canvas, x: float, y: float, r: float, c: Colour) -> None:
-    p.disc(x, y, r, c, 0.6)
-
-
-def _ring(p: Canvas, x: float, y: float, r: float, c: Colour) -> None:
-    p.disc(x, y, r, c)
-    p.disc(x, y, r * 0.55, p.ground)
-
-
-def _bar(p: Canvas, x: float, y: float, r: float, c: Colour) -> None:
-    p.box(x, y, 2.2 * r, 0.6 * r, c, p.rng.uniform(-8, 8))
-
-
-def _cross(p: Canvas, x: float, y: float, r: float, c: Colour) -> None:
-    turn = p.rng.choice((0, 45))
-    p.box(x, y, 2 * r, 0.6 * r, c, turn)
-    p.box(x, y, 0.6 * r, 2 * r, c, turn)
-
-
-def _tree(p: Canvas, x: float, y: float, r: float, c: Colour) -> None:
-    p.box(x, y + 0.7 * r, 0.35 * r, 0.8 * r, TRUNK)
-    if p.rng.random() < 0.5:
-        p.disc(x, y - 0.2 * r, 0.75 * r, c)
-    else:
-        p.polygon([(x, y - r), (x - 0.7 * r, y + 0.4 * r), (x + 0.7 * r, y + 0.4 * r)], c)
-
-
-def _house(p: Canvas, x: float, y: float, r: float, c: Colour) -> None:
-    p.box(x, y + 0.35 * r, 1.5 * r, 1.1 * r, (232, 224, 206))
-    p.polygon([(x - r, y - 0.1 * r), (x + r, y - 0.1 * r), (x, y - r)], c)
-    p.box(x, y + 0.5 * r, 0.4 * r, 0.6 * r, TRUNK)
-
-
-def _car(p: Canvas, x: float, y: float, r: float, c: Colour) -> None:
-    p.box(x, y + 0.1 * r, 2 * r, 0.6 * r, c)
-    p.box(x, y - 0.3 * r, 1.1 * r, 0.5 * r, c)
-    p.box(x, y - 0.3 * r, 0.8 * r, 0.3 * r, PANE)
-    for side in (-0.55, 0.55):
-        p.disc(x + side * r, y + 0.45 * r, 0.27 * r, WHEEL)
-
-
-def _boat(p: Canvas, x: float, y: float, r: float, c: Colour) -> None:
-    p.polygon([(x - r, y + 0.3 * r), (x + r, y + 0.3 * r), (x + 0.6 * r, y + 0.8 * r), (x - 0.6 * r, y + 0.8 * r)], c)
-    p.polygon([(x, y - r), (x, y + 0.15 * r), (x + 0.7 * r, y + 0.15 * r)], (240, 238, 230))
-
-
-def _plane(p: Canvas, x: float, y: float, r: float, c: Colour) -> None:
-    p.disc(x, y, r, c, 0.22)
-    p.polygon([(x - 0.1 * r, y), (x + 0.35 * r, y), (x - 0.35 * r, y + 0.7 * r)], shade(c, 0.8))
-    p.polygon([(x - r, y), (x - 0.6 * r, y), (x - r, y - 0.5 * r)], c)
-
-
-def _fish(p: Canvas, x: float, y: float, r: float, c: Colour) -> None:
-    p.disc(x, y, 0.75 * r, c, 0.55)
-    p.polygon([(x + 0.5 * r, y), (x + r, y - 0.45 * r), (x + r, y + 0.45 * r)], c)
-    p.disc(x - 0.4 * r, y - 0.1 * r, 0.1 * r, WHEEL)
-
-
-def _flower(p: Canvas, x: float, y: float, r: float, c: Colour) -> None:
-    p.box(x, y + 0.6 * r, 0.16 * r, 0.9 * r, (72, 128, 66))
-    for step in range(6):
-        angle = step * math.tau / 6
-        p.disc(x + 0.42 * r * math.cos(angle), y - 0.3 * r + 0.42 * r * math.sin(angle), 0.26 * r, c)
-    p.disc(x, y - 0.3 * r, 0.24 * r, (240, 206, 92))
-
-
-def _cup(p: Canvas, x: float, y: float, r: float, c: Colour) -> None:
-    p.disc(x + 0.65 * r, y, 0.4 * r, c)
-    p.disc(x + 0.65 * r, y, 0.22 * r, p.ground)
-    p.box(x - 0.1 * r, y, 1.3 * r, 1.4 * r, c)
-
-
-def _cloud(p: Canvas, x: float, y: float, r: float, c: Colour) -> None:
-    for dx, dy, size in ((-0.5, 0.1, 0.45), (0.0, -0.15, 0.55), (0.5, 0.1, 0.45)):
-        p.disc(x + dx * r, y + dy * r, size * r, c)
-
-
-def _ball(p: Canvas, x: float, y: float, r: float, c: Colour) -> None:
-    p.disc(x, y, r, c)
-    p.box(x, y, 2 * r, 0.35 * r, (240, 238, 232))
-
-
-THINGS: dict[str, Draw] = {
-    "circle": _circle,
-    "oval": _oval,
-    "ring": _ring,
-    "square": _polygon(4, -45),
-    "triangle": _polygon(3),
-    "star": _polygon(5, inner=0.42),
-    "diamond": _polygon(4),
-    "bar": _bar,
-    "cross": _cross,
-    "tree": _tree,
-    "house": _house,
-    "car": _car,
-    "boat": _boat,
-    "plane": _plane,
-    "fish": _fish,
-    "flower": _flower,
-    "cup": _cup,
-    "cloud": _cloud,
-    "ball": _ball,
-}
-
-# --- grounds ---------------------------------------------------------------------------------------------------------
-
-SURFACES: dict[str, Colour] = {
-    "green grass": (128, 168, 88),
-    "yellow sand": (222, 200, 146),
-    "blue water": (86, 138, 184),
-    "a blue sky": (164, 200, 230),
-    "a grey road": (124, 126, 130),
-    "brown soil": (158, 124, 92),
+SURFACES = {
+    "green grass": (128, 176, 98),
+    "yellow sand": (232, 208, 146),
+    "blue water": (86, 148, 196),
+    "green water": (92, 156, 132),
+    "dark water": (52, 76, 100),
+    "grey concrete": (186, 184, 180),
+    "bare soil": (176, 146, 110),
 }
 PATTERNS = ("striped", "checked", "dotted", "wavy")
+SKIES = {"blue": (150, 196, 236), "grey": (204, 208, 212), "orange": (246, 196, 146), "white": (242, 242, 240)}
 
 
-def _ground(p: Canvas, top: float, bottom: float) -> str:
-    """Paint a band of ground from top to bottom, and say what it is."""
+def _ground(p: Canvas) -> str:
+    """Paint the ground of a close-up, and say what it is."""
     rng = p.rng
-    middle, height = (top + bottom) / 2, bottom - top
     if rng.random() < 0.4:
         name = rng.choice(sorted(SURFACES))
         p.ground = p.jitter(SURFACES[name])
-        p.box(SIZE / 2, middle, SIZE, height, p.ground)
-        if "water" in name:
-            for y in range(int(top) + 3, int(bottom), 6):
-                p.path([(x, y + math.sin(x / 3)) for x in range(0, SIZE + 3, 3)], 0.7, shade(p.ground, 1.14))
-        elif "road" in name:
-            for x in range(2, SIZE, 12):
-                p.box(x + 3, middle, 6, 1.2, (236, 234, 226))
+        p.box(SIZE / 2, SIZE / 2, SIZE, SIZE, p.ground)
         return name
     name = rng.choice(sorted(COLOURS))
     p.ground = p.jitter(shade(COLOURS[name], rng.uniform(0.9, 1.1)))
-    p.box(SIZE / 2, middle, SIZE, height, p.ground)
-    if rng.random() < 0.55:
-        return f"a {'plain ' if rng.random() < 0.3 else ''}{name} ground"
-    pattern, other = rng.choice(PATTERNS), p.jitter(shade(p.ground, rng.choice((0.72, 1.3))))
-    step = rng.choice((6, 8, 10))
-    for i, y in enumerate(range(int(top), int(bottom), step)):
+    p.box(SIZE / 2, SIZE / 2, SIZE, SIZE, p.ground)
+    if rng.random() < 0.6:
+        return article(f"{'smooth ' if rng.random() < 0.3 else ''}{name} ground")
+    pattern, other, step = rng.choice(PATTERNS), shade(p.ground, rng.choice((0.85, 1.15))), rng.choice((6, 8, 10))
+    for i, y in enumerate(range(0, SIZE, step)):
         if pattern == "striped":
             p.box(SIZE / 2, y + step / 4, SIZE, step / 2, other)
         elif pattern == "wavy":
@@ -203,18 +58,20 @@ def _ground(p: Canvas, top: float, bottom: float) -> str:
     return f"a {pattern} {name} ground"
 
 
-# --- groups and captions ---------------------------------------------------------------------------------------------
-
-
 class Group:
     """Some things of one kind and colour, and the words for them."""
 
-    def __init__(self, rng: Random, grounds: str) -> None:
+    def __init__(self, rng: Random, ground: str) -> None:
         self.kind = rng.choice(sorted(THINGS))
-        self.colour = rng.choice([name for name in sorted(COLOURS) if name not in grounds])  # else it can't be seen
-        self.number = rng.choice((1, 1, 2, 3, 4, 5, 6, 8))
+        draws, others = THINGS[self.kind]
+        self.draws, self.nouns = rng.choice(draws), (self.kind, self.kind, *others)
+        colours = {**COLOURS, **LEAVES} if self.kind in ("tree", "bush") and rng.random() < 0.6 else COLOURS
+        names = sorted(LEAVES) if colours is not COLOURS else [name for name in sorted(COLOURS) if name not in ground]
+        self.colour = rng.choice(names)  # another than the ground's, else it can't be seen
+        self.paint = colours[self.colour]
+        self.number = rng.choice((1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 7, 8, 9, 10, 12))
         self.size = rng.choice(("small", "", "large"))
-        self.lined = rng.choice(("row", "two rows", "")) if self.number >= 4 else ""
+        self.lined = rng.choice(("row", "two rows", "")) if self.number >= 4 and self.number % 2 == 0 else ""
 
     def draw(self, p: Canvas, left: float, top: float, right: float, bottom: float) -> None:
         """Spread the things over the box."""
@@ -222,81 +79,147 @@ class Group:
         rows = {"row": 1, "two rows": 2}.get(self.lined) or max(1, round(math.sqrt(self.number * height / width)))
         columns = math.ceil(self.number / rows)
         room = min(width / columns, height / rows) / 2
-        radius = max(2.0, room * {"small": 0.5, "": 0.7, "large": 0.92}[self.size])
-        colour, loose = p.jitter(COLOURS[self.colour], 8), 0.0 if self.lined else room - radius
+        radius = max(2.2, room * {"small": 0.6, "": 0.78, "large": 0.95}[self.size])
+        colour, loose = p.jitter(self.paint, 12), 0.0 if self.lined else max(0.0, room - radius)
         for index in range(self.number):
             x = left + width * (index % columns + 0.5) / columns + rng.uniform(-loose, loose)
             y = top + height * (index // columns + 0.5) / rows + rng.uniform(-loose, loose)
-            THINGS[self.kind](p, x, y, radius, colour)
+            self.draws(p, x, y, radius, p.jitter(colour, 6))
 
     def words(self, rng: Random) -> str:
         """From the exact to the vague: two rows of six small red stars ... some stars."""
-        noun = self.kind if self.number == 1 else plural(self.kind)
-        size = f"{self.size} " if self.size and rng.random() < 0.7 else ""
+        noun = rng.choice(self.nouns)
+        many = noun if noun == "aircraft" else plural(noun)
+        size = f"{self.size} " if self.size and rng.random() < 0.4 else ""
         colour = f"{self.colour} " if rng.random() < 0.85 else ""
         if self.number == 1:
             phrase = f"{size}{colour}{noun}"
             return f"one {phrase}" if rng.random() < 0.3 else article(phrase)
-        if self.lined and rng.random() < 0.6:
-            line = "a row" if self.lined == "row" else self.lined
-            return f"{line} of {colour}{noun}"
-        vague = "several" if self.number < 5 else "many"
-        many = NUMBERS[self.number] if rng.random() < 0.65 else rng.choice((vague, "some"))
-        return f"{many} {size}{colour}{noun}"
+        if self.lined and rng.random() < 0.5:
+            return f"{'a row' if self.lined == 'row' else self.lined} of {colour}{many}"
+        vague = "two" if self.number == 2 else "several" if self.number < 6 else "many"
+        count = NUMBERS[self.number] if rng.random() < 0.65 else rng.choice((vague, vague, "some"))
+        return f"{count} {size}{colour}{many}"
 
 
-ON = (
-    "{A} on {G}",
-    "{A} on {G}",
-    "there {be} {A} on {G}",
-    "this is {A} with {G}",
-    "we can see {A}",
-    "{A}",
-    "{G} with {A}",
+# {A} and {B} what is in front and behind, {T} and {U} what is there, {at} A's preposition, {be} the first one's verb.
+ONE = (
+    "{T} {at} {A} on a postcard",
+    "look at {A} with {T}",
+    "here {be} {A} : {T} and {U}",
+    "a view of {A} , {T} and {U}",
+    "{A} , and {T}",
+    "{T} , {U} {at} {A}",
+    "this postcard is of {A} . there we can see {T}",
 )
+TWO = (
+    "{A} , and {B} behind it",
+    "{T} {at} {A} , {B} behind",
+    "a view of {A} {R} {B}",
+    "on a postcard there {be} {A} {R} {B} : {T}",
+    "look at {A} with {T} {R} {B}",
+    "{B} can be seen behind {A}",
+    "{T} and {B} in a view of {A}",
+    "here we can see {A} and {B} , and {T}",
+    "{T} , {U} , {A} {R} {B}",
+    "{R} {B} {be} {A} with {T} and {U}",
+)
+CLOSE = ("{A} on {G}", "here {be} {A} on {G}", "{A} , {G}", "on {G} we can see {A}", "{G} with {A} on it", "just {A}")
 BOTH = (
-    "{A} {R} {B}",
     "{A} {R} {B}",
     "{A} {R} {B} on {G}",
     "{A} and {B} on {G}",
-    "there {be} {A} {R} {B}",
-    "{A} and {B}",
+    "{A} , and {B}",
+    "here {be} {A} {R} {B}",
+    "{B} can be seen {R} {A}",
 )
-ACROSS = ("beside", "next to", "near", "close to", "to the left of")
-DOWN = ("above", "over", "near", "beside")
+NEAR = ("beside", "next to", "near", "close to", "by", "along")
+
+
+def _be(phrase: str) -> str:
+    return "is" if phrase.split()[0] in ("a", "an", "one", "the", "farmland", "bare", "open") else "are"
+
+
+def _place(p: Canvas) -> list[Said]:
+    """Paint one or two strips below a sky: those that were painted, the one in front first."""
+    rng, top = p.rng, 0.0
+    if rng.random() < 0.7:
+        top = rng.uniform(4, 18)
+        p.box(SIZE / 2, top / 2, SIZE + 2, top, p.jitter(SKIES[rng.choice(sorted(SKIES))], 14))
+    if rng.random() < 0.25:
+        return [rng.choice(PLACES)(p, top, SIZE)]
+    front, behind = rng.choice(PLACES), rng.choice(STRIPS)
+    if rng.random() < 0.3:
+        front, behind = behind, front
+    split = top + (SIZE - top) * (rng.uniform(0.25, 0.45) if behind in STRIPS else rng.uniform(0.5, 0.7))
+    back = behind(p, top, split)
+    said = [front(p, split, SIZE), back]
+    return said if front in PLACES else [back, said[0]]
+
+
+def _place_words(rng: Random, said: list[Said]) -> str:
+    first = said[0]
+    facts = [rng.choice(wordings) for wordings in rng.sample(first.facts, len(first.facts))]
+    fact, other = facts[0], facts[-1]
+    name, behind = rng.choice(first.names), rng.choice(said[-1].names)
+    template = rng.choice(TWO if len(said) == 2 else ONE)
+    return template.format(A=name, B=behind, T=fact, U=other, R=rng.choice(NEAR), at=first.at, be=_be(name))
+
+
+def _close_up(p: Canvas) -> tuple[str, Group, Group | None, tuple[str, ...]]:
+    ground = _ground(p)
+    first = Group(p.rng, ground)
+    if p.rng.random() < 0.35:
+        margin = p.rng.randint(3, 12)
+        first.draw(p, margin, margin, SIZE - margin, SIZE - margin)
+        return ground, first, None, ()
+    second = Group(p.rng, ground)
+    if p.rng.random() < 0.5:
+        first.draw(p, 3, 8, SIZE / 2 - 1, SIZE - 8)
+        second.draw(p, SIZE / 2 + 1, 8, SIZE - 3, SIZE - 8)
+        return ground, first, second, NEAR[:4]
+    first.draw(p, 6, 3, SIZE - 6, SIZE / 2 - 1)
+    second.draw(p, 6, SIZE / 2 + 1, SIZE - 6, SIZE - 3)
+    return ground, first, second, (*NEAR[:4], "over")
+
+
+def _close_words(rng: Random, ground: str, first: Group, second: Group | None, relations: tuple[str, ...]) -> str:
+    a, b = first.words(rng), second.words(rng) if second else ""
+    relation = rng.choice(relations) if relations else ""
+    if second and relation in NEAR and rng.random() < 0.5:
+        a, b = b, a
+    template = rng.choice(BOTH if second else CLOSE)
+    return template.format(A=a, B=b, G=ground, R=relation, be=_be(a))
 
 
 def scene(seed: int, index: int, sentences: int = 3) -> tuple[Image.Image, list[str]]:
     """64 x 64 RGB picture and its captions; the same for the same numbers on every machine."""
     rng = Random(f"general/{seed}/{index}")
     p = Canvas(rng, COLOURS["white"])
-    horizon = rng.choice((0, 0, 0, rng.randint(22, 42)))
-    if horizon:
-        upper, lower = _ground(p, 0, horizon), _ground(p, horizon, SIZE)
-        ground = rng.choice((lower, f"{lower} below {upper}", f"{upper} above {lower}"))
+    if rng.random() < 0.7:
+        said = _place(p)
+        captions = [_place_words(rng, said) for _ in range(sentences)]
     else:
-        upper = lower = ground = _ground(p, 0, SIZE)
-    first, second = (Group(rng, f"{upper} {lower}") for _ in range(2))
-    pair = rng.random() < 0.6
-    relation = ACROSS if rng.random() < 0.5 else DOWN
-    if not pair:
-        margin = rng.randint(3, 12)
-        first.draw(p, margin, margin, SIZE - margin, SIZE - margin)
-    elif relation is ACROSS:
-        first.draw(p, 3, 8, SIZE / 2 - 1, SIZE - 8)
-        second.draw(p, SIZE / 2 + 1, 8, SIZE - 3, SIZE - 8)
+        close = _close_up(p)
+        captions = [_close_words(rng, *close) for _ in range(sentences)]
+    if rng.random() < 0.25:  # the postcard's frame
+        frame, width = rng.choice(((244, 242, 236), (60, 58, 56))), rng.uniform(1, 3)
+        for x, y, w, h in (
+            (32, 0, 64, width * 2),
+            (32, 64, 64, width * 2),
+            (0, 32, width * 2, 64),
+            (64, 32, width * 2, 64),
+        ):
+            p.box(x, y, w, h, frame)
+    if rng.random() < 0.4:  # it lies on one of its sides
+        turns = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+        turn = rng.choice(turns)
     else:
-        first.draw(p, 6, 3, SIZE - 6, SIZE / 2 - 1)
-        second.draw(p, 6, SIZE / 2 + 1, SIZE - 6, SIZE - 3)
+        turn = None
     picture = p.picture(grain=rng.uniform(1, 6), seed=rng.getrandbits(32))
-    said = []
-    for _ in range(sentences):
-        a, b = first.words(rng), second.words(rng)
-        template = rng.choice(BOTH if pair else ON)
-        word = rng.choice(relation)
-        if pair and rng.random() < 0.3 and word in ("near", "beside", "close to", "next to"):
-            a, b = b, a
-        be = "is" if a.split()[0] in ("a", "an", "one") else "are"
-        text = template.format(A=a, B=b, G=ground, R=word, be=be)
-        said.append(f"{text[0].upper()}{text[1:]}." if rng.random() < 0.5 else text)
-    return picture, said
+    tint = [rng.uniform(0.88, 1.1) for _ in range(3)]
+    picture = Image.merge("RGB", [band.point([round(min(255, v * t)) for v in range(256)]) for band, t in
+                                  zip(picture.split(), tint, strict=True)])  # fmt: skip
+    if turn is not None:
+        picture = picture.transpose(turn)
+    return picture, [f"{text[0].upper()}{text[1:]}." if rng.random() < 0.5 else f"{text} ." for text in captions]

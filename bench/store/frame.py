@@ -78,8 +78,8 @@ class Runs:
     command: it started the sweep, or would start it again; None where the plan does not say. frame: one row a run,
     columns as in COLUMNS. ignored: run folders that are left out. content: the sweep file with all overrides, empty
     where the plan has none. plugins: the files of the plan's plug-ins. titles: method -> what papers call it, as far as
-    the plan says. folders: all results folders that the runs are of; `folder` is the first. trials: runs of the plan that
-    never open the test set, with the same columns; they are in no other table.
+    the plan says. folders: all results folders that the runs are of; `folder` is the first. trials: the plan's runs
+    that never open the test set, with the same columns; they are in no other table.
     """
 
     folder: Path
