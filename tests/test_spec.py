@@ -528,14 +528,16 @@ def test_shipped_sweeps(file, tmp_path, monkeypatch):
     karpathy(tmp_path / "data")
     for name in ("RSITMD", "RSICD", "UCM", "CAPTIONS"):
         monkeypatch.setenv(f"{name}_ROOT", str(tmp_path / "data"))
-    own = {"demo": [], "demo-budget": [], "demo-robustness": [], "captions": ["dataset.file=dataset.json"]}
+    demos = dict.fromkeys(("demo", "demo-budget", "demo-robustness", "demo-protocols", "demo-tune"), [])
+    own = {**demos, "captions": ["dataset.file=dataset.json"]}
     overrides = ["backbone.weights=random", *own.get(file.stem, ["dataset.split=karpathy"])]
     sweep = expand(file, overrides)
     assert sweep.name == file.stem
     some = {"zero_shot", "lora"} if file.stem != "rsitmd-released" else set()
     some |= {"mrs_adapter", "harma"} if file.stem not in ("captions", "demo-robustness") else set()
-    assert {run.method.name for run in sweep.runs} >= some
-    assert all(run.trainable_params() is not None for run in sweep.runs)
+    runs = [*sweep.runs, *(run for tuned in sweep.tuned for run in tuned.runs)]
+    assert {run.method.name for run in runs} >= some
+    assert all(run.trainable_params() is not None for run in runs)
 
 
 # --- presets, budgets, the peft library -------------------------------------------------------------------------------
