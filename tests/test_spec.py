@@ -528,7 +528,7 @@ def test_shipped_sweeps(file, tmp_path, monkeypatch):
     karpathy(tmp_path / "data")
     for name in ("RSITMD", "RSICD", "UCM", "CAPTIONS"):
         monkeypatch.setenv(f"{name}_ROOT", str(tmp_path / "data"))
-    demos = dict.fromkeys(("demo", "demo-budget", "demo-robustness", "demo-protocols", "demo-tune"), [])
+    demos = {key: [] for key in ("demo", "demo-budget", "demo-robustness", "demo-protocols", "demo-tune")}
     own = {**demos, "captions": ["dataset.file=dataset.json"]}
     overrides = ["backbone.weights=random", *own.get(file.stem, ["dataset.split=karpathy"])]
     sweep = expand(file, overrides)
