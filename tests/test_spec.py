@@ -534,8 +534,9 @@ def test_shipped_sweeps(file, tmp_path, monkeypatch):
     assert sweep.name == file.stem
     some = {"zero_shot", "lora"} if file.stem != "rsitmd-released" else set()
     some |= {"mrs_adapter", "harma"} if file.stem not in ("captions", "demo-robustness", "demo-behaviour") else set()
-    assert {run.method.name for run in sweep.runs} >= some
-    assert all(run.trainable_params() is not None for run in sweep.runs)
+    runs = [*sweep.runs, *(run for tuned in sweep.tuned for run in tuned.runs)]
+    assert {run.method.name for run in runs} >= some
+    assert all(run.trainable_params() is not None for run in runs)
 
 
 # --- presets, budgets, the peft library -------------------------------------------------------------------------------
