@@ -23,6 +23,7 @@ from tests.browser import Browser, chromium
 from tests.test_report import Entry, done, failed, spec, twelve, write
 
 HOSTILE = '<script>alert("1")</script>&amp;_%$\'"`${x}` 中文 🛰️ ' + "long" * 30
+SHOWN = HOSTILE.replace("_", " ")  # of a method that no plug-in knows: its name, readable
 CLASSES = ("飞机 & <b>airport</b>", "river 🏞️", HOSTILE)
 IMAGES, EACH = 12, 2
 
@@ -134,7 +135,9 @@ def test_headings_sort_and_say_so(browser: Browser, index: Path) -> None:
     assert browser.js("return document.activeElement.dataset.key") == "trainable_params"  # the focus stays
     browser.click('#table button[data-key="method"]')
     assert rows(browser)[0] == browser.texts("#table tbody tr:first-child th")[0]
-    assert [name for name in rows(browser) if name[0] != "<"] == sorted(n for n in first if n[0] != "<")
+    assert [name for name in rows(browser) if name[0] != "<"] == sorted(
+        (name for name in first if name[0] != "<"), key=str.casefold
+    )
 
 
 def test_filters_choose_rows_of_table_and_figure(browser: Browser, index: Path) -> None:
@@ -252,11 +255,11 @@ def test_hostile_texts_stay_texts(browser: Browser, index: Path) -> None:
     browser.open(index)
     browser.driver.get_log("browser")
     assert browser.js("return document.querySelectorAll('main script, main b, main i').length") == 0
-    assert HOSTILE.split(" long")[0] in "\n".join(rows(browser))
+    assert SHOWN.split(" long")[0] in "\n".join(rows(browser))
     assert "no memory <script>" in browser.js("return document.querySelector('.log').textContent")
-    browser.hover(mark_of(browser, HOSTILE))
+    browser.hover(mark_of(browser, SHOWN))
     tip = browser.until(lambda: "\n".join(browser.texts("#vg-tooltip-element.visible")))
-    assert '<script>alert("1")</script>&amp;_%$' in tip
+    assert '<script>alert("1")</script>&amp; %$' in tip
     assert browser.js("return document.querySelectorAll('#vg-tooltip-element script').length") == 0
     assert CLASSES[0] in "\n".join(browser.texts("#gallery .class, #gallery td, #gallery tbody th"))
     assert browser.js("return document.querySelector('#gallery').textContent.includes(arguments[0])", HOSTILE)
@@ -268,7 +271,7 @@ def test_everything_fits_and_nothing_complains(browser: Browser, index: Path, wi
     browser.requests(), browser.complaints()
     browser.open(index, width, dark)
     browser.js("document.querySelectorAll('details').forEach(e => e.open = true)")
-    for method in ("HarMA", HOSTILE, f"{HOSTILE}2"):
+    for method in ("HarMA", SHOWN, f"{SHOWN}2"):
         browser.click(f'#table tr[data-row="{browser.js(ROW, method)}"] input')
     browser.choose("#gallery-side", "i2t")
     browser.until(lambda: "compared rows" in browser.texts("#curves-note")[0])

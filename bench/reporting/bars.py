@@ -48,7 +48,7 @@ def per_method(parts: Sequence[Block], kind: Style = "paper", dark: bool = False
     panels = [(part, _best(part)) for part in parts]
     tallest = max((len(rows) for _, rows in panels), default=1)
     with matplotlib.rc_context(rc):
-        size = (look.column, len(panels) * (0.16 * look.scale * max(tallest, 3) + 0.55 * look.scale))
+        size = (look.column, max(len(panels), 1) * (0.16 * look.scale * max(tallest, 3) + 0.55 * look.scale))
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(max(len(panels), 1), 1, squeeze=False, sharex=True)[:, 0]
