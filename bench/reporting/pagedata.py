@@ -14,7 +14,7 @@ import pandas as pd
 
 from bench.config.errors import UserError
 from bench.reporting import tables
-from bench.reporting.summary import CHOSEN, DEPARTS, TABLE_COLUMNS
+from bench.reporting.summary import CHOSEN, DEPARTS, ROW_COLUMNS
 from bench.reporting.tables import Block
 from bench.store.folder import HISTORY
 from bench.store.frame import RECALLS, Runs
@@ -82,8 +82,8 @@ def table(runs: Runs, parts: Sequence[Block]) -> dict[str, Any]:
     differs from them.
     """
     lines = [line for part in parts for line in part.lines]
-    empty = pd.DataFrame(columns=[*TABLE_COLUMNS, "group"])
-    frame = pd.concat([part.rows for part in parts], ignore_index=True) if parts else empty
+    nothing = pd.DataFrame(columns=list(ROW_COLUMNS))
+    frame = pd.concat([part.rows for part in parts], ignore_index=True) if parts else nothing
     done = runs.finished.groupby("group")
     extra = {name: done[name].max() for name in ("flops_per_pair", "total_params")}
     flops, total = (frame["group"].map(extra[name]) for name in ("flops_per_pair", "total_params"))

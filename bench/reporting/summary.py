@@ -18,6 +18,7 @@ TABLE_COLUMNS = (
     *training.COLUMNS,
     *significance.COLUMNS,
 )
+ROW_COLUMNS = (*TABLE_COLUMNS, "group", "known", "whole", "curve", "point", "settings", "departs", "trains")
 SHORT, OUTSIDE, CHOSEN, DEPARTS = "†", "‡", "◆", "§"  # marks of a row
 MEANINGS = {
     **protocols.MEANINGS,
@@ -96,7 +97,7 @@ def summarise(runs: Runs) -> pd.DataFrame:
     kinds: dict[str, Any] = dict.fromkeys(("seeds", "known", "outside_grid", "reopened"), int)
     kinds |= dict.fromkeys(("trainable_params", "peak_bytes", "flops_per_pair"), "Int64")
     rows = significance.blank(rows).reset_index().astype(kinds)
-    return rows[[*TABLE_COLUMNS, "group", "known", "whole", "curve", "point", "settings", "departs", "trains"]]
+    return rows[list(ROW_COLUMNS)]
 
 
 def _of_all(groups: Any, how: str) -> pd.Series:
