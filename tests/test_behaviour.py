@@ -395,8 +395,8 @@ def test_the_tables(tmp_path):
     assert "Not measured: sydney in 3 runs: no file &lt;x&gt;" in text
     page = (out / "index.html").read_text()
     assert "<o>" not in page
-    assert "<td>C&lt;o&gt;co</td>" in page
-    assert page.count("Transfer: the numbers of the table above") == 1
+    assert ">C&lt;o&gt;co</td>" in page
+    assert page.count("Transfer; the numbers are in the table below") == 1
     assert (out / "transfer.png").stat().st_size > 5000
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, Shaped
 
 from bench.config.errors import UserError
 
@@ -138,7 +138,7 @@ def from_npz(path: Path) -> Saved:
     return Saved(**found, captions=captions)
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def _arrays(path: Path) -> dict[str, Shaped[np.ndarray, " values"]]:
     """The arrays of an npz file of numbers, as np.load gives them in three times the time: reports read thousands.
 
     ValueError for arrays of anything else, or of more than one dimension.
