@@ -8,11 +8,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import methods
 from bench.reporting import latex, options, summary, tables
 from bench.reporting.build import build
+from bench.reporting.further import Section
 from bench.store.frame import RECALLS, Runs, collect, collect_all
 from tests.test_report import NASTY, done, spec, twelve, write
 
@@ -203,3 +205,14 @@ def test_recalls_are_what_the_columns_say(tmp_path: Path) -> None:
     result["metrics"]["test"] |= scores
     [row] = body(written(collect(write(tmp_path / "r", [(a_spec, result)])), tmp_path / "out"))
     assert [float(cell) for cell in row[3:]] == list(scores.values())
+
+
+def test_a_further_table_with_many_columns_breaks_its_headings(tmp_path: Path, pdflatex: str) -> None:
+    names = ["Full fine-tuning", "CLIP-Adapter", "Cross-Modal Adapter", "Linear probe", "Zero-shot CLIP", "AdaptFormer"]
+    shown = pd.DataFrame({"class": ["storage tanks"]} | {f"{name} {i}": ["50.1"] for i in (1, 2) for name in names})
+    text = latex.section(Section("classes", "Recall by class", "A note.", shown, shown))
+    assert r"\shortstack[r]{Full \\ fine- \\ tuning \\ 1}" in text
+    (tmp_path / "classes.tex").write_text(text)
+    compiled(pdflatex, tmp_path, "classes")
+    few = shown.iloc[:, :3]
+    assert r"\shortstack" not in latex.section(Section("classes", "Recall by class", "A note.", few, few))

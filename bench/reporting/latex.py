@@ -43,12 +43,21 @@ class _Cell:
 
 @dataclass(frozen=True)
 class _Column:
-    """One column: its key, its heading, and its cells; words are set to the left, numbers to the right."""
+    """One column: its key, its heading, and its cells; words are set to the left, numbers to the right.
+
+    stacked: the heading is broken into short lines.
+    """
 
     key: str
     head: str
     cells: tuple[_Cell, ...]
     words: bool = False
+    stacked: bool = False
+
+    @property
+    def heads(self) -> list[str]:
+        """The lines of its heading: one, or if stacked the parts between spaces and behind hyphens."""
+        return re.findall(r"[^\s-]+-?|-", self.head) if self.stacked else [self.head]
 
     @property
     def split(self) -> bool:
@@ -59,7 +68,7 @@ class _Column:
         """Its natural width in points, without the space beside it."""
         main = max(width(cell.main, size) for cell in self.cells) if self.cells else 0.0
         note = max((width(cell.note, _NOTE) for cell in self.cells), default=0.0) if self.split else 0.0
-        return max(main + note + 2.0 * self.split, width(self.head, size))
+        return max(main + note + 2.0 * self.split, *(width(line, size) for line in self.heads))
 
 
 def tables(runs: Runs, parts: Sequence[Block]) -> str:
@@ -80,6 +89,8 @@ def section(table: Section) -> str:
     names = [str(name) for name in table.shown.columns]
     rows = table.shown.astype(str).to_numpy().tolist()[:_LONGEST]
     columns = [_Column(name, name, tuple(_Cell(row[i]) for row in rows), words=i == 0) for i, name in enumerate(names)]
+    if sum(column.width(min(_SIZES.values())) + 2 * _SEP for column in columns) > PAGE:
+        columns = [replace(column, stacked=not column.words) for column in columns]
     body = [[column.cells[i] for column in columns] for i in range(len(rows))]
     heads = [" & ".join(_head(column) for column in columns) + r" \\"]
     note = [f"The first {len(rows)} of {len(table.shown)} rows; {table.name}.csv has all."]
@@ -250,7 +261,8 @@ def _heads(columns: Sequence[_Column]) -> list[str]:
 def _head(column: _Column) -> str:
     if column.split:
         return rf"\multicolumn{{2}}{{c}}{{{escape(column.head)}}}"
-    return escape(column.head)
+    stack = r" \\ ".join(map(escape, column.heads))
+    return rf"\shortstack[r]{{{stack}}}" if column.stacked else stack
 
 
 def _heading(block: Block, columns: Sequence[_Column]) -> str:
