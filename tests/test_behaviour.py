@@ -390,7 +390,7 @@ def test_the_tables(tmp_path):
     assert [row["method"] for row in rows] == [tables.FROZEN, tables.FROZEN, "lora", "lora"]
     assert rows[0]["modality_gap"] == "0.5"
     text = (out / "table.md").read_text()
-    for shown in ("lora (1 of 2 runs)", "−25.0", "55.0 ± 7.1", "−2.00 / −2.00", "0.125 / –"):
+    for shown in ("LoRA (1 of 2 runs)", "−25.0", "55.0 ± 7.1", "−2.00 / −2.00", "0.125 / –"):
         assert shown in text
     assert "Not measured: sydney in 3 runs: no file &lt;x&gt;" in text
     page = (out / "index.html").read_text()

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from bench.reporting import heatmap
+from bench.reporting import heatmap, options
 from bench.reporting.further import Section
 from bench.store.behaviour import Measured, Role, TestSet
 from bench.store.frame import Runs
@@ -42,6 +42,7 @@ class _Row:
     backbone: str
     method: str
     config: str
+    title: str  # what papers call both
     base: str  # the dataset without what tells it from others of its name
     place: int  # in the main table
     trains: bool
@@ -56,7 +57,7 @@ class _Row:
     def name(self) -> str:
         """The method with its settings, and of how many runs the numbers are, where some lack them."""
         some = f" ({len(self.after)} of {self.finished} runs)" if 0 < len(self.after) < self.finished else ""
-        return f"{self.method} {self.config}".strip() + some
+        return self.title + some
 
     def mean(self, key: str) -> float:
         """Over the runs that have it; NaN where none has."""
@@ -74,7 +75,9 @@ class _Row:
 
     def frozen(self) -> _Row:
         """The row of the backbone as this row's runs saw it."""
-        return replace(self, method=FROZEN, config="", place=-1, finished=1, before=(), after=self.before[:1])
+        return replace(
+            self, method=FROZEN, config="", title=FROZEN, place=-1, finished=1, before=(), after=self.before[:1]
+        )
 
     def change(self, key: str) -> float:
         """The mean over runs of what the adapted model has more than the frozen backbone; NaN for the backbone."""
@@ -110,7 +113,7 @@ def transfer(runs: Runs, rows: pd.DataFrame) -> list[Section]:
         values = {name: _cell(line.get(name), name) for name in tested}
         means = {name: value for name, (value, _) in values.items()}
         if trained:
-            panel = " ".join([method, config, *_several(found, backbone).values()]).replace("  ", " ").strip()
+            panel = " ".join([next(iter(line.values())).title, *_several(found, backbone).values()])
             cells |= {(panel, trained): means, (panel, ""): plain.get(backbone, {})}
         else:
             plain[backbone] = means
@@ -245,6 +248,7 @@ def _rows(runs: Runs, rows: pd.DataFrame, role: str) -> list[_Row]:
     measured = runs.finished[runs.finished["behaviour"].notna()]
     by_group = {group: list(found) for group, found in measured.groupby("group", sort=False)["behaviour"]}
     found: list[_Row] = []
+    titles = options.rows(rows, runs.titles)
     for place, row in enumerate(rows.to_dict("records")):
         settings = row["settings"]
         base = str(settings.get("dataset.title") or settings.get("dataset.name"))
@@ -253,6 +257,7 @@ def _rows(runs: Runs, rows: pd.DataFrame, role: str) -> list[_Row]:
             backbone=row["backbone"],
             method=row["method"],
             config=row["config"],
+            title=titles[place],
             base=base,
             place=place,
             trains=bool(row["trains"]),

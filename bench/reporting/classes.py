@@ -62,12 +62,7 @@ def _table(runs: Runs, rows: pd.DataFrame) -> pd.DataFrame | None:
     labels = np.array([label or "" for label in queries.labels])
     names = sorted(set(labels) - {""})
     out: dict[str, Sequence[object]] = {"class": names, "images": [int((labels == name).sum()) for name in names]}
-    methods = [options.title(method, runs.titles) for method in rows["method"]]
-    several = {each for each in methods if methods.count(each) > 1}
-    titles = [
-        options.named(each, config if each in several else "")
-        for each, config in zip(methods, rows["config"], strict=True)
-    ]
+    titles = options.rows(rows, runs.titles)
     for title, table, usable in zip(titles, tables, known, strict=True):
         if usable and table is not None:
             out[title] = [float(recalls(table[labels == name], counts[labels == name])[-1]) for name in names]

@@ -41,7 +41,7 @@ def draw(
         axes = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
         for panel, method, grid in zip(axes, methods, grids, strict=False):
             _panel(panel, grid, top)
-            panel.set_title(method.replace("$", r"\$"), loc="left")
+            panel.set_title(_short(method), loc="left")
             panel.set_xticks(range(len(tested)), [_short(name) for name in tested], rotation=30, ha="right")
             panel.set_yticks(range(len(trained)), [_short(name or NONE) for name in trained])
         for empty in axes[len(methods) :]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 
+import pandas as pd
 from pydantic import ValidationError
 
 import methods
@@ -54,6 +55,15 @@ def dataset(name: str) -> str:
 def config(text: str) -> str:
     """A row's settings as papers write them: `r=8` for `rank=8`."""
     return re.sub(r"\b(\w+)=", lambda found: f"{_SHORT.get(found[1], found[1])}=", text)
+
+
+def rows(table: pd.DataFrame, titles: Mapping[str, str]) -> list[str]:
+    """What papers call each row of `summary.summarise`: the method, with its settings where it has several rows."""
+    configs = table.groupby("method", sort=False)["config"].nunique()
+    return [
+        named(title(method, titles), config if configs[method] > 1 else "")
+        for method, config in zip(table["method"], table["config"], strict=True)
+    ]
 
 
 def named(name: str, text: str) -> str:
