@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import methods
 from bench.config.errors import UserError
-from bench.config.terminal import command, given_path
+from bench.config.terminal import command, plugin_option
 from methods import losses
 from methods.base import Method
 from methods.excuses import EXCUSES
@@ -47,9 +47,7 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The command's options."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="a registered name, a module, or a Python file")
-    parser.add_argument(
-        "--plugin", type=given_path, action="append", default=[], metavar="FILE", help="more methods, losses"
-    )
+    plugin_option(parser)
     return parser
 
 

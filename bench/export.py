@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench.config.terminal import command, given_path
+from bench.config.terminal import command, given_path, plugin_option
 
 PROG = "python -m bench.export"
 FORMATS = ("auto", "open_clip", "peft", "adapter")
@@ -36,7 +36,7 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
         "bench.load. default: peft where that library can hold it, else open_clip, else adapter",
     )
     parser.add_argument("--license", metavar="ID", help="the licence that the model card names, such as cc-by-4.0")
-    parser.add_argument("--plugin", type=given_path, action="append", default=[], metavar="FILE", help="more methods")
+    plugin_option(parser)
     return parser
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.config.errors import UserError
-from bench.config.terminal import command, given_path
+from bench.config.terminal import command, given_path, override_option, plugin_option
 
 if TYPE_CHECKING:
     from bench.plan.grid import Sweep
@@ -34,21 +34,11 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", type=given_path, metavar="FILE", help="a sweep file")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="override values of the file",
-    )
+    override_option(parser)
     parser.add_argument(
         "--results", type=given_path, default=Path("results"), metavar="DIR", help="default: %(default)s"
     )
-    parser.add_argument(
-        "--plugin", type=given_path, action="append", default=[], metavar="FILE", help="more methods, losses"
-    )
+    plugin_option(parser)
     return parser
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import methods
-from bench.config.terminal import command, given_path
+from bench.config.terminal import command, plugin_option
 from bench.plan import recipes
 from bench.plan.catalogue import listing
 from bench.plan.families import Family, families
@@ -144,9 +144,7 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
     parser.add_argument("--reference", action="store_true", help="print docs/settings.md: every key of a sweep file")
     parser.add_argument("--backbones", action="store_true", help="which methods open_clip's models take, and why not")
     parser.add_argument("--backbone", default="ViT-B-32", help="an open_clip model name (default: %(default)s)")
-    parser.add_argument(
-        "--plugin", type=given_path, action="append", default=[], metavar="FILE", help="more methods, losses"
-    )
+    plugin_option(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bench.config.terminal import command, given_path, progress_counter
+from bench.config.terminal import command, given_path, plugin_option, progress_counter
 
 if TYPE_CHECKING:
-    from bench.compute.adapted import Adapted
     from bench.compute.retrieval import Retrieval
 
 PROG = "python -m bench.retrieve"
@@ -40,7 +39,7 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
         "--out", type=given_path, default=Path("sheet.png"), metavar="FILE", help="the sheet; default: %(default)s"
     )
     parser.add_argument("--device", metavar="D", help="a device of torch; default: the first GPU, else cpu")
-    parser.add_argument("--plugin", type=given_path, action="append", default=[], metavar="FILE", help="more methods")
+    plugin_option(parser)
     return parser
 
 
@@ -79,25 +78,13 @@ def _lines(found: Retrieval) -> list[str]:
     return lines
 
 
-def retrieve(
-    run: str | Path | Adapted,
-    caption: str,
-    folder: str | Path,
-    top: int = 10,
-    device: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Retrieval:
-    """The images under `folder` that fit the caption best: see `bench.compute.retrieval.retrieve`."""
-    from bench.compute.retrieval import retrieve as find
-
-    return find(run, caption, folder, top, device, progress)
-
-
 class _Command(ModuleType):
-    """This module, which is also the function: `bench.retrieve(...)` works whether or not it has been imported."""
+    """This module, which is also the function of its name: importing it puts it in the function's place in `bench`."""
 
-    def __call__(self, *args: object, **options: object) -> object:
-        return retrieve(*args, **options)  # type: ignore[arg-type]
+    def __call__(self, *args: Any, **options: Any) -> Retrieval:
+        from bench.compute.retrieval import retrieve
+
+        return retrieve(*args, **options)
 
 
 sys.modules[__name__].__class__ = _Command

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.config.errors import GpuLost, UserError
-from bench.config.terminal import command, given_path
+from bench.config.terminal import command, given_path, plugin_option
 from bench.store import folder
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
     )
     named.add_argument("--results", type=given_path, default=Path("results"), metavar="DIR")
     named.add_argument("--reports", type=given_path, default=Path("reports"), metavar="DIR")
-    parser.add_argument(
-        "--plugin", type=given_path, action="append", default=[], metavar="FILE", help="more methods, losses"
-    )
+    plugin_option(parser)
     return parser
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.config.errors import UserError
-from bench.config.terminal import command, given_path
+from bench.config.terminal import command, given_path, plugin_option
 from bench.launch.display import plain, render
 from bench.launch.overview import Picture, Status, cancel, find, retry
 from bench.store.standing import OVER
@@ -50,14 +50,7 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
         metavar="DIR",
         help="for --retry: where the report goes; default: as the sweep's",
     )
-    parser.add_argument(
-        "--plugin",
-        type=given_path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="the sweep's plug-in, for --retry",
-    )
+    plugin_option(parser, help="the sweep's plug-in, for --retry")
     act = parser.add_mutually_exclusive_group()
     act.add_argument(
         "--retry", action="append", choices=("failed", "lost"), help="start these runs again; may be given twice"

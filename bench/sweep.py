@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.config.terminal import USER_MISTAKE, command, given_path
+from bench.config.terminal import USER_MISTAKE, command, given_path, override_option, plugin_option
 
 if TYPE_CHECKING:
     from bench.plan.grid import Sweep
@@ -52,24 +52,8 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
         action="store_true",
         help="with a cluster scheduler: stay and show progress; Ctrl-C leaves the jobs running",
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="override values of the file, as in train.epochs=2 or grid.seed=[0]; they win over a method's own "
-        "train and loss too",
-    )
-    parser.add_argument(
-        "--plugin",
-        type=given_path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a Python file with methods or losses",
-    )
+    override_option(parser)
+    plugin_option(parser)
     parser.add_argument(
         "--only",
         action="store_true",

@@ -45,6 +45,25 @@ def given_path(text: str) -> Path:
     return Path(text)
 
 
+def plugin_option(parser: argparse.ArgumentParser, help: str = "a Python file with more methods or losses") -> None:
+    """Add `--plugin FILE`, which may be given several times."""
+    parser.add_argument("--plugin", type=given_path, action="append", default=[], metavar="FILE", help=help)
+
+
+def override_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--set KEY=VALUE ...`, which overrides values of a sweep file; they are in `overrides`."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="override values of the file, as in train.epochs=2 or grid.seed=[0]; they win over a method's own "
+        "train and loss too",
+    )
+
+
 def progress_counter(what: str) -> Callable[[int, int], None] | None:
     """A function (done, total) that shows a count in the terminal; None where the output is not a terminal."""
     if not sys.stdout.isatty():
