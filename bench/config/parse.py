@@ -75,9 +75,7 @@ def _explain(cls: type[Settings], data: Any, loc: tuple[Any, ...], errors: list[
         allowed = [*fields, *(also if len(loc) == 1 else ())]
         if first["type"] == "missing":
             return f"'{key}' is missing"
-        return (
-            f"unknown key '{shorten(key)}'{_suggest(str(loc[-1]), allowed)} (allowed: {', '.join(allowed) or 'none'})"
-        )
+        return f"unknown key '{shorten(key)}'{suggest(str(loc[-1]), allowed)} (allowed: {', '.join(allowed) or 'none'})"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     for part in loc:
@@ -88,7 +86,7 @@ def _explain(cls: type[Settings], data: Any, loc: tuple[Any, ...], errors: list[
         if error["type"] == "literal_error":
             options = re.findall(r"'([^']*)'", error["ctx"]["expected"])
             wanted[error["ctx"]["expected"].replace(" or ", ", ")] = None
-            hint = hint or (_suggest(data, options) if isinstance(data, str) else "")
+            hint = hint or (suggest(data, options) if isinstance(data, str) else "")
         else:
             wanted[error["msg"].removeprefix("Input should be ").removeprefix("a valid ").removeprefix("Input ")] = None
     if first["type"] == "string_too_long":
@@ -107,7 +105,8 @@ def _fields_at(cls: type[Settings], loc: Sequence[Any]) -> list[str]:
     return list(cls.model_fields)
 
 
-def _suggest(word: str, options: Sequence[str]) -> str:
+def suggest(word: str, options: Sequence[str]) -> str:
+    """`; did you mean 'trials'?` for a word that is like one of the options; else nothing."""
     word = word[:_LONGEST_WORD]
     close = _short_for(word, options) or difflib.get_close_matches(word, options, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -18,7 +18,7 @@ from typing import Any
 from bench.config.backbones import model_shape
 from bench.config.document import Document, show
 from bench.config.errors import UserError
-from bench.config.parse import parse
+from bench.config.parse import parse, suggest
 from bench.config.settings import Settings, TrainSettings, TuneSettings
 from bench.plan.entries import placed
 from bench.plan.spec import RunSpec
@@ -97,8 +97,10 @@ def plan(
     Methods that train nothing, or that have none of the settings, are not tuned. UserError for a setting that no method
     has, and for values that it does not take.
     """
+    own = TuneSettings.model_fields  # all other keys are settings to tune: first, so that a misspelt one is named
+    given = written if isinstance(written, dict) else {}
+    axes = {key: _axis(document, key, value) for key, value in given.items() if key not in own}
     settings = parse(TuneSettings, written, "tune", document, ("tune",))
-    axes = {key: _axis(document, key, value) for key, value in (settings.model_extra or {}).items()}
     if not axes:
         raise UserError(f"{document.at(('tune',))}: tune: give the settings to tune, such as `lr: [1e-4, 4e-4, 1e-3]`")
     configurations: dict[str, list[RunSpec]] = {}
@@ -148,7 +150,10 @@ def _axis(document: Document, key: str, value: Any) -> Axis:
     sound = isinstance(ends, list) and len(ends) == 2 and all(_is_number(each) for each in ends)
     if sound and isinstance(ends, list) and 0 < ends[0] < ends[1] and (match or set(value) == {"log"}):
         return Span(float(ends[0]), float(ends[1]))
-    hint = "; inside braces write it as {log: [1e-3, 1e-1]}" if "log(" in key + str(value) else ""
+    cut = "log(" in f"{key}{value}"
+    hint = (
+        "; inside braces write it as {log: [1e-3, 1e-1]}" if cut else suggest(str(key), list(TuneSettings.model_fields))
+    )
     raise UserError(
         f"{place}: tune: {key}: expected a list of values, or {{log: [low, high]}} with 0 < low < high, "
         f"got {show(value)}{hint}"
