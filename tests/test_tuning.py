@@ -178,6 +178,7 @@ def test_spans_take_whole_numbers_where_the_setting_does(tmp_path: Path) -> None
         ("{lr: log(1e-3, 1e-1), trials: 1}", "inside braces write it as {log: [1e-3, 1e-1]}"),
         ("{lr: 1e-3, trials: 1}", "expected a list of values"),
         ("{lr: [], trials: 1}", "expected a list of values"),
+        ("{lr: [1e-3], trails: 6}", "got 6; did you mean 'trials'?"),
         ("{lr: [1e-3], trials: 99}", None),
         ("{lr: {log: [1e-4, 1e-1]}, trials: 6000}", "more than 10,000"),
         ("{lr: [1e-3], trials: 1, halving: 1}", "halving: expected"),

@@ -97,9 +97,9 @@ def plan(
     Methods that train nothing, or that have none of the settings, are not tuned. UserError for a setting that no method
     has, and for values that it does not take.
     """
-    own = TuneSettings.model_fields  # all other keys are settings to tune: first, so that a misspelt one is named
     given = written if isinstance(written, dict) else {}
-    axes = {key: _axis(document, key, value) for key, value in given.items() if key not in own}
+    # Settings to tune are all keys but its own: first, so that a misspelt one of these is named.
+    axes = {key: _axis(document, key, value) for key, value in given.items() if key not in TuneSettings.model_fields}
     settings = parse(TuneSettings, written, "tune", document, ("tune",))
     if not axes:
         raise UserError(f"{document.at(('tune',))}: tune: give the settings to tune, such as `lr: [1e-4, 4e-4, 1e-3]`")
@@ -151,9 +151,8 @@ def _axis(document: Document, key: str, value: Any) -> Axis:
     if sound and isinstance(ends, list) and 0 < ends[0] < ends[1] and (match or set(value) == {"log"}):
         return Span(float(ends[0]), float(ends[1]))
     cut = "log(" in f"{key}{value}"
-    hint = (
-        "; inside braces write it as {log: [1e-3, 1e-1]}" if cut else suggest(str(key), list(TuneSettings.model_fields))
-    )
+    known = list(TuneSettings.model_fields)
+    hint = "; inside braces write it as {log: [1e-3, 1e-1]}" if cut else suggest(str(key), known)
     raise UserError(
         f"{place}: tune: {key}: expected a list of values, or {{log: [low, high]}} with 0 < low < high, "
         f"got {show(value)}{hint}"
