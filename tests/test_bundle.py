@@ -148,6 +148,7 @@ def test_several_folders_make_one_table_and_a_run_in_two_counts_once(
     overview = (tmp_path / "reports" / "one+two" / "overview.tex").read_text()
     assert "LoRA & 40.50 $\\pm$ 0.71 & 60.00" in overview
     assert "VPT & 30.00 & --" in overview
+    assert "python -m bench.report results/one results/two" in (tmp_path / "reports/one+two/index.html").read_text()
     capsys.readouterr()
     for bad, words in (("absent.yaml", "no results folder"), ("two.yaml", "no results of"), ("odd.yaml", "no usable")):
         (tmp_path / "two.yaml").write_text("name: three\n")

@@ -303,7 +303,7 @@ def test_what_a_text_smuggled_in_would_do_is_forbidden(browser: Browser, index: 
     browser.requests()
 
 
-def test_500_runs_are_below_10_megabytes_and_10000_take_seconds(browser: Browser, tmp_path: Path) -> None:
+def test_500_runs_are_below_10_megabytes(browser: Browser, tmp_path: Path) -> None:
     settings = write_dataset(tmp_path / "own")
     grid = [(rank, seed) for rank in range(1, 168) for seed in range(3)]
     entries = [done(spec("lora", seed, rank=rank), 30 + rank % 17, 1000 * rank) for rank, seed in grid][:500]

@@ -166,7 +166,8 @@ def _sweep_file(runs: Runs) -> str:
 def _commands(runs: Runs) -> Iterator[tuple[str, str]]:
     if runs.command:
         yield "The whole sweep (finished runs are skipped)", runs.command
-    for run_id in runs.frame["run_id"][:1]:
-        example = shlex.quote((runs.folder / str(run_id)).as_posix())
+    for run in runs.frame[:1].to_dict("records"):
+        example = shlex.quote((Path(run["folder"]) / run["run_id"]).as_posix())
         yield "One run anew, and what differs", f"python -m bench.run --again {example}"
-    yield "This report", f"python -m bench.report {shlex.quote(runs.folder.as_posix())}"
+    folders = " ".join(shlex.quote(folder.as_posix()) for folder in runs.folders or (runs.folder,))
+    yield "This report", f"python -m bench.report {folders}"
