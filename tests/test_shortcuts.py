@@ -12,6 +12,7 @@ import open_clip
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import methods
 from bench.compute.execute import execute
@@ -21,6 +22,7 @@ from bench.conformance import suite
 from bench.conformance.subject import Subject
 from bench.conformance.tiny import CLASSES, RESNET, backbone
 from bench.core import feed, passes, prefix_cache, shortcuts
+from bench.core.blocks import SlottedBlock
 from bench.core.layers import OpenAttention
 from bench.core.model import DualEncoder
 from bench.core.passes import Depth
@@ -44,20 +46,29 @@ def subject(name: str, kind: str = "CLIP") -> Subject:
 @pytest.mark.parametrize("kind", CLASSES)
 def test_what_each_kind_of_method_leaves_to_compute(kind):
     found = {}
-    for name in ("zero_shot", "linear_probe", "coop", "vpt", "last_block", "lora", "harma", "bitfit"):
+    for name in ("zero_shot", "linear_probe", "coop", "vpt", "maple", "last_block", "lora", "harma", "bitfit"):
         one = subject(name, kind)
         found[name] = shortcuts.find(one.attached(), trims_text=one.method.trims_text, second_view=None)
     cuts = kind != "SigLIP"  # whose text tower sees padding; its passes are not cut between blocks, either
 
-    def expected(image: Depth, text: Depth, *pooled: str, packed: bool = True, cut: bool = True) -> Shortcuts:
+    def expected(
+        image: Depth,
+        text: Depth,
+        *pooled: str,
+        packed: bool = True,
+        cut: bool = True,
+        replaced: tuple[str, ...] = (),
+    ) -> Shortcuts:
         # open_clip's own text tower, which SigLIP has beside timm's image tower, has torch's attention.
-        return Shortcuts(cuts and cut, image, text, False, pooled if cuts else (), packed)
+        replaced = replaced if cuts else tuple(side for side in replaced if side == "text")
+        return Shortcuts(cuts and cut, image, text, False, pooled if cuts else (), replaced, packed)
 
     assert found == {
         "zero_shot": expected("whole", "whole"),
         "linear_probe": expected("whole", "whole"),
         "coop": expected("whole", 0, "text"),
-        "vpt": expected(0, "whole", "image"),
+        "vpt": expected(0, "whole", "image", replaced=("image",)),
+        "maple": expected(0, 0, "image", "text", replaced=("image", "text")),
         "last_block": expected(2 if cuts else 0, 1 if cuts else 0, "image", "text"),  # of 3 and 2 blocks
         "lora": expected(0, 0, "image", "text", packed=False),
         "harma": expected(0, 0, cut=False),
@@ -140,6 +151,48 @@ def test_text_is_not_cut_where_it_is_not_causal():
     assert not shortcuts.find(model, trims_text=True, second_view=None).cuts_text
 
 
+def test_outputs_that_the_next_block_replaces_are_not_computed():
+    """VPT-deep: of the prompts only keys and values are multiplied, 2/12 of a block's products with its weights."""
+    method = methods.get("vpt")(n_ctx=50)
+    counted, widths = {}, {}
+    for shortcut in (True, False):
+        model = backbone()
+        method.attach(model)
+        if shortcut:
+            shortcuts.apply(model, Shortcuts(replaced=("image",)))
+        seen = widths[shortcut] = []
+        for block in model.image_blocks.list:
+            block.register_forward_hook(lambda module, args, output, seen=seen: seen.append(output.shape[1]))
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            model.encode_image(torch.zeros(2, 3, model.image_size, model.image_size))
+        counted[shortcut] = counter.get_total_flops()
+    tokens = widths[True][-1]
+    assert widths == {True: [tokens] * 3, False: [tokens + 50, tokens + 50, tokens]}
+    assert counted[True] < 0.6 * counted[False]
+
+
+def _exit_mixes_tokens(model: DualEncoder) -> None:
+    model.image_blocks.slotted()[0].fill(exit=nn.MultiheadAttention(96, 1))
+
+
+def _output_is_read(model: DualEncoder) -> None:
+    model.image_blocks.list[0].register_forward_hook(lambda *_: None)
+
+
+def _input_is_read(model: DualEncoder) -> None:
+    model.image_blocks.list[1].register_forward_pre_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("look", [_exit_mixes_tokens, _output_is_read, _input_is_read])
+def test_outputs_that_anything_else_looks_at_are_computed(look):
+    model = backbone()
+    methods.get("vpt")(n_ctx=3, prompt_depth=2).attach(model)
+    assert shortcuts.find(model, trims_text=True, second_view=None).replaced == ("image",)
+    look(model)
+    assert shortcuts.find(model, trims_text=True, second_view=None).replaced == ()
+
+
 def test_a_second_view_is_in_front_of_all_blocks():
     found = shortcuts.find(backbone(), trims_text=True, second_view=0.2)
     assert [found.depth("image", training=training) for training in (True, False)] == [0, "whole"]
@@ -182,6 +235,12 @@ def test_a_module_that_looks_at_several_tokens_and_denies_it_is_found(monkeypatc
 def test_an_embedding_taken_at_another_token_is_found(monkeypatch):
     monkeypatch.setattr(passes, "ends", lambda text, ids: ids.argmax(dim=1) - 1)
     assert "text embeddings move" in suite.run_check(CHECK, subject("lora")).reason
+
+
+def test_other_tokens_left_out_than_the_next_block_replaces_are_found(monkeypatch):
+    real = SlottedBlock.leave_out
+    monkeypatch.setattr(SlottedBlock, "leave_out", lambda self, start, count: real(self, start - 1, count))
+    assert "image embeddings move" in suite.run_check(CHECK, subject("vpt")).reason
 
 
 # --- one token of the last block --------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from bench.compute.loggers import Log, Rows
 from bench.compute.progress import Progress
 from bench.config.errors import GpuLost, Stopped, UserError
 from bench.config.files import write_bytes, write_json
-from bench.core import cost, found, ranks
+from bench.core import cost, found, ranks, shortcuts
 from bench.core.evaluate import evaluate, evaluate_alike
 from bench.core.held import held_weights
 from bench.core.inputs import Inputs
@@ -157,7 +157,8 @@ def _flops_per_pair(spec: RunSpec, model: DualEncoder, inputs: Inputs, loaded: L
     key = ("flops", type(spec.method), spec.method.model_dump_json())
     if key not in loaded.prepared:
         split = "test" if spec.evaluation.test else "val"
-        loaded.prepared[key] = cost.flops_per_pair(model, *inputs.one_pair(split))
+        with shortcuts.computing_everything(model):
+            loaded.prepared[key] = cost.flops_per_pair(model, *inputs.one_pair(split))
     found: int = loaded.prepared[key]
     return found
 

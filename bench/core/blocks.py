@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -40,6 +40,39 @@ class _Kept:
         return rows.repeat_interleave(heads, dim=0)[:, None]
 
 
+@runtime_checkable
+class Replaces(Protocol):
+    """A module at a block's entrance that puts its own tokens in place of `count` others, from position `start` on.
+
+    `start` counts from the end if it is negative. With `left_out` the others are missing from what it is given: the
+    block before has not computed them (`SlottedBlock.leave_out`), and the module inserts its own.
+    """
+
+    start: int
+    count: int
+    left_out: bool
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """All tokens but `count` from position `start` on."""
+
+    start: int
+    count: int
+
+    def __call__(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens_left width"]:
+        start = self.start % x.shape[1]
+        if start + self.count == x.shape[1]:
+            return x[:, :start]
+        return torch.cat([x[:, :start], x[:, start + self.count :]], dim=1)
+
+    def rows(
+        self, mask: Float[Tensor, "attending attended"], x: Float[Tensor, "batch tokens width"], heads: int
+    ) -> Float[Tensor, "attending_left attended"]:
+        """The rows of a mask for these tokens."""
+        return self(mask[None])[0]
+
+
 class SlottedBlock(ResidualAttentionBlock):
     """open_clip's transformer block with six optional slots; it takes over the block's own parts under their names.
 
@@ -51,7 +84,8 @@ class SlottedBlock(ResidualAttentionBlock):
     SLOTS = ("enter", "after_attn", "beside_attn", "after_mlp", "beside_mlp", "exit")
     LAYERS = ("ln_1", "attn.q", "attn.k", "attn.v", "attn.out", "ln_2", "mlp.c_fc", "mlp.c_proj")
     OWN_NAMES: ClassVar[Mapping[str, str]] = {"attn.out": "attn.out_proj"}  # of layers, where they are others
-    kept: _Kept | None = None
+    kept: _Kept | _Rest | None = None
+    rest: _Rest | None = None
 
     def __init__(self, block: nn.Module) -> None:
         nn.Module.__init__(self)
@@ -111,7 +145,11 @@ class SlottedBlock(ResidualAttentionBlock):
         try:
             yield
         finally:
-            self.kept = None
+            self.kept = self.rest
+
+    def leave_out(self, start: int, count: int) -> None:
+        """From now on the output lacks `count` tokens from position `start` on. Otherwise as `keeping`."""
+        self.kept = self.rest = _Rest(start, count)
 
     def forward(
         self,
@@ -120,7 +158,7 @@ class SlottedBlock(ResidualAttentionBlock):
         v_x: None = None,
         attn_mask: Float[Tensor, "attending attended"] | None = None,
     ) -> Float[Tensor, "batch tokens_out width"]:
-        """The block's output. The number of tokens is another one only if `enter` or `exit` changes it, or `keeping`.
+        """The block's output. `enter` and `exit` may change the number of tokens, and so do `keeping`, `leave_out`.
 
         open_clip's signature. Gradient checkpointing passes all four by position.
         """
@@ -169,7 +207,7 @@ class SlottedTimmBlock(SlottedBlock):
     ) -> Float[Tensor, "batch tokens width"]:
         if isinstance(self.attn, TimmAttention):
             return self.attn(q_x, attn_mask=attn_mask)  # type: ignore[no-any-return]
-        return super().attention(q_x, attn_mask=attn_mask)  # type: ignore[no-any-return]
+        return super().attention(q_x, k_x, v_x, attn_mask)  # type: ignore[no-any-return]
 
 
 class Blocks:

@@ -1,21 +1,25 @@
 """What need not be computed to train and score a model: found from what is trained in it, never from a method's name.
 
-Three facts follow from the model as a method left it. Text behind a caption's end changes nothing under a causal mask,
+Four facts follow from the model as a method left it. Text behind a caption's end changes nothing under a causal mask,
 unless the method says that it does (`trims_text`). What lies in front of everything trained, attached or random gives
 the same numbers in every epoch: a whole tower, or its first blocks. And of the last block's output one token is used,
-so that the others are left out where all behind its attention looks at each token by itself (`token_wise`).
+so that the others are left out where all behind its attention looks at each token by itself (`token_wise`); so are a
+block's outputs at the prompts that the next block replaces by its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from open_clip.transformer import LayerScale, QuickGELU
 from torch import nn
 
 from bench.config.errors import UserError
+from bench.core.blocks import Replaces, SlottedBlock
 from bench.core.layers import SLOT_HOOKS, OpenAttention, Projection, opened
 from bench.core.model import DualEncoder
 from bench.core.passes import Depth, pools_at_the_end, splits
@@ -39,6 +43,7 @@ class Shortcuts:
     `image` and `text`: how much of the tower, from its input on, is the same in every epoch. `second_view`: whether
     training puts dropout in front of the first blocks, so that `image` and `text` hold for evaluation alone. `pooled`:
     the towers whose last block is computed at one token, where the embedding is taken; its attention sees all.
+    `replaced`: the towers with blocks that leave out the tokens in whose place the next block puts its own.
     `opens_attention`: torch's attention layers are replaced by the core's, which round otherwise (`apply`).
     """
 
@@ -47,6 +52,7 @@ class Shortcuts:
     text: Depth = 0
     second_view: bool = False
     pooled: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
     opens_attention: bool = False
 
     def depth(self, side: str, *, training: bool) -> Depth:
@@ -67,6 +73,7 @@ def find(model: DualEncoder, *, trims_text: bool, second_view: float | None) -> 
         text=frozen_depth(model, "text"),
         second_view=second_view is not None,
         pooled=tuple(side for side in ("image", "text") if keeps_one_token(model, side)),
+        replaced=tuple(side for side in ("image", "text") if any(_replaced(model, side))),
         opens_attention=any(_packed(model)),
     )
 
@@ -75,21 +82,59 @@ def apply(model: DualEncoder, found: Shortcuts) -> None:
     """Change the model, in place, as the shortcuts found in it need it; no name and no weight changes."""
     for side in found.pooled:
         (model.image_blocks if side == "image" else model.text_blocks).slotted()
-    for block in _packed(model) if found.opens_attention else ():
-        block.attn = opened(block.attn)  # type: ignore[arg-type]
+    for side in found.replaced:
+        for block, entrance in _replaced(model, side):
+            block.leave_out(entrance.start, entrance.count)
+            entrance.left_out = True
+    for packed in _packed(model) if found.opens_attention else ():
+        packed.attn = opened(packed.attn)  # type: ignore[arg-type]
+
+
+@contextmanager
+def computing_everything(model: DualEncoder) -> Iterator[None]:
+    """Within it no token is left out that `apply` lets a block leave out: to count what plain passes take."""
+    changed = [
+        (block, block.rest, entrance)
+        for side in ("image", "text")
+        for block, entrance in _replaced(model, side)
+        if entrance.left_out
+    ]
+    for block, _, entrance in changed:
+        block.kept = block.rest = None
+        entrance.left_out = False
+    try:
+        yield
+    finally:
+        for block, rest, entrance in changed:
+            block.kept = block.rest = rest
+            entrance.left_out = True
+
+
+def _blocks(model: DualEncoder, side: str) -> list[nn.Module]:
+    """The blocks of a tower, none where they can't take slots."""
+    try:
+        return list((model.image_blocks if side == "image" else model.text_blocks).list)
+    except UserError:
+        return []
 
 
 def _packed(model: DualEncoder) -> Iterator[nn.Module]:
     """The blocks with an attention layer of torch's own without dropout, which the core's can replace."""
-    for side in ("image", "text"):
-        try:
-            blocks = model.image_blocks if side == "image" else model.text_blocks
-        except UserError:
+    for block in (*_blocks(model, "image"), *_blocks(model, "text")):
+        attention = block._modules.get("attn")
+        if type(attention) is nn.MultiheadAttention and not attention.dropout and not _meddled(attention):
+            yield block
+
+
+def _replaced(model: DualEncoder, side: str) -> Iterator[tuple[SlottedBlock, Replaces]]:
+    """The blocks whose outputs the next one replaces at some tokens, with the module that does so."""
+    for block, following in pairwise(_blocks(model, side)):
+        entrance = getattr(following, "enter", None)
+        if not isinstance(entrance, Replaces) or not isinstance(block, SlottedBlock):
             continue
-        for block in blocks.list:
-            attention = block._modules.get("attn")
-            if type(attention) is nn.MultiheadAttention and not attention.dropout and not _meddled(attention):
-                yield block
+        unseen = not any(_meddled(module) for module in (block, following, following.get_submodule("enter")))
+        if unseen and _outputs_apart(block):
+            yield block, entrance
 
 
 def keeps_one_token(model: DualEncoder, side: str) -> bool:
@@ -110,11 +155,16 @@ def keeps_one_token(model: DualEncoder, side: str) -> bool:
     if not at_one or depth == "whole" or depth == len(blocks.list) or getattr(tower, "output_tokens", False):
         return False
     last = blocks.list[-1]
-    inside = [child for name, child in last.named_children() if name not in ("enter", "attn") and child is not None]
     behind = [child for name, child in tower.named_children() if name in BEHIND_BLOCKS]
     if _meddled(tower.transformer) or _meddled(last) or _meddled(tower):
         return False
-    return _attends_apart(last.get_submodule("attn")) and all(map(token_wise, (*inside, *behind)))
+    return _outputs_apart(last) and all(map(token_wise, behind))
+
+
+def _outputs_apart(block: nn.Module) -> bool:
+    """Whether a block's output at a token takes the attention of that token alone, and nothing of other outputs."""
+    inside = [child for name, child in block.named_children() if name not in ("enter", "attn") and child is not None]
+    return _attends_apart(block.get_submodule("attn")) and all(map(token_wise, inside))
 
 
 def token_wise(module: nn.Module) -> bool:

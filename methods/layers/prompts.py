@@ -79,15 +79,21 @@ class AppendTokens(nn.Module):
 
 
 class OverwriteTokens(nn.Module):
-    """Puts learned tokens in place of those from position `start` on (counted from the end if negative)."""
+    """Puts learned tokens in place of those from position `start` on (counted from the end if negative).
+
+    With `left_out` these are not there any more: see `bench.core.blocks.Replaces`.
+    """
+
+    left_out = False
 
     def __init__(self, tokens: Tokens, start: int) -> None:
         super().__init__()
-        self.tokens, self.start = tokens, start
+        self.tokens, self.start, self.count = tokens, start, len(tokens)
 
-    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        start = self.start % x.shape[1]
-        return torch.cat([x[:, :start], _expand(self.tokens, x), x[:, start + len(self.tokens) :]], dim=1)
+    def forward(self, x: Float[Tensor, "batch tokens_given width"]) -> Float[Tensor, "batch tokens width"]:
+        replaced = 0 if self.left_out else self.count
+        start = self.start % (x.shape[1] + self.count - replaced)
+        return torch.cat([x[:, :start], _expand(self.tokens, x), x[:, start + replaced :]], dim=1)
 
 
 class DropLast(nn.Module):
