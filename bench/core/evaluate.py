@@ -106,18 +106,20 @@ def counts(
 
     Counted without sorting. Up to `BLOCK` similarities are one matrix product; more are computed twice, in blocks of
     images and then of captions, so that `BLOCK` floats (268 MB) are held at a time, and on a GPU as many for comparing.
-    A score is only compared with scores of the same product. MKL rounds products of other sizes otherwise (measured: up
-    to 9 of 10 values in the last bit), but equal rows of one product equally. So equal captions tie exactly by
-    construction, equal images as far as the product treats equal rows equally, and no tie depends on the blocks; a rank
-    may where two scores are less than a rounding error apart. Nothing waits for a GPU. Exact up to 2^24 captions.
+    A score is only compared with scores of the same product, and items with equal embeddings have one score, that of
+    the first of them: MKL rounds products of other sizes otherwise (measured: up to 9 of 10 values in the last bit),
+    and on some processors equal rows of one product too. So equal items tie exactly, whatever the blocks; a rank may
+    depend on them where two scores are less than a rounding error apart. Nothing waits for a GPU. Exact up to 2^24
+    captions.
     """
     images, texts = image_features.float(), text_features.float()
     finite = torch.isfinite(images).all() & torch.isfinite(texts).all()
+    caption_text, column = firsts(texts)[caption_text], firsts(images)
     if len(texts) * len(images) <= BLOCK:
         scores = texts @ images.T
         return (
             image_counts(scores, caption_text, caption_image),
-            caption_counts(scores, caption_text, caption_image),
+            caption_counts(scores, caption_text, caption_image, column),
             finite,
         )
     i2t, t2i = [], []
@@ -125,8 +127,27 @@ def counts(
         i2t.append(image_counts(texts @ images[block].T, caption_text, caption_image - block.start))
     for block in _blocks(len(caption_text), len(images)):
         rows = torch.arange(block.stop - block.start, device=images.device)
-        t2i.append(caption_counts(texts[caption_text[block]] @ images.T, rows, caption_image[block]))
+        t2i.append(caption_counts(texts[caption_text[block]] @ images.T, rows, caption_image[block], column))
     return torch.cat(i2t, dim=1), torch.cat(t2i, dim=1), finite
+
+
+def firsts(embeddings: Float[Tensor, "items dim"]) -> Int[Tensor, " items"]:
+    """The index of the first item with exactly the same embedding, for each item. Rows a, b, a: [0, 1, 0].
+
+    Found by a hash of 64 bits, and compared; should two embeddings share a hash, a later equal item may keep its own
+    index. All on the embeddings' device, without waiting for it.
+    """
+    items, dim = embeddings.shape
+    mixed = torch.arange(1, dim + 1, device=embeddings.device) * -0x61C8864680B583EB  # odd; products wrap around
+    mixed = (mixed ^ (mixed >> 29)) * -0x40A7B892E31B1A47 | 1
+    hashes = ((embeddings + 0.0).view(torch.int32).long() * mixed).sum(1)  # -0.0 becomes 0.0
+    ordered, order = hashes.sort(stable=True)
+    place = torch.arange(items, device=embeddings.device)
+    begins = torch.ones_like(place, dtype=torch.bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    found = torch.empty_like(place)
+    found[order] = order[torch.where(begins, place, 0).cummax(0).values]
+    return torch.where((embeddings == embeddings[found]).all(1), found, place)
 
 
 def image_counts(
@@ -159,16 +180,23 @@ def caption_counts(
     scores: Float[Tensor, "texts images"],
     caption_text: Int[Tensor, " captions"],
     caption_image: Int[Tensor, " captions"],
+    column: Int[Tensor, " images"] | None = None,
 ) -> Int[Tensor, "3 captions"]:
-    """`above`, `tied` and `own` of these captions among all images."""
+    """`above`, `tied` and `own` of these captions among all images.
+
+    `column`: of an image's score, which equal images share; by default its own.
+    """
     counted = []
-    one = scores.new_ones(scores.shape[1])
+    copies = scores.new_ones(scores.shape[1])
+    if column is not None:
+        copies = torch.zeros_like(copies).index_add_(0, column, copies)
+        caption_image = column[caption_image]
     for tile in _tiles(scores, len(caption_text)):
         part = scores.index_select(0, caption_text[tile])  # twice as fast as indexing
         correct = part.gather(1, caption_image[tile, None])
         held = torch.empty_like(part)
-        above = torch.gt(part, correct, out=held) @ one
-        level = torch.ge(part, correct, out=held) @ one
+        above = torch.gt(part, correct, out=held) @ copies
+        level = torch.ge(part, correct, out=held) @ copies
         counted.append(torch.stack([above, level - above - 1, torch.ones_like(above)]).long())
     return torch.cat(counted, dim=1)
 
@@ -187,6 +215,7 @@ def counts_alike(
     """
     images, texts = image_features.float(), text_features.float()
     finite = torch.isfinite(images).all() & torch.isfinite(texts).all()
+    caption_text, column = firsts(texts)[caption_text], firsts(images)
     scores = texts @ images.T if len(texts) * len(images) <= BLOCK else None
     i2t, t2i = [], []
     for block in _blocks(len(images), len(caption_text)):
@@ -203,7 +232,7 @@ def counts_alike(
         said = torch.zeros(len(words) + 1, len(images), dtype=torch.bool, device=images.device)
         said[row[caption_words], caption_image] = True  # words that are not in the block: the last row
         part = scores[caption_text[block]] if scores is not None else texts[caption_text[block]] @ images.T
-        t2i.append(count_ranks(part, said[row[words]]))
+        t2i.append(count_ranks(part[:, column], said[row[words]]))
     return torch.cat(i2t, dim=1), torch.cat(t2i, dim=1), finite
 
 
@@ -230,13 +259,14 @@ def best(
 ) -> Found:
     """The `BEST` captions of each image and images of each caption, by the scores and in the blocks of `counts`."""
     images, texts = image_features.float(), text_features.float()
+    caption_text, column = firsts(texts)[caption_text], firsts(images)
     scores = texts @ images.T if len(texts) * len(images) <= BLOCK else None
     captions = [
         best_items((scores[:, block] if scores is not None else texts @ images[block].T).T, caption_text)
         for block in _blocks(len(images), len(texts))
     ]
     found = [
-        best_items(scores[caption_text[block]] if scores is not None else texts[caption_text[block]] @ images.T)
+        best_items(scores[caption_text[block]] if scores is not None else texts[caption_text[block]] @ images.T, column)
         for block in _blocks(len(caption_text), len(images))
     ]
     return Found(*(torch.cat(each).cpu().numpy() for each in (captions, found)))
