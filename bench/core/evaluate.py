@@ -16,7 +16,7 @@ from bench.core.passes import Pictures, Prefix, Texts
 from bench.core.ranks import Ranks
 
 BLOCK = 2**26  # similarities that are held at once
-TILE = 2**17  # similarities that are compared at once on a CPU: half a megabyte, and as much for the comparison
+TILE = 2**18  # similarities that are compared at once on a CPU: a megabyte, and as much for the comparison
 
 
 @dataclass(frozen=True)

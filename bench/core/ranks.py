@@ -50,15 +50,16 @@ class Ranks:
 
         Above 1, tied 2, own 1: 0 for k = 1, then 1/3, 2/3 and 1.
         """
-        room = np.clip(k - self.above, 0, None)
-        # All `room` places left go to wrong items with probability C(tied, room) / C(tied + own, room).
-        miss = np.ones(len(self.above))
-        for place in range(int(room.max(initial=0))):
-            open_ = place < room
-            left = np.clip(self.tied - place, 0, None)
-            pool = np.clip(self.tied + self.own - place, 1, None)
-            miss = np.where(open_, miss * left / pool, miss)
-        return 1.0 - miss
+        found = (self.above < k).astype(np.float64)
+        open_ = np.flatnonzero((self.tied > 0) & (self.above < k))
+        above, tied, own = (each[open_] for each in (self.above, self.tied, self.own))
+        # All k - above places left go to wrong items with probability C(tied, left) / C(tied + own, left).
+        miss = np.ones(len(open_))
+        for place in range(int((k - above).max(initial=0))):
+            share = np.clip(tied - place, 0, None) / np.clip(tied + own - place, 1, None)
+            miss *= np.where(place < k - above, share, 1.0)
+        found[open_] -= miss
+        return found
 
     def recall(self, k: int) -> float:
         """R@k in percent, the expectation over ties."""
