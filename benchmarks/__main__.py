@@ -3,8 +3,9 @@
 Both sides alternate in one process, so that other load on the machine slows both; the table has medians, the ratio
 (theirs over ours), the target, and how much of the time the machine's measured rates of multiplying and copying would
 need at least. Memory is the working memory of one round: resident memory at its peak, beyond that before it. Expected
-times on two quiet cores: step 6 minutes, retrieval, pixels and overhead one each, prefix 5, sweep 4; `gpu` takes under
-8 minutes on a machine with a CUDA device. Exit codes: 0 measured, whatever was reached; 2 a mistake, or no GPU.
+times on two quiet cores: step 6 minutes, retrieval, pixels and overhead one each, prefix 5, sweep 5, profile 5; `gpu`
+takes under 8 minutes on a machine with a CUDA device. Exit codes: 0 measured, whatever was reached; 2 a mistake, or
+no GPU.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from pathlib import Path
 import torch
 
 from bench.config.errors import UserError
-from benchmarks import gpu, measure, pixels, retrieval, runs, steps, work
+from benchmarks import gpu, measure, pixels, profiles, retrieval, runs, steps, work
 
-NAMES = ("step", "retrieval", "pixels", "overhead", "sweep", "prefix", "gpu")
-USUAL = NAMES[:-1]  # without a name
+NAMES = ("step", "retrieval", "pixels", "overhead", "sweep", "prefix", "profile", "gpu")
+USUAL = NAMES[:-2]  # without a name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,6 +66,7 @@ def _measure(given: argparse.Namespace) -> int:
         "overhead": lambda: runs.overhead_rows(**repeated),
         "sweep": runs.sweep_rows,
         "prefix": lambda: runs.prefix_rows(**repeated),
+        "profile": lambda: profiles.rows(captions, **repeated),
         "gpu": gpu.rows,
     }
     found = {}
