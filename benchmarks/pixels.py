@@ -78,7 +78,7 @@ def _cached(
     pairs = TrainPairs(pixels, sizes, augment, size, seed=0)
 
     def batch() -> Float32[Tensor, "batch 3 size size"]:
-        return normalise(torch.stack([pairs[1, index, index, 0][0] for index in range(len(names))]), MEAN, STD)
+        return normalise(pairs.__getitems__([(1, index, index, 0) for index in range(len(names))])[0], MEAN, STD)
 
     return batch
 
