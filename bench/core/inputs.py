@@ -261,7 +261,7 @@ class Inputs:
                         self.on_pixels(done, count)
                     yield pictures.numpy().tobytes()
 
-        key = ("views", views, self.settings.augment, self.size)
+        key = ("views", views, self.settings.augment, self.size, self.resize)
         if key not in self.prepared:
             ending = f"{self.size}-{self.settings.augment}-{views}"
             shape = (count, 3, self.size, self.size)
@@ -274,7 +274,9 @@ class Inputs:
         drawn = b"".join(dataset[view, 0, 0, 0][0].numpy().tobytes() for view in range(views))
         return [self._file(dataset.pixels), self.settings.augment, views, hashlib.sha256(drawn).hexdigest()]
 
-    def _view_batches(self, dataset: TrainPairs, views: int) -> Generator[UInt8[Tensor, "batch 3 size size"]]:
+    def _view_batches(
+        self, dataset: TrainPairs, views: int
+    ) -> Generator[UInt8[Tensor, "batch 3 size size"], None, None]:
         """The fixed views of all training pictures in order, from loaders."""
         places = [(view, image, image, 0) for image in range(len(dataset.pixels)) for view in range(views)]
         chunks, pin = self.settings.model_copy(update={"batch_size": CHUNK}), self.device.type == "cuda"

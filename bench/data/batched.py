@@ -103,7 +103,7 @@ class BatchAugment:
             rows = _whole(lines @ across.mT)  # (batch, edge * 3, size)
             found = _whole(down @ rows.view(batch, edge, -1))  # (batch, size, 3 * size)
         size = found.shape[1]
-        return found.view(batch, size, 3, size).transpose(1, 2).to(torch.uint8, memory_format=torch.contiguous_format)
+        return found.to(torch.uint8).view(batch, size, 3, size).transpose(1, 2).contiguous()
 
     def _matrix(
         self, start: Int64[Tensor, " batch"], length: Int64[Tensor, " batch"]
