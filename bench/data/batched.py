@@ -20,7 +20,7 @@ from bench.data.randaugment import MOVES, autocontrast, brightness, equalize, gr
 Send = Callable[[Shaped[Tensor, "*any"]], Shaped[Tensor, "*any"]]  # puts a tensor on the device
 Pictures = UInt8[Tensor, "batch 3 size size"]
 
-PART = 64  # pictures that are cropped at once: their floats take 0.1 GB at 256 pixels
+PART = 64  # pictures that are cropped at once: that takes 0.2 GB at 256 pixels
 FIRST_MOVE = OPERATIONS.index(MOVES[0])
 
 
@@ -49,9 +49,10 @@ class Plan:
 class BatchAugment:
     """Crops, flips and augments batches of stored pictures of `edge` pixels to `size` pixels, where `send` puts them.
 
-    Crops, flips and enhanced colours are the reference's to the bit wherever float32 products of matrices are exact up
-    to 2^24 (no TF32). A GPU may round moved and sharpened values to the next grey level, since it contracts products
-    and sums.
+    On the CPU all pictures are the reference's to the bit. On a GPU crops and flips are as well, since their products
+    of matrices are exact in float32 (not in TF32, which runs turn off). Values that an operation moves or sharpens can
+    be one grey level off, since a GPU rounds a product and a sum once where the CPU may round twice; a second operation
+    that stretches contrast stretches that as well.
     """
 
     def __init__(self, edge: int, size: int, send: Send) -> None:
