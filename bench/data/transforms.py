@@ -93,7 +93,7 @@ def normalise(
     return scaled
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device = CPU) -> Tensor:
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device = CPU) -> Shaped[Tensor, "*any"]:
     """A tensor without values, contiguous. On the CPU in memory from numpy, which asks for large pages.
 
     From 32 MB on, torch's own memory is new to the process each time, and Linux hands it out in pages of 4 KB: for a
