@@ -287,7 +287,16 @@ def test_a_full_disk_is_a_clear_error(root, monkeypatch):
         pixels.prepare(root, NAMES, 16, "crop")
 
 
-def test_normalise_equals_totensor_and_normalize():
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    """Torch's threads on the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_normalise_equals_totensor_and_normalize(threads):
     pictures = np.random.default_rng(0).integers(0, 256, (4, 9, 7, 3), np.uint8)
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     reference = v1.Compose([v1.ToTensor(), v1.Normalize(mean, std)])
