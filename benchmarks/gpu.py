@@ -42,11 +42,13 @@ class Case:
     batch: int = 256
     precision: str = "bf16"
     target: float = ADAPTER_SECONDS
+    augment: str = "none"
 
 
 LORA = {"name": "lora", "rank": 4, "targets": ["attn.q", "attn.k", "attn.v", "attn.out"]}
 CASES = (
     Case("LoRA", LORA),
+    Case("LoRA, augmented", LORA, augment="harma"),
     Case("MRS-Adapter", {"name": "mrs_adapter"}),
     Case("HarMA", {"name": "harma"}),
     Case("full fine-tuning", {"name": "full_finetune"}, target=FINETUNE_SECONDS),
@@ -73,7 +75,8 @@ def rows(
         dataset = draw_dataset(folder / "data", images, captions_like_rsitmd(images * EACH), evaluated=min(images, 256))
 
         def spec_of(case: Case, epochs: int) -> RunSpec:
-            train = {"epochs": epochs, "batch_size": case.batch, "precision": case.precision, "workers": workers}
+            shape = {"epochs": epochs, "batch_size": case.batch, "workers": workers}
+            train = shape | {"precision": case.precision, "augment": case.augment}
             return run_spec(dataset, case.method, train, model=model)
 
         rates = {p: matmul_rate(4096 if device.type == "cuda" else 256, kind, device) for p, kind in _TYPES.items()}

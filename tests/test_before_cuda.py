@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,12 @@ def _quiet() -> Iterator[None]:
 # --- copies -----------------------------------------------------------------------------------------------------------
 
 
-def test_batches_are_copied_without_a_wait(root: Path, monkeypatch: pytest.MonkeyPatch):
-    """Pixels, tokens and image ids, in training and for evaluation, go from pinned memory to the GPU non-blocking."""
+@pytest.mark.parametrize("augment", ["none", "harma"])
+def test_batches_are_copied_without_a_wait(root: Path, monkeypatch: pytest.MonkeyPatch, augment: str):
+    """Pixels, tokens and image ids, in training and for evaluation, go from pinned memory to the GPU non-blocking.
+
+    With an `augment`, what is drawn goes as well: one copy a batch, beside the tables of `BatchAugment`.
+    """
     gpu = torch.device("cuda")
     pinned: list[Tensor] = []
     copies: list[tuple[torch.dtype, bool]] = []
@@ -60,17 +65,24 @@ def test_batches_are_copied_without_a_wait(root: Path, monkeypatch: pytest.Monke
 
     dataset = data.load(DatasetSettings(name="ucm", root=str(root), split="karpathy"))
     loaded = load_backbone(BackboneSettings(model="tiny-clip", weights="random"))
-    inputs = Inputs(dataset, loaded, TrainSettings(batch_size=8, workers=0), torch.device("cpu"))
+    inputs = Inputs(dataset, loaded, TrainSettings(batch_size=8, workers=0, augment=augment), torch.device("cpu"))
     inputs.prepare_all(train=True)
+    with closing(inputs.train_batches(seed=0)) as batches:
+        expected = [batch.images for batch in batches.open(1, 0)]
     inputs.device = gpu  # only now: the constructor puts mean and deviation there
     monkeypatch.setattr(Tensor, "is_pinned", is_pinned)
     monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
     monkeypatch.setattr(Tensor, "to", to)
     validation, training = inputs.eval_set("val"), inputs.train_batches(seed=0)
-    batches = [*training.open(1, 0), *validation.images(), *validation.texts()]
-    assert len(copies) == 3 * training.per_epoch + 2 <= 3 * len(batches)
-    assert {dtype for dtype, _ in copies} == {torch.uint8, torch.int64}
+    tables = len(copies)
+    got = [batch.images for batch in training.open(1, 0)]
+    others = [*validation.images(), *validation.texts()]
+    drawn = 0 if augment == "none" else 1
+    assert tables == 5 * drawn
+    assert len(copies) - tables == (3 + drawn) * training.per_epoch + len(others)
+    assert {dtype for dtype, _ in copies[tables:]} == {torch.uint8, torch.int64}
     assert all(asynchronous for _, asynchronous in copies)
+    assert torch.equal(torch.stack(got), torch.stack(expected))
 
 
 # --- AdaLoRA's allocation ---------------------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ def test_recall_by_sorting_is_the_literatures():
 
 def test_pixels_compares_equal_test_pictures():
     found = pixels.rows(pictures=3, size=32, edge=40, rounds=1)
-    assert [row.what for row in found] == [f"3 pictures, augment {each}" for each in ("none", "clip", "harma")]
+    kinds = ("none", "clip", "harma", "harma, views: 8")
+    assert [row.what for row in found] == [f"3 pictures, augment {each}" for each in kinds]
 
 
 def test_gpu_without_one_is_a_mistake(monkeypatch, capsys):

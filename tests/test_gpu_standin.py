@@ -14,7 +14,8 @@ from tests.gpu.device import VARIABLE, dropout_of_the_cpu, largest_difference
 from tests.gpu.table import DOC, Table, write
 
 ROOT = Path(__file__).parents[1]
-FEW = "(bitfit-CLIP or mrs_adapter-CLIP or peft-adalora-CLIP or harma or ranks or peak or matters) and not Custom"
+FEW = "bitfit-CLIP or mrs_adapter-CLIP or peft-adalora-CLIP or harma or ranks or pictures or peak or matters"
+FEW = f"({FEW}) and not Custom"
 
 
 def run(value: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,6 +38,7 @@ def test_a_few_checks_run_with_the_cpu_in_place_of_the_device():
     found = {row[0]: row for row in rows[2:]}
     assert found["features loss and gradients in float32"][2:5] == ["0.0e+00", "1.0e-04", "passed"]
     assert 0 < float(found["features in bf16"][2]) < float(found["features in bf16"][3])
+    assert found["augmented pictures"][1:5] == ["2", "0.0e+00", "1.0e+00", "passed"]
     assert found["stopped and resumed equals uninterrupted"][4] == "passed"
     assert found["the random state of cuda matters"][4] == "skipped"
     assert "needs CUDA itself" in done.stdout

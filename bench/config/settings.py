@@ -200,7 +200,7 @@ class TrainSettings(Settings):
     augment: Literal["none", "clip", "harma"] = "none"
     """How training pictures are cropped, flipped and coloured."""
     views: Annotated[int, Field(ge=1)] | None = None
-    """Fixed augmented views of each picture, from which all epochs and seeds draw; null: new ones in every epoch."""
+    """Fixed augmented views a picture, kept on disk, from which all epochs and seeds draw; null: new in every epoch."""
     captions: Literal["none", "clip", "harma"] = "none"
     """How captions are cleaned before they are tokenised."""
     captions_per_epoch: Literal["all", "one"] = "all"

@@ -28,9 +28,20 @@ from bench.core.shortcuts import Shortcuts
 from bench.core.train import Batch, TrainBatches
 from bench.core.weights import Backbone
 from bench.data import Dataset, Item
+from bench.data.batched import BatchAugment
 from bench.data.captions import clean
-from bench.data.pixels import prepare, prepare_to_crop
-from bench.data.transforms import PRESETS, Place, TrainPairs, epoch_pairs, normalise, view_numbers
+from bench.data.pixels import keep, prepare, prepare_to_crop
+from bench.data.transforms import (
+    PRESETS,
+    Place,
+    RawPairs,
+    StoredPairs,
+    TrainPairs,
+    ViewPairs,
+    epoch_pairs,
+    normalise,
+    view_numbers,
+)
 
 SIGTERM_SECONDS = 30  # for which a loader lives on after SIGTERM
 VIEWS_SEED = 0  # of fixed views, which all runs share
@@ -198,9 +209,7 @@ class Inputs:
         if fixed and self.shortcuts.depth("image", training=True):
             pictures: _Loaded | _Kept = _Kept(self._train_images(), settings)
         else:
-            dataset = self._train_pairs(seed)
-            loaders = Loaders(dataset, settings, pin_memory=self.device.type == "cuda")
-            pictures = _Loaded(loaders, self.to_tensor, pooled="image" in self.shortcuts.pooled)
+            pictures = self._loaded(seed)
 
         def batches(epoch: int, skip: int) -> Generator[Batch, None, None]:
             pairs = epoch_pairs(items, settings.captions_per_epoch, seed, epoch)
@@ -209,10 +218,73 @@ class Inputs:
 
         return TrainBatches(batches, count // settings.batch_size, pictures.close)
 
-    def _train_pairs(self, seed: int) -> TrainPairs:
-        """The training pictures; those with fixed views are the same for all seeds."""
-        settings, (pixels, sizes) = self.settings, self.training_pixels()
-        return TrainPairs(pixels, sizes, settings.augment, self.size, VIEWS_SEED if settings.views else seed)
+    def _loaded(self, seed: int) -> _Loaded:
+        """The training pictures from loaders: augmented there, or on a GPU, or once if their views are fixed."""
+        cuda, to_tensor = self.device.type == "cuda", self.to_tensor
+        if self.preset.scale is None:
+            dataset: StoredPairs = self._train_pairs(TrainPairs, seed)
+        elif self.settings.views is not None:
+            dataset = ViewPairs(self._views(self.settings.views), self.settings.views)
+        elif cuda:
+            dataset = self._train_pairs(RawPairs, seed)
+            to_tensor = partial(self._augment, BatchAugment(self.preset.edge(self.size), self.size, self.send))
+        else:
+            dataset = self._train_pairs(TrainPairs, seed)
+        loaders = Loaders(dataset, self.settings, pin_memory=cuda)
+        return _Loaded(loaders, to_tensor, pooled="image" in self.shortcuts.pooled)
+
+    def _augment(
+        self,
+        augment: BatchAugment,
+        pictures: UInt8[Tensor, "batch edge edge 3"],
+        draws: Int64[Tensor, "batch columns"],
+    ) -> Float32[Tensor, "batch 3 size size"]:
+        """Stored pictures augmented and normalised on the device."""
+        return normalise(augment(self.send(pictures), draws), self.mean, self.std)
+
+    def _train_pairs(self, kind: type[TrainPairs], seed: int) -> TrainPairs:
+        """The training pictures, augmented by this seed."""
+        pixels, sizes = self.training_pixels()
+        return kind(pixels, sizes, self.settings.augment, self.size, seed)
+
+    def _views(self, views: int) -> UInt8[np.ndarray, "rows 3 size size"]:
+        """The fixed views of all training pictures, memory-mapped; augmented once, for all seeds and devices."""
+        dataset = self._train_pairs(TrainPairs, VIEWS_SEED)
+        count = len(dataset.pixels) * views
+
+        def parts() -> Iterator[bytes]:
+            done = 0
+            with closing(self._view_batches(dataset, views)) as batches:
+                for pictures in batches:
+                    done += len(pictures)
+                    if self.on_pixels:
+                        self.on_pixels(done, count)
+                    yield pictures.numpy().tobytes()
+
+        key = ("views", views, self.settings.augment, self.size, self.resize)
+        if key not in self.prepared:
+            ending = f"{self.size}-{self.settings.augment}-{views}"
+            shape = (count, 3, self.size, self.size)
+            self.prepared[key] = keep(self._views_name(dataset, views), ending, shape, parts)
+        found: np.ndarray = self.prepared[key]
+        return found
+
+    def _views_name(self, dataset: TrainPairs, views: int) -> list[Any]:
+        """What fixed views are known by. The first picture's views stand for what the augmentation does."""
+        drawn = b"".join(dataset[view, 0, 0, 0][0].numpy().tobytes() for view in range(views))
+        return [self._file(dataset.pixels), self.settings.augment, views, hashlib.sha256(drawn).hexdigest()]
+
+    def _view_batches(
+        self, dataset: TrainPairs, views: int
+    ) -> Generator[UInt8[Tensor, "batch 3 size size"], None, None]:
+        """The fixed views of all training pictures in order, from loaders."""
+        places = [(view, image, image, 0) for image in range(len(dataset.pixels)) for view in range(views)]
+        chunks, pin = self.settings.model_copy(update={"batch_size": CHUNK}), self.device.type == "cuda"
+        loaders = Loaders(dataset, chunks, pin_memory=pin, drop_last=False)
+        # A run that makes what others read has the same random numbers as they.
+        with torch.random.fork_rng(devices=[]), closing(loaders):
+            for pictures, _, _ in loaders.batches(places):
+                yield pictures
 
     def _places(self, seed: int, epoch: int, pairs: Int64[np.ndarray, "pairs 2"]) -> list[Place]:
         """What is loaded for an epoch's pairs. With fixed views a picture's place is that of its view in all epochs."""
@@ -223,22 +295,16 @@ class Inputs:
 
     def _train_images(self) -> ImageFeed:
         """The training pictures with fixed pixels by index; the views of a picture lie one behind the other."""
-        settings, views = self.settings, self.settings.views or 1
-        if self.settings.views is None:
+        views = self.settings.views
+        if views is None:
             return self.images("train", training=True)
-        dataset = self._train_pairs(VIEWS_SEED)
+        dataset = self._train_pairs(TrainPairs, VIEWS_SEED)
 
         def parts() -> Iterator[Float32[Tensor, "batch 3 size size"]]:
-            places = [(view, image, image, 0) for image in range(len(dataset.pixels)) for view in range(views)]
-            chunks, pin = settings.model_copy(update={"batch_size": CHUNK}), self.device.type == "cuda"
-            loaders = Loaders(dataset, chunks, pin_memory=pin, drop_last=False)
-            with closing(loaders):
-                for pictures, _, _ in loaders.batches(places):
-                    yield self.to_tensor(pictures)
+            with closing(self._view_batches(dataset, views)) as batches:
+                yield from map(self.to_tensor, batches)
 
-        # The first picture's views stand for what the augmentation does.
-        drawn = b"".join(dataset[view, 0, 0, 0][0].numpy().tobytes() for view in range(views))
-        name = [self._file(dataset.pixels), settings.augment, views, hashlib.sha256(drawn).hexdigest()]
+        name = self._views_name(dataset, views)
         depth, pooled = self.shortcuts.depth("image", training=True), "image" in self.shortcuts.pooled
         return ImageFeed(self._source(True), name, None, parts, depth=depth, pooled=pooled)
 
@@ -254,7 +320,7 @@ class _Loaded:
     def __init__(
         self,
         loaders: Loaders,
-        to_tensor: Callable[[UInt8[Tensor, "*pictures"]], Float32[Tensor, "*batch"]],
+        to_tensor: Callable[..., Float32[Tensor, "batch 3 size size"]],
         *,
         pooled: bool,
     ) -> None:
@@ -262,8 +328,8 @@ class _Loaded:
 
     def batches(self, places: Sequence[Place]) -> Iterator[Loaded]:
         """Full batches: pictures on the device, image indices and caption indices."""
-        for pictures, image, caption in self.loaders.batches(places):
-            pixels = self.to_tensor(pictures)
+        for pictures, image, caption, *draws in self.loaders.batches(places):
+            pixels = self.to_tensor(pictures, *draws)
             yield Pictures(pixels) if self.pooled else pixels, image, caption
 
 
@@ -290,7 +356,7 @@ class Loaders:
     """Loads batches of training pictures, in `train.workers` processes, at most one a core, that live until `close`."""
 
     def __init__(
-        self, dataset: TrainPairs, settings: TrainSettings, *, pin_memory: bool, drop_last: bool = True
+        self, dataset: StoredPairs, settings: TrainSettings, *, pin_memory: bool, drop_last: bool = True
     ) -> None:
         self.places: list[Place] = []
         workers = min(settings.workers, cpu_cores())  # no number depends on how many there are
@@ -301,13 +367,14 @@ class Loaders:
             num_workers=workers,
             persistent_workers=workers > 0,
             drop_last=drop_last,
+            collate_fn=_as_loaded,
             pin_memory=pin_memory,
             worker_init_fn=_outlive_sigterm,
             generator=torch.Generator(),
         )
 
     def batches(self, places: Sequence[Place]) -> Iterator[list[Shaped[Tensor, "*any"]]]:
-        """Pictures, image indices and caption indices of these places, in batches that are full."""
+        """What the dataset gives for these places, in batches that are full."""
         assert self.loader is not None, "closed"
         _draw_as_loaders_do()
         self.places[:] = places
@@ -316,6 +383,11 @@ class Loaders:
     def close(self) -> None:
         """End the processes, once no epoch is open."""
         self.loader = None  # its iterator ends them when nothing refers to it
+
+
+def _as_loaded(batch: Any) -> Any:
+    """A batch, which the dataset has put together."""
+    return batch
 
 
 def _draw_as_loaders_do() -> None:

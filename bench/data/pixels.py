@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import uuid
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -68,7 +70,7 @@ def prepare(
 
     Raises UserError if images are missing or unreadable (the first few by name), or if the cache can't be written.
     """
-    return _mapped(_cached(root, names, size, resize, progress, split), len(names), size)
+    return _mapped(_cached(root, names, size, resize, progress, split), (len(names), size, size, 3))
 
 
 def prepare_to_crop(
@@ -86,8 +88,24 @@ def prepare_to_crop(
     200 pixels with size 256 stay 224 x 200 in a map of 256 x 256.
     """
     path = _cached(root, names, size, f"{resize}-{OWN}", progress, split)
-    pixels = _mapped(path, len(names), size)
+    pixels = _mapped(path, (len(names), size, size, 3))
     return pixels, np.fromfile(path, np.uint16, offset=pixels.nbytes).reshape(-1, 2)
+
+
+def keep(
+    key: Sequence[Any], ending: str, shape: tuple[int, ...], parts: Callable[[], Iterable[bytes]]
+) -> UInt8[np.ndarray, "*shape"]:
+    """Other uint8 values made from pixels, as a read-only memory map from the same cache, made by `parts` if not there.
+
+    key: all that they depend on. ending: of the file's name, for people.
+
+    Raises UserError if the cache can't be written.
+    """
+    digest = hashlib.sha256(json.dumps(list(key)).encode()).hexdigest()
+    target = cache_dir() / "pixels" / f"{digest[:32]}-{ending}.u8"
+    if _size(target) != math.prod(shape):
+        _replace(target, parts())
+    return _mapped(target, shape)
 
 
 def _cached(
@@ -110,9 +128,9 @@ def _cached(
     return target
 
 
-def _mapped(path: Path, count: int, size: int) -> UInt8[np.ndarray, "{count} {size} {size} 3"]:
+def _mapped(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "*shape"]:
     try:
-        return np.memmap(path, dtype=np.uint8, mode="r", shape=(count, size, size, 3))
+        return np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
     except OSError as error:
         raise UserError(f"can't read the pixel cache {path}: {error.strerror}; set PETL_BENCH_CACHE") from error
 

@@ -1,9 +1,9 @@
-"""Training pictures: augmentation presets, an epoch's pairs, normalisation. The one torch module of bench.data."""
+"""Training pictures: augmentation presets, their reference on the CPU, an epoch's pairs, normalisation."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8, UInt16
+from jaxtyping import Float32, Int64, Shaped, UInt8, UInt16
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
+from torch.nn.functional import interpolate
 
 from bench.data.annotations import Item
+from bench.data.draws import Draw, Draws, table
+from bench.data.randaugment import RandAugment
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,11 @@ class Preset:
 
     resize: "crop" or "squash" of `pixels.prepare`, for evaluation and for the stored training pixels.
     margin: longest edge of the stored training pictures over the model's image size. scale: RandomResizedCrop's range
-    of areas.
+    of areas. Crops are taken from the stored picture (`edge`): from the file's own pixels, if none of its sides is
+    longer than that.
+
+    none: the picture as it is. clip: RandomResizedCrop(0.9-1, bicubic), as open_clip trains. harma, as released:
+    RandomResizedCrop(0.5-1, bicubic), horizontal flip, `RandAugment`.
     """
 
     resize: str
@@ -45,87 +52,24 @@ PRESETS = {
 }
 
 
-def train_transform(
-    augment: str, size: int
-) -> Callable[[UInt8[Tensor, "3 height width"]], UInt8[Tensor, "3 {size} {size}"]]:
-    """The preset's random transform of one picture; it draws from torch's CPU generator. Raises KeyError for no preset.
+def augmented(pixels: UInt8[np.ndarray, "height width 3"], draw: Draw, size: int) -> UInt8[Tensor, "3 {size} {size}"]:
+    """The stored picture as a draw says: cropped and resized, flipped, and with RandAugment's operations. On the CPU.
 
-    none: the picture as it is. clip: RandomResizedCrop(0.9-1, bicubic), as open_clip trains. harma, as released:
-    RandomResizedCrop(0.5-1, bicubic), horizontal flip, `RandAugment`. Crops are taken from the stored picture
-    (`Preset.edge`): from the file's own pixels, if none of its sides is longer than that.
+    Bit by bit what torchvision's transforms give. `bench.data.batched` does the same to a batch on any device.
     """
-    preset = PRESETS[augment]
-    if preset.scale is None:
-        return v2.Identity()
-    bicubic = v2.InterpolationMode.BICUBIC
-    crop = v2.RandomResizedCrop(size, scale=preset.scale, interpolation=bicubic, antialias=True)
-    if not preset.flip_and_randaugment:
-        return crop
-    return v2.Compose([crop, v2.RandomHorizontalFlip(), RandAugment()])
-
-
-class RandAugment:
-    """HarMA's RandAugment at strength 7 of 10: two operations, drawn with replacement, each applied with p = 1/2.
-
-    Operations, as many times each: Identity, AutoContrast, Equalize, Brightness and Sharpness (factor 1.36), ShearX and
-    ShearY (0.21), TranslateX and TranslateY (7 pixels), Rotate (21 degrees). The last five have a random sign, bilinear
-    interpolation, and grey (128, 128, 128) where the picture ends; a picture is turned about its pixel (width / 2,
-    height / 2) and sheared about its first pixel, as OpenCV, which the released code uses, counts them.
-
-    Differs from the released code in one point: there, sharpened values below 0 or above 255 wrap around in the cast
-    to 8 bits, which turns white specks black; here they are cut off, as Pillow and torchvision do.
-    """
-
-    OPERATIONS = (
-        *("Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness"),
-        *("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
-    )
-    SIGNED = OPERATIONS[5:]
-
-    @staticmethod
-    def draw() -> list[tuple[str, int]]:
-        """The operations of one picture in order, each with the sign of its strength; none, one or two."""
-        found = []
-        for index in torch.randint(len(RandAugment.OPERATIONS), (2,)).tolist():
-            applied, positive = (torch.rand(2) < 0.5).tolist()
-            if applied:
-                found.append((RandAugment.OPERATIONS[index], 1 if positive else -1))
-        return found
-
-    @staticmethod
-    def apply(picture: UInt8[Tensor, "3 height width"], operation: str, sign: int) -> UInt8[Tensor, "3 height width"]:
-        """The picture after one operation. `sign` is that of its strength, for operations that have one."""
-        height, width = picture.shape[1:]
-        move: dict[str, Any] = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
-        match operation:
-            case "Identity":
-                return picture
-            case "AutoContrast":
-                return F.autocontrast(picture)
-            case "Equalize":
-                return F.equalize(picture)
-            case "Brightness":
-                return F.adjust_brightness(picture, 1.36)
-            case "Sharpness":
-                return F.adjust_sharpness(picture, 1.36)
-            case "ShearX":
-                move |= {"shear": [math.degrees(math.atan(0.21 * sign)), 0.0], "center": [0.5, 0.5]}
-            case "ShearY":
-                move |= {"shear": [0.0, math.degrees(math.atan(0.21 * sign))], "center": [0.5, 0.5]}
-            case "TranslateX":
-                move |= {"translate": [7 * sign, 0]}
-            case "TranslateY":
-                move |= {"translate": [0, 7 * sign]}
-            case "Rotate":
-                move |= {"angle": 21.0 * sign, "center": [width / 2 + 0.5, height / 2 + 0.5]}
-        # Around grey, so that what comes from outside is grey: torchvision's `fill` blends the edge twice.
-        around = F.affine(picture.float() - 128, **move, interpolation=v2.InterpolationMode.BILINEAR) + 128
-        return around.round().clamp(0, 255).to(torch.uint8)
-
-    def __call__(self, picture: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 height width"]:
-        for operation, sign in self.draw():
-            picture = self.apply(picture, operation, sign)
-        return picture
+    cropped = pixels[draw.top : draw.top + draw.height, draw.left : draw.left + draw.width]
+    # A copy: the map is read-only. Pixels one behind the other are resized twice as fast as others, but only if the
+    # stride of the batch is theirs as well.
+    picture = torch.from_numpy(np.array(cropped)[None]).permute(0, 3, 1, 2)
+    if cropped.shape[:2] != (size, size):
+        picture = interpolate(picture, (size, size), mode="bicubic", antialias=True)
+    picture = picture[0]
+    if draw.flip:
+        picture = picture.flip(-1)
+    for operation, sign in draw.operations:
+        # Operations are much faster on contiguous channels.
+        picture = RandAugment.apply(picture.contiguous(), operation, sign)
+    return picture
 
 
 def normalise(
@@ -140,9 +84,29 @@ def normalise(
     """
     if pictures.shape[1] != 3:
         pictures = pictures.permute(0, 3, 1, 2)
-    scaled = pictures.contiguous().to(torch.float32).div_(255)
+    scaled = empty(pictures.shape, torch.float32, pictures.device)
     shift, scale = (torch.as_tensor(each, dtype=scaled.dtype, device=scaled.device) for each in (mean, std))
-    return scaled.sub_(shift.view(1, 3, 1, 1)).div_(scale.view(1, 3, 1, 1))
+    # One thread takes picture by picture: 224 x 224 floats stay in a core's cache through all passes. Several threads
+    # wait for each other after each pass, some 10 ms where other processes have their cores: four passes in all.
+    alone = pictures.device.type == "cpu" and torch.get_num_threads() == 1
+    part = 1 if alone else max(1, len(pictures))
+    for target, source in zip(scaled.split(part), pictures.split(part), strict=True):
+        target.copy_(source).div_(255).sub_(shift.view(3, 1, 1)).div_(scale.view(3, 1, 1))
+    return scaled
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device = CPU) -> Shaped[Tensor, "*any"]:
+    """A tensor without values, contiguous. On the CPU in memory from numpy, which asks for large pages.
+
+    From 32 MB on, torch's own memory is new to the process each time, and Linux hands it out in pages of 4 KB: for a
+    picture that took 0.23 ms, three times as long as to normalise it; with large pages 0.04 ms.
+    """
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    size, aligned = math.prod(shape) * dtype.itemsize, 64  # as torch's own memory is: kernels may depend on it
+    memory = np.empty(size + aligned, np.uint8)
+    first = -memory.ctypes.data % aligned
+    return torch.from_numpy(memory[first : first + size]).view(dtype).view(tuple(shape))
 
 
 def epoch_pairs(items: Sequence[Item], captions_per_epoch: str, seed: int, epoch: int) -> Int64[np.ndarray, "pairs 2"]:
@@ -170,13 +134,49 @@ def view_numbers(count: int, views: int, seed: int, epoch: int) -> Int64[np.ndar
 Place = tuple[int, int, int, int]
 
 
-class TrainPairs(torch.utils.data.Dataset):
-    """Training pairs by epoch and position: augmented picture, image index, caption index.
+class StoredPairs(torch.utils.data.Dataset):
+    """Training pairs with their stored pictures, in batches. What is loaded is said by `__getitems__` of each kind.
+
+    A pickled copy, as loaders send it to workers that are not forked, holds the path of memory-mapped pixels, not the
+    pixels.
+    """
+
+    pixels: UInt8[np.ndarray, "rows ..."]
+
+    def settings(self) -> dict[str, Any]:
+        """What it was made with beside the pixels."""
+        raise NotImplementedError
+
+    def held(self) -> int:
+        """Bytes of the file of pixels."""
+        return self.pixels.nbytes
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not isinstance(self.pixels, np.memmap):
+            return self.settings() | {"pixels": self.pixels}
+        path = Path(str(self.pixels.filename))
+        assert self.held() == path.stat().st_size, f"the pixels are a part of {path} only"
+        return self.settings() | {"path": str(path), "shape": self.pixels.shape}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "path" in state:
+            state["pixels"] = np.memmap(state.pop("path"), dtype=np.uint8, mode="r", shape=state.pop("shape"))
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __getitem__(self, place: Place) -> tuple[UInt8[Tensor, "*shape"], int, int]:
+        pictures, *_ = self.__getitems__([place])
+        return pictures[0], place[2], place[3]
+
+    def __getitems__(self, places: Sequence[Place]) -> tuple[Shaped[Tensor, "batch ..."], ...]:
+        """A batch as loaders ask for it: uint8 pictures, image indices, caption indices."""
+        raise NotImplementedError
+
+
+class TrainPairs(StoredPairs):
+    """Training pairs by epoch and position: augmented pictures (batch, 3, size, size), image and caption indices.
 
     pixels and sizes: from `pixels.prepare_to_crop`, or without sizes from `pixels.prepare`. The augmentation depends on
-    (seed, epoch, position) alone: it is the same for any number of workers. torch's own random state does not change. A
-    pickled copy, as loaders send it to workers that are not forked, holds the path of memory-mapped pixels, not the
-    pixels.
+    (seed, epoch, position) alone: it is the same for any number of workers. torch's own random state does not change.
     """
 
     def __init__(
@@ -188,33 +188,58 @@ class TrainPairs(torch.utils.data.Dataset):
         seed: int,
     ) -> None:
         self.pixels, self.sizes, self.augment, self.size, self.seed = pixels, sizes, augment, size, seed
-        self.transform = train_transform(augment, size)
+        preset = PRESETS[augment]
+        self.draws = preset.scale and Draws(seed, preset.scale, flip_and_randaugment=preset.flip_and_randaugment)
 
-    def __getstate__(self) -> dict[str, Any]:
-        if not isinstance(self.pixels, np.memmap):
-            return self._settings() | {"pixels": self.pixels}
-        path = Path(str(self.pixels.filename))
-        held = self.pixels.nbytes + (0 if self.sizes is None else self.sizes.nbytes)
-        assert held == path.stat().st_size, f"the pixels are a part of {path} only"
-        return self._settings() | {"path": str(path), "shape": self.pixels.shape}
-
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
+        """See `StoredPairs`."""
         return {"sizes": self.sizes, "augment": self.augment, "size": self.size, "seed": self.seed}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if "path" in state:
-            state["pixels"] = np.memmap(state.pop("path"), dtype=np.uint8, mode="r", shape=state.pop("shape"))
-        self.__init__(**state)  # type: ignore[misc]
+    def held(self) -> int:
+        """See `StoredPairs`: behind the pixels are the sizes."""
+        return self.pixels.nbytes + (0 if self.sizes is None else self.sizes.nbytes)
 
-    def __getitem__(self, place: Place) -> tuple[UInt8[Tensor, "3 size size"], int, int]:
-        epoch, position, image, caption = place
-        pixels = self.pixels[image]
-        if self.sizes is not None:
-            height, width = self.sizes[image].tolist()
-            pixels = pixels[:height, :width]
-        picture = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # a copy: the map is read-only
-        state = np.random.SeedSequence([self.seed, epoch, position]).generate_state(1, np.uint64)
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: it would seed CUDA too, and fork_rng restores the CPU alone.
-            torch.default_generator.manual_seed(int(state[0]))
-            return self.transform(picture), image, caption
+    def draw(self, place: Place) -> Draw:
+        """What is drawn for a picture."""
+        epoch, position, image, _ = place
+        height, width = self.pixels.shape[1:3] if self.sizes is None else self.sizes[image].tolist()
+        assert self.draws, f"nothing is drawn for augment {self.augment}"
+        return self.draws(epoch, position, height, width)
+
+    def __getitems__(self, places: Sequence[Place]) -> tuple[Shaped[Tensor, "batch ..."], ...]:
+        """See `StoredPairs`. Without `augment` the pictures' memory is as stored, with channels last."""
+        _, _, image, caption = torch.tensor(places).T
+        if not self.draws:
+            return torch.from_numpy(self.pixels[image.numpy()]).permute(0, 3, 1, 2), image, caption
+        pictures = empty((len(places), 3, self.size, self.size), torch.uint8)
+        for target, place in zip(pictures, places, strict=True):
+            target.copy_(augmented(self.pixels[place[2]], self.draw(place), self.size))
+        return pictures, image, caption
+
+
+class RawPairs(TrainPairs):
+    """As `TrainPairs`, but with stored pictures and what is drawn for them: `batched.BatchAugment` does the rest."""
+
+    def __getitems__(self, places: Sequence[Place]) -> tuple[Shaped[Tensor, "batch ..."], ...]:
+        """Stored uint8 pictures (batch, edge, edge, 3), image indices, caption indices, `draws.table` of the batch."""
+        _, _, image, caption = torch.tensor(places).T
+        return torch.from_numpy(self.pixels[image.numpy()]), image, caption, table([self.draw(each) for each in places])
+
+
+class ViewPairs(StoredPairs):
+    """Training pairs by view: pictures (batch, 3, size, size) that were augmented before, image and caption indices.
+
+    The `views` of a picture lie one behind the other in `pixels`.
+    """
+
+    def __init__(self, pixels: UInt8[np.ndarray, "rows 3 size size"], views: int) -> None:
+        self.pixels, self.views = pixels, views
+
+    def settings(self) -> dict[str, Any]:
+        """See `StoredPairs`."""
+        return {"views": self.views}
+
+    def __getitems__(self, places: Sequence[Place]) -> tuple[Shaped[Tensor, "batch ..."], ...]:
+        """See `StoredPairs`."""
+        view, _, image, caption = torch.tensor(places).T
+        return torch.from_numpy(self.pixels[(image * self.views + view).numpy()]), image, caption

@@ -190,8 +190,9 @@ def test_no_wait_inside_a_step(subject: Subject, tmp_path: Path):
 
 
 @needs_cuda
-def test_no_wait_for_batches(root, tmp_path, monkeypatch):
-    """The same with the batches of a dataset: pixels, tokens and ids are copied while the GPU computes."""
+@pytest.mark.parametrize("augment", ["none", "harma"])
+def test_no_wait_for_batches(root, tmp_path, monkeypatch, augment):
+    """The same with the batches of a dataset, copied while the GPU computes, and augmented there."""
     unwatched = Inputs.train_batches
 
     def train_batches(inputs: Inputs, seed: int) -> TrainBatches:
@@ -200,7 +201,7 @@ def test_no_wait_for_batches(root, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Inputs, "train_batches", train_batches)
     monkeypatch.setattr("bench.compute.progress.PROGRESS_SECONDS", 1e9)  # to show the loss, the host has to wait
-    [run_dir] = run_dirs(root, tmp_path, "run", epochs=1, batch_size=4, workers=1)
+    [run_dir] = run_dirs(root, tmp_path, "run", epochs=1, batch_size=4, workers=1, augment=augment)
     assert execute(run_dir).error is None
 
 

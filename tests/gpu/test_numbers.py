@@ -33,6 +33,7 @@ from tests.gpu.device import (
     require_device,
     trained,
 )
+from tests.test_batched import every_picture
 
 require_device()
 
@@ -102,6 +103,16 @@ def test_features_in_bf16(subject: Subject, record_property: Note, monkeypatch):
             found.append(model(data.images, data.tokens))
     exact, rounded = ({"image": each.image, "text": each.text} for each in found)
     compare(exact, rounded, BF16, record_property)
+
+
+@pytest.mark.parametrize("size", [64, 224])
+def test_augmented_pictures(size: int, record_property: Note):
+    """Every operation, flip and kind of crop in a batch on the device, against the CPU's pictures, in grey levels."""
+    got, expected = every_picture(size, DEVICE)
+    levels = int((got.cpu().int() - expected.int()).abs().max())
+    record_property("difference", levels)
+    record_property("tolerance", 1)
+    assert levels <= 1
 
 
 def test_ranks_of_the_same_embeddings(record_property: Note):
