@@ -78,8 +78,8 @@ def test_unchanged_ranks_are_not_read_again(tmp_path, monkeypatch):
         write_ranks(tmp_path, run_id, 0)
     first = saved.read(tmp_path, ["a", "b"], "block")
     read: list[Path] = []
-    entry = saved._entry
-    monkeypatch.setattr(saved, "_entry", lambda path: read.append(path) or entry(path))
+    entry = saved.read_entry
+    monkeypatch.setattr(saved, "read_entry", lambda path: read.append(path) or entry(path))
     again = saved.read(tmp_path, ["a", "b"], "block")
     assert (again.tables == first.tables).all()
     assert read == []
