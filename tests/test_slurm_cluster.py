@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import sweep
+from bench import status, sweep
 from bench.launch.slurm import launcher, queue
 from bench.plan.spec import RunSpec
 from bench.store import record
@@ -206,6 +206,8 @@ def test_a_tuned_sweep_submits_trials_and_then_the_runs_of_the_winners(cluster, 
     printed = capsys.readouterr().out
     assert "submitted: 6 runs" in printed
     assert "the same command goes on with what the trials decide" in printed
+    assert status.main([str(user.dir)]) == 0
+    assert "4 test runs of the winners follow when all trials are over" in capsys.readouterr().out
     assert user.sweep() == 0
     assert "submitted: " not in capsys.readouterr().out, "they are in the queue"
     assert user.sweep("--follow") == 0
