@@ -214,7 +214,29 @@ def test_halving_trains_a_part_for_long(run: Any) -> None:
         assert {spec.train.lr for spec in whole} == {spec.train.lr for spec in best}
     row = read_csv(Path("reports/x/tuning.csv"))[0]
     assert (row["trials"], row["whole_trials"]) == ("6", "2")
+    assert row["on_edge"] == "", "it lies between rates that were tried for a short time"
     assert "6, 2 at full length" in Path("reports/x/table.md").read_text()
+
+
+def test_a_winner_at_the_lowest_value_lies_on_the_edge(run: Any) -> None:
+    assert run(Launcher(lambda spec: 50 - 400 * spec.train.lr)) == 0
+    assert {row["on_edge"] for row in read_csv(Path("reports/x/tuning.csv"))} == {"lr"}
+
+
+def test_the_winner_is_known_when_all_trials_are_over_and_by_validation_alone(tmp_path: Path) -> None:
+    """Trials of other versions may hold a test score: here it would choose another winner."""
+    found = planned(tmp_path, "{lr: [1e-4, 1e-3, 1e-2], trials: 3}", "[lora]")
+    trials, results = found.tuned[0].trials, tmp_path / "results"
+    for number, trial in enumerate(trials):
+        assert found.tuned[0].planned({each.run_id: 50.0 for each in trials[:number]})[1] is None
+        (results / trial.run_id).mkdir(parents=True)
+        scores = [Scores(**dict.fromkeys(RECALLS, mean)) for mean in (40.0 + number, 60.0 - number)]
+        metrics = Metrics(best_epoch=1, val=scores[0], test=scores[1])
+        cost = Cost(trainable_params=1, total_params=2)
+        parts: dict[str, Any] = {"metrics": metrics, "cost": cost, "provenance": {}}
+        made = record.Record(run_id=trial.run_id, sweep="x", spec=trial.to_dict(), status="finished", **parts)
+        record.write(results / trial.run_id, made)
+    assert {run.train.lr for run in staged(found, results).runs if run.evaluation.test} == {1e-2}
 
 
 def test_a_scheduler_is_asked_twice_and_the_first_report_has_no_rows_yet(run: Any, capsys: Any, tmp_path: Path) -> None:
@@ -273,7 +295,7 @@ def test_watching_goes_on_from_the_trials_to_the_winners_runs(
     run: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status, "WATCH_SECONDS", 0.05)
-    watching = threading.Thread(target=status.main, args=(["results/x", "--watch", "--json"],))
+    watching = threading.Thread(target=status.main, args=(["results/x", "--watch", "--json"],), daemon=True)
     done = threading.Event()
 
     def after(launcher: Launcher) -> None:
@@ -285,6 +307,7 @@ def test_watching_goes_on_from_the_trials_to_the_winners_runs(
 
     assert run(staged_launcher(after), "--executor", "local") == 0
     watching.join(20)
+    assert not watching.is_alive()
     looks = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{"schema"')]
     assert (len(looks[0]["runs"]), looks[0]["later"]) == (19, 9)
     assert (len(looks[-1]["runs"]), looks[-1]["later"]) == (28, 0)
