@@ -49,10 +49,9 @@ def unmeasured(sweep: Sweep, folder: Path) -> list[RunSpec]:
     found = []
     for run in sweep.runs:
         asked = run.behaviour.model_dump(mode="json", exclude_defaults=True)
-        if asked and record.is_finished(folder / run.run_id):
-            measured = behaviour.read(folder / run.run_id)
-            if measured is None or not measured.answers(asked):
-                found.append(run)
+        run_dir = folder / run.run_id
+        if asked and record.is_finished(run_dir) and not behaviour.is_measured(run_dir, asked):
+            found.append(run)
     return found
 
 

@@ -114,7 +114,7 @@ def _look(status: Status) -> Picture:
 
 
 def _watch(status: Status, arguments: argparse.Namespace) -> None:
-    """Look every WATCH_SECONDS until all runs are over; redraw in a terminal, otherwise print each look."""
+    """Look every WATCH_SECONDS until all is over; redraw in a terminal, otherwise print each look."""
     picture = status.look()
     if arguments.json or not sys.stdout.isatty():
         _show(picture, arguments)
@@ -139,7 +139,8 @@ def _watch(status: Status, arguments: argparse.Namespace) -> None:
 
 
 def _over(picture: Picture) -> bool:
-    return all(run.state in OVER for run in picture.runs)
+    """Whether no run is left that starts without the user."""
+    return all(run.state in OVER for run in picture.runs) and not (picture.later and picture.goes_on)
 
 
 if __name__ == "__main__":

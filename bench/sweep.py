@@ -141,7 +141,7 @@ def execute(sweep: Sweep, folder: Path, reports: Path, arguments: argparse.Names
             on_pixels=progress_counter("preparing images"),
         )
         if not started.over:
-            if sweep.tuned:
+            if stage.later:
                 print("when these are finished, the same command goes on with what the trials decide")
             return 0
         before, stage = stage, staged(sweep, folder)

@@ -23,11 +23,12 @@ from bench.compute.execute import execute
 from bench.config import files
 from bench.config.errors import UserError
 from bench.config.settings import CaptionSettings, DatasetSettings
+from bench.core.ranks import from_npz, metrics
 from bench.demo import general, others, pretrain, world
 from bench.plan.grid import expand
 from bench.plan.spec import RunSpec
-from bench.reporting import behaviour as tables
 from bench.reporting.build import build
+from bench.reporting.measured import FROZEN
 from bench.store import behaviour, folder, record
 from tests.test_report import done, spec, write
 
@@ -233,6 +234,32 @@ def test_a_runs_measures_are_those_of_its_model(measured, labelled, coco):
     assert forgotten.after.classification is None, "no classes"
 
 
+def test_the_ranks_behind_the_scores_are_saved_for_both_models(measured):
+    for run_dir in measured[1].values():
+        for test in behaviour.read(run_dir).sets:
+            for side in behaviour.SIDES:
+                ranks = from_npz(behaviour.ranks_file(run_dir, test.sha256, side))
+                scores = getattr(test, side).scores
+                assert record.Scores.model_validate(metrics(ranks.i2t, ranks.t2i)) == scores
+                assert (len(ranks.captions), ranks.captions.sum()) == (scores.images, scores.captions)
+    lora = behaviour.read(measured[1]["lora"])
+    own = from_npz(behaviour.ranks_file(measured[1]["lora"], lora.sets[0].sha256, "after"))
+    whole = from_npz(measured[1]["lora"] / folder.RANKS)
+    assert (own.t2i.above == whole.t2i.above).all()
+    assert (own.captions == whole.captions).all()
+
+
+def test_runs_that_saved_no_ranks_are_measured_again(measured, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(measured[1]["lora"], run_dir)
+    asked = compute.asked_of(RunSpec.load(run_dir / folder.RUN))
+    forgotten = behaviour.read(run_dir).sets[1]
+    assert behaviour.is_measured(run_dir, asked)
+    behaviour.ranks_file(run_dir, forgotten.sha256, "before").unlink()
+    assert not behaviour.is_measured(run_dir, asked)
+    assert behaviour.is_measured(run_dir, asked | {"forgetting": []}), "only of what is asked for"
+
+
 def test_classification_is_that_of_the_model(measured, labelled):
     run_dir = measured[1]["lora"]
     adapted, dataset = bench.load(run_dir), data.load(RunSpec.load(run_dir / folder.RUN).dataset)
@@ -375,9 +402,9 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_the_tables(tmp_path):
     out = build(results_of(tmp_path), tmp_path / "out").out_dir
     transfer = {(row["method"], row["trained_on"]): row for row in read(out / "transfer.csv")}
-    assert set(transfer) == {(tables.FROZEN, ""), ("lora", "rsitmd"), ("lora", "ucm")}, "zero-shot is the frozen row"
+    assert set(transfer) == {(FROZEN, ""), ("lora", "rsitmd"), ("lora", "ucm")}, "zero-shot is the frozen row"
     cells = {key: [row[f"mean_recall_{name}"] for name in ("rsitmd", "ucm")] for key, row in transfer.items()}
-    assert cells[tables.FROZEN, ""] == ["10.0", "10.0"]
+    assert cells[FROZEN, ""] == ["10.0", "10.0"]
     assert cells["lora", "rsitmd"] == ["40.5", "21.0"], "on its own data the main table's"
     assert cells["lora", "ucm"] == ["20.5", "30.5"]
     assert float(transfer["lora", "ucm"]["mean_recall_rsitmd_std"]) == pytest.approx(0.5**0.5)
@@ -387,7 +414,7 @@ def test_the_tables(tmp_path):
     assert float(lost["lora", "ucm"]["kept"]) == 68.75
     assert lost["lora", "ucm"]["drift_text"] == ""
     rows = read(out / "geometry.csv")
-    assert [row["method"] for row in rows] == [tables.FROZEN, tables.FROZEN, "lora", "lora"]
+    assert [row["method"] for row in rows] == [FROZEN, FROZEN, "lora", "lora"]
     assert rows[0]["modality_gap"] == "0.5"
     text = (out / "table.md").read_text()
     for shown in ("LoRA (1 of 2 runs)", "−25.0", "55.0 ± 7.1", "−2.00 / −2.00", "0.125 / –"):

@@ -78,8 +78,8 @@ def test_unchanged_ranks_are_not_read_again(tmp_path, monkeypatch):
         write_ranks(tmp_path, run_id, 0)
     first = saved.read(tmp_path, ["a", "b"], "block")
     read: list[Path] = []
-    entry = saved._entry
-    monkeypatch.setattr(saved, "_entry", lambda path: read.append(path) or entry(path))
+    entry = saved.read_entry
+    monkeypatch.setattr(saved, "read_entry", lambda path: read.append(path) or entry(path))
     again = saved.read(tmp_path, ["a", "b"], "block")
     assert (again.tables == first.tables).all()
     assert read == []
@@ -138,6 +138,17 @@ def test_the_tail_agrees_with_the_flips(monkeypatch):
     flipped = evidence.compare(tables, captions, NO_SEEDS).p[0, 1]
     monkeypatch.setattr(evidence, "_MOST_FLIPPED", 1)
     assert evidence.compare(tables, captions, NO_SEEDS).p[0, 1] == pytest.approx(flipped, abs=0.02)
+
+
+def test_the_interval_of_a_pair_is_that_of_a_paired_t_test():
+    tables, captions = two_rows(0.3)
+    none = evidence.SeedError(np.zeros((2, 7)), np.full((2, 7), np.inf))
+    found = evidence.compare(tables, captions, none).interval(0, 1)
+    y = evidence.shares(tables, captions)
+    change = len(captions) * (y[:, 0] - y[:, 1])
+    low, high = stats.ttest_1samp(change, 0).confidence_interval(0.95)
+    assert found == pytest.approx((low, high), abs=0.05 * (high - low)), "the null's variance is a little larger"
+    assert (found[0] + found[1]) / 2 == pytest.approx(change.mean())
 
 
 def test_differences_beyond_all_draws_have_a_p_below_their_number():

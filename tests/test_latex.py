@@ -207,6 +207,10 @@ def test_recalls_are_what_the_columns_say(tmp_path: Path) -> None:
     assert [float(cell) for cell in row[3:]] == list(scores.values())
 
 
+def test_a_minus_and_a_square_are_set_by_every_engine() -> None:
+    assert latex.escape("−0.3, exp(−2d²)") == "$-$0.3, exp($-$2d$^2$)"
+
+
 def test_a_further_table_with_many_columns_breaks_its_headings(tmp_path: Path, pdflatex: str) -> None:
     names = ["Full fine-tuning", "CLIP-Adapter", "Cross-Modal Adapter", "Linear probe", "Zero-shot CLIP", "AdaptFormer"]
     shown = pd.DataFrame({"class": ["storage tanks"]} | {f"{name} {i}": ["50.1"] for i in (1, 2) for name in names})

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from bench.config.errors import UserError
 from bench.core.ranks import Ranks, Saved, to_npz
+from bench.evidence.statistics import Comparison
 from bench.plan.grid import expand
 from bench.reporting import contamination, significance
 from bench.reporting.build import build
@@ -62,7 +65,8 @@ def test_what_ties_with_the_best_is_marked_in_every_format(report):
         assert "≈" in (report.out_dir / name).read_text()
     assert "can't be told apart from the best mean recall" in (report.out_dir / "table.md").read_text()
     assert "$^\\approx$" in (report.out_dir / "table.tex").read_text()
-    assert "the best two rows can't be told apart" in report.text
+    assert "LoRA has the highest mean recall, but HarMA can't be told apart from it on this test set" in report.text
+    assert "it is higher than each of the other two methods, told apart at 5% over all pairs" in report.text
     again = build(report.paths[0].parent.parent / "r", report.out_dir.parent / "again")
     assert (again.out_dir / "table.csv").read_bytes() == (report.out_dir / "table.csv").read_bytes()
 
@@ -89,6 +93,8 @@ def test_the_report_says_how_far_its_numbers_reach(report):
     assert "10,000 bootstrap draws of the 200 test images with their 1,000 captions" in text
     assert "points of mean recall are told apart with 80% chance" in text
     assert "once corrected for 6 pairs" in text
+    assert "the smallest difference between LoRA and HarMA that this test set with 3 seeds could show is " in text
+    assert "Groups: LoRA and HarMA can't be told apart; VPT and Zero-shot CLIP are told apart from every other" in text
     assert "one seed" not in text
 
 
@@ -129,25 +135,79 @@ def test_results_without_ranks_still_make_a_report(tmp_path):
     assert "none: no run has saved ranks" in (built.out_dir / "table.md").read_text()
 
 
+def comparison(differences: dict[tuple[int, int], float], apart: Sequence[tuple[int, int]], rows: int) -> Comparison:
+    """Rows whose pairs have these differences and a standard error of 0.5, of which these pairs are told apart."""
+    difference, p = np.zeros((rows, rows)), np.ones((rows, rows))
+    for (i, j), value in differences.items():
+        difference[i, j], difference[j, i] = value, -value
+    for i, j in apart:
+        p[i, j] = p[j, i] = 0.01
+    return Comparison(difference, np.full((rows, rows), 0.5), np.full((rows, rows), np.inf), p)
+
+
+THREE = {(0, 1): 0.4, (0, 2): 2.0, (1, 2): 1.6}
+
+
 @pytest.mark.parametrize(
-    ("better", "words"),
+    ("apart", "words"),
     [
-        ([], "these three rows can't be told apart on this test set"),
+        (
+            [],
+            "these three methods can't be told apart on this test set: A, B and C (the first and the last: difference "
+            "2.0 points, 95% interval 1.0 to 3.0 for this pair alone)",
+        ),
         (
             [(0, 2)],
-            "the best two rows can't be told apart from the first on this test set: a, b; the other row is below",
+            "A has the highest mean recall, but B can't be told apart from it on this test set (difference 0.4 points, "
+            "95% interval −0.6 to 1.4 for this pair alone); it is higher than the other method, told apart at 5% over "
+            "all pairs",
         ),
         (
             [(0, 1), (0, 2)],
-            "a has the highest mean recall, and is told apart from each of the other two rows (5%, Holm)",
+            "A has a higher mean recall than each of the other two methods, told apart at 5% over all pairs; the "
+            "closest is B (difference 0.4 points, 95% interval −0.6 to 1.4 for this pair alone)",
+        ),
+        (
+            [(1, 2)],
+            "A has the highest mean recall, but B and C can't be told apart from it on this test set (C: difference "
+            "2.0 points, 95% interval 1.0 to 3.0 for this pair alone)",
         ),
     ],
 )
-def test_claims_in_words(better, words):
-    matrix = np.zeros((3, 3), bool)
-    for pair in better:
-        matrix[pair] = True
-    assert significance.claim(["a", "b", "c"], matrix) == words
+def test_claims_in_words(apart, words):
+    assert significance.claim(["A", "B", "C"], comparison(THREE, apart, 3), "methods") == words
+
+
+def test_two_methods_have_one_difference():
+    found = significance.claim(["LoRA (r=8)", "LoRA (r=2)"], comparison({(0, 1): 0.4}, [], 2))
+    assert found == (
+        "LoRA (r=8) and LoRA (r=2) can't be told apart on this test set (difference 0.4 points, 95% interval "
+        "−0.6 to 1.4)"
+    )
+
+
+def test_what_could_be_shown_is_that_of_the_pair_that_is_cited():
+    found = comparison(THREE, [(0, 2)], 3)
+    found.error[0, 1] = found.error[1, 0] = 0.25
+    words = significance._could_show(["A", "B", "C"], found, [3, 1, 3])
+    least = 0.25 * (stats.norm.isf(0.025 / 3) + stats.norm.isf(0.2))
+    assert words == (
+        f"the smallest difference between A and B that this test set with 1 to 3 seeds could show is {least:.1f} "
+        "points (80% chance, corrected for 3 pairs)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("apart", "words"),
+    [
+        ([], ""),
+        ([(0, 2)], "A and B can't be told apart; B and C can't be told apart"),
+        ([(0, 1), (0, 2)], "B and C can't be told apart; A is told apart from every other row"),
+        ([(0, 1), (0, 2), (1, 2)], "every row is told apart from every other"),
+    ],
+)
+def test_ties_in_words(apart, words):
+    assert significance.tied(["A", "B", "C"], comparison(THREE, apart, 3).better) == words
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bench import sweep
+from bench import status, sweep
 from bench.launch.slurm import launcher, queue
+from bench.plan.spec import RunSpec
 from bench.store import record
 from bench.store.attempts import read_attempts
 from bench.store.folder import ADAPTER, HISTORY, PROGRESS, RUN, read_progress
 from bench.store.record import Record
 from tests import slurm_cluster
 from tests.slurm_cluster import Cluster, until
+from tests.test_report import read_csv
 
 LIGHT = Path(__file__).parent / "slurm_light"
 ROOT = Path(__file__).parents[1]
@@ -190,6 +193,49 @@ def test_started_twice_at_the_same_second_is_computed_once(cluster, user):
     cluster.wait_until_empty(120)
     assert [result.status for result in user.results()] == ["finished"] * 12
     assert [(run / "computed").read_text().count("\n") for run in user.runs] == [1] * 12
+
+
+def test_a_tuned_sweep_submits_trials_and_then_the_runs_of_the_winners(cluster, user, capsys, monkeypatch):
+    """Two methods: three short trials each, then the best third of them at full length, then two seeds of a winner."""
+    monkeypatch.setattr(launcher, "POLL_SECONDS", 0.5)
+    user.write(seeds=2, job="LIGHT_STEPS=5 LIGHT_SECONDS=0.1")
+    file = user.folder / "s.yaml"
+    text = file.read_text().replace("dropout: 0.1}}]", "dropout: 0.1}}, linear_probe]")
+    file.write_text(text + "tune: {lr: [1e-4, 1e-3, 1e-2], trials: 3, halving: 3, seed: 7}\n")
+    assert user.sweep() == 0
+    printed = capsys.readouterr().out
+    assert "submitted: 6 runs" in printed
+    assert "the same command goes on with what the trials decide" in printed
+    assert status.main([str(user.dir)]) == 0
+    assert "4 test runs of the winners follow when all trials are over" in capsys.readouterr().out
+    assert user.sweep() == 0
+    assert "submitted: " not in capsys.readouterr().out, "they are in the queue"
+    assert user.sweep("--follow") == 0
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith("submitted: ")] == [
+        line for line in printed.splitlines() if line.startswith(("submitted: 2 runs", "submitted: 4 runs"))
+    ]
+    assert "12 runs, 8 finished, 4 to run" in printed
+    cluster.wait_until_empty(120)
+    specs = {run: RunSpec.load(run / RUN) for run in user.runs}
+    trials = [spec for spec in specs.values() if not spec.evaluation.test]
+    assert Counter((spec.method.name, spec.train.epochs, spec.seed) for spec in trials) == {
+        (method, epochs, 7): count for method in ("lora", "linear_probe") for epochs, count in ((3, 3), (8, 1))
+    }
+    tested = sorted((spec.method.name, spec.seed, spec.train.lr) for spec in specs.values() if spec.evaluation.test)
+    assert tested == [(method, seed, 1e-3) for method in ("linear_probe", "lora") for seed in (0, 1)]
+    assert [(run / "computed").read_text().count("\n") for run in user.runs] == [1] * 12
+    reports = user.folder / "reports" / "s"
+    tuning = {row["method"]: row for row in read_csv(reports / "tuning.csv")}
+    for row in tuning.values():
+        assert (row["trials"], row["whole_trials"], row["winner"], row["on_edge"]) == ("3", "1", "lr=0.001", "")
+        assert float(row["val_min"]) == float(row["val_max"]) == 50
+    assert [(row["method"], row["seeds"]) for row in read_csv(reports / "table.csv")] == [
+        ("lora", "2"),
+        ("linear_probe", "2"),
+    ]
+    assert user.sweep() == 0
+    assert "12 runs, 12 finished, 0 to run" in capsys.readouterr().out
 
 
 # --- what a cluster allows -------------------------------------------------------------------------------------------

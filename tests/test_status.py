@@ -260,6 +260,7 @@ def test_json_from_anywhere(folder, tmp_path, monkeypatch):
         "sweep": "demo",
         "folder": str(folder.path),
         "queue_known": True,
+        "later": 0,
         "counts": {"finished": 1, "running": 0, "stopped": 0, "waiting": 1, "unknown": 0, "failed": 0, "lost": 0},
         "total": {"hours": 1.0, "gpu_hours": 1.0, "hours_left": 1.0, "gpu_hours_left": 1.0},
         "runs": [

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import sweep
+from bench import status, sweep
 from bench.config.errors import UserError
 from bench.launch.stages import staged
 from bench.plan.grid import Sweep, expand
 from bench.plan.spec import RunSpec
-from bench.reporting.build import build
+from bench.reporting import live
+from bench.reporting.build import Report, build
+from bench.store import planned as planned_store
 from bench.store import record
 from bench.store.folder import RUN
 from bench.store.frame import collect
@@ -211,7 +214,29 @@ def test_halving_trains_a_part_for_long(run: Any) -> None:
         assert {spec.train.lr for spec in whole} == {spec.train.lr for spec in best}
     row = read_csv(Path("reports/x/tuning.csv"))[0]
     assert (row["trials"], row["whole_trials"]) == ("6", "2")
+    assert row["on_edge"] == "", "it lies between rates that were tried for a short time"
     assert "6, 2 at full length" in Path("reports/x/table.md").read_text()
+
+
+def test_a_winner_at_the_lowest_value_lies_on_the_edge(run: Any) -> None:
+    assert run(Launcher(lambda spec: 50 - 400 * spec.train.lr)) == 0
+    assert {row["on_edge"] for row in read_csv(Path("reports/x/tuning.csv"))} == {"lr"}
+
+
+def test_the_winner_is_known_when_all_trials_are_over_and_by_validation_alone(tmp_path: Path) -> None:
+    """Trials of other versions may hold a test score: here it would choose another winner."""
+    found = planned(tmp_path, "{lr: [1e-4, 1e-3, 1e-2], trials: 3}", "[lora]")
+    trials, results = found.tuned[0].trials, tmp_path / "results"
+    for number, trial in enumerate(trials):
+        assert found.tuned[0].planned({each.run_id: 50.0 for each in trials[:number]})[1] is None
+        (results / trial.run_id).mkdir(parents=True)
+        scores = [Scores(**dict.fromkeys(RECALLS, mean)) for mean in (40.0 + number, 60.0 - number)]
+        metrics = Metrics(best_epoch=1, val=scores[0], test=scores[1])
+        cost = Cost(trainable_params=1, total_params=2)
+        parts: dict[str, Any] = {"metrics": metrics, "cost": cost, "provenance": {}}
+        made = record.Record(run_id=trial.run_id, sweep="x", spec=trial.to_dict(), status="finished", **parts)
+        record.write(results / trial.run_id, made)
+    assert {run.train.lr for run in staged(found, results).runs if run.evaluation.test} == {1e-2}
 
 
 def test_a_scheduler_is_asked_twice_and_the_first_report_has_no_rows_yet(run: Any, capsys: Any, tmp_path: Path) -> None:
@@ -232,9 +257,91 @@ def test_a_scheduler_is_asked_twice_and_the_first_report_has_no_rows_yet(run: An
     assert len(read_csv(build(Path("results/x"), tmp_path / "out").out_dir / "table.csv")) == 3
 
 
+def test_the_state_of_a_sweep_says_that_the_winners_runs_follow(run: Any, capsys: Any) -> None:
+    Path("x.yaml").write_text(FILE.replace("zero_shot, ", ""))
+
+    class Detached(Launcher):
+        detached = True
+
+    def state() -> tuple[str, int]:
+        capsys.readouterr()
+        assert status.main(["results/x", "--watch"]) == 0, "it ends: the next step is the user's"
+        text = capsys.readouterr().out
+        status.main(["results/x", "--json"])
+        return text, json.loads(capsys.readouterr().out)["later"]
+
+    command = ["--executor", "slurm", "--set", "tune.halving=3"]
+    said = f"9 test runs of the winners follow when all trials are over and this is given again: {sweep.PROG} x.yaml"
+    for finished, later in ((18, 9), (24, 9), (33, 0)):
+        assert run(Detached(), *command) == 0
+        text, count = state()
+        assert f"x: {finished} of {finished} finished" in text
+        assert (said in text, count) == (later > 0, later)
+    assert "follow" not in text
+
+
+def staged_launcher(after: Callable[[Launcher], None]) -> Launcher:
+    """A launcher of this process that calls `after` when a stage is over, before the next one is planned."""
+
+    class Staged(Launcher):
+        def launch(self, runs: Sequence[Path]) -> None:
+            super().launch(runs)
+            after(self)
+
+    return Staged()
+
+
+def test_watching_goes_on_from_the_trials_to_the_winners_runs(
+    run: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "WATCH_SECONDS", 0.05)
+    watching = threading.Thread(target=status.main, args=(["results/x", "--watch", "--json"],), daemon=True)
+    done = threading.Event()
+
+    def after(launcher: Launcher) -> None:
+        if len(launcher.launched) == 19:
+            capsys.readouterr()
+            watching.start()
+            done.wait(0.5)
+            assert watching.is_alive(), "the trials are over, the sweep is not"
+
+    assert run(staged_launcher(after), "--executor", "local") == 0
+    watching.join(20)
+    assert not watching.is_alive()
+    looks = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{"schema"')]
+    assert (len(looks[0]["runs"]), looks[0]["later"]) == (19, 9)
+    assert (len(looks[-1]["runs"]), looks[-1]["later"]) == (28, 0)
+
+
+def test_a_live_report_goes_on_from_the_trials_to_the_winners_runs(run: Any, capsys: Any) -> None:
+    folder, rows, said = Path("results/x"), list[int](), list[str]()
+
+    def write(seconds: int | None) -> Report:
+        built = build(folder, Path("live"), live=seconds)
+        rows.append(len(read_csv(built.out_dir / "table.csv")))
+        return built
+
+    def sleep(seconds: float) -> None:
+        """Meanwhile the sweep goes on with what follows."""
+        said.append(capsys.readouterr().out)
+        assert run(Launcher()) == 0
+
+    def after(launcher: Launcher) -> None:
+        raise KeyboardInterrupt
+
+    assert run(staged_launcher(after), "--executor", "local") == 130
+    live.follow([folder], write, lambda report: None, sleep)
+    assert rows == [1, 4], "zero-shot alone beside the trials, then all"
+    assert "9 test runs of the winners follow when all trials are over\n" in said[0]
+    assert len(said) == 1
+
+
 def test_a_configuration_whose_trials_all_fail_has_no_winner(run: Any) -> None:
     launcher = Launcher(lambda spec: None if spec.method.name == "vpt" else nearest(spec))
     assert run(launcher) == 1
+    plan = planned_store.read(Path("results/x"))
+    assert plan is not None
+    assert plan.later == 0, "nothing follows from them"
     assert not [spec for spec in launcher.launched if spec.method.name == "vpt" and spec.evaluation.test]
     rows = {row["method"]: row for row in read_csv(Path("reports/x/tuning.csv"))}
     assert (rows["vpt"]["failed"], rows["vpt"]["winner"], rows["vpt"]["val_max"]) == ("6", "", "")

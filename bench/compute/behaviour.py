@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from bench import data
 from bench.compute import adapted
 from bench.compute.build import deterministic, shortcuts_of
 from bench.config.errors import GpuLost, UserError
+from bench.config.files import write_bytes
 from bench.core import geometry, ranks
 from bench.core.evaluate import encode, score
 from bench.core.inputs import Inputs
@@ -60,7 +62,7 @@ def record(
     can't be measured is noted in the file, and the run goes on.
     """
     asked = asked_of(spec)
-    found = measure(spec, model, dataset, prepared) if asked else []
+    found = measure(run_dir, spec, model, dataset, prepared) if asked else []
     if asked:
         store.write(run_dir, found, asked)
     return found
@@ -94,8 +96,10 @@ class Finished:
             return record(run_dir, spec, found.backbone, dataset, prepared)
 
 
-def measure(spec: RunSpec, model: Backbone, dataset: Dataset, prepared: dict[Hashable, Any]) -> list[TestSet]:
-    """What the run's settings ask for, of its adapted model: its own test set first."""
+def measure(
+    run_dir: Path, spec: RunSpec, model: Backbone, dataset: Dataset, prepared: dict[Hashable, Any]
+) -> list[TestSet]:
+    """What the run's settings ask for, of its adapted model: its own test set first. Ranks go to the run's folder."""
     own = replace(dataset, train=(), val=(), sha256=data.test_sha256(dataset.test))
     found, device = [], next(model.model.parameters()).device
     for role, name, load in _asked(spec, own):
@@ -104,7 +108,7 @@ def measure(spec: RunSpec, model: Backbone, dataset: Dataset, prepared: dict[Has
             if role == "own" or dataset.test != own.test:
                 key = ("behaviour", dataset.sha256)
                 kept = prepared if role == "own" else prepared.setdefault(key, {})
-                found.append(_test_set(role, dataset, spec, model, kept))
+                found.append(_test_set(run_dir, role, dataset, spec, model, kept))
         except GpuLost:
             raise
         except Exception as error:
@@ -125,7 +129,9 @@ def _asked(spec: RunSpec, own: Dataset) -> Iterator[tuple[Role, str, Any]]:
             yield role, settings.called, lambda settings=settings: data.load_test(settings)
 
 
-def _test_set(role: Role, dataset: Dataset, spec: RunSpec, model: Backbone, prepared: dict[Hashable, Any]) -> TestSet:
+def _test_set(
+    run_dir: Path, role: Role, dataset: Dataset, spec: RunSpec, model: Backbone, prepared: dict[Hashable, Any]
+) -> TestSet:
     """The frozen backbone and the adapted model on one test set."""
     device = next(model.model.parameters()).device
     inputs = _inputs(spec, dataset, model, device, prepared)
@@ -138,12 +144,16 @@ def _test_set(role: Role, dataset: Dataset, spec: RunSpec, model: Backbone, prep
     before, here = prepared[key], _set(spec, inputs)
     after = _embed(here)
     same = before.images.shape == after.images.shape
+    measured: dict[str, Any] = {}
+    for side, embedded in zip(store.SIDES, (before, after), strict=True):
+        found = _ranks(embedded, here)
+        write_bytes(store.ranks_file(run_dir, dataset.sha256, side), ranks.to_npz(found))
+        measured[side] = _measured(spec, embedded, here, found)
     return TestSet(
         role=role,
         dataset=dataset.name,
         sha256=dataset.sha256,
-        before=_measured(spec, before, here),
-        after=_measured(spec, after, here),
+        **measured,
         drift_image=geometry.drift(after.images, before.images) if same else None,
         drift_text=geometry.drift(after.captions, before.captions) if same else None,
     )
@@ -187,15 +197,20 @@ def _embed(test: _Set) -> Embedded:
     return Embedded(images, found[:count][split.caption_text.to(found.device)], found[count:])
 
 
-def _measured(spec: RunSpec, found: Embedded, test: _Set) -> Measured:
-    """The measures of one model's embeddings."""
+def _ranks(found: Embedded, test: _Set) -> ranks.Saved:
+    """The ranks of every query by one model's embeddings."""
     split = test.inputs.eval_set("test")
     of_caption = split.caption_text.to(found.captions.device)
     row = torch.empty(int(of_caption.max()) + 1, dtype=torch.long, device=of_caption.device)
     row[of_caption] = torch.arange(len(of_caption), device=of_caption.device)  # one caption of each different text
-    scores = ranks.metrics(*score(found.images, found.captions[row], of_caption, test.owner))
+    i2t, t2i = score(found.images, found.captions[row], of_caption, test.owner)
+    return ranks.Saved(i2t, t2i, np.array([len(item.captions) for item in test.inputs.items("test")]))
+
+
+def _measured(spec: RunSpec, found: Embedded, test: _Set, ranked: ranks.Saved) -> Measured:
+    """The measures of one model's embeddings."""
     return Measured(
-        scores=Scores.model_validate(scores),
+        scores=Scores.model_validate(ranks.metrics(ranked.i2t, ranked.t2i)),
         geometry=_geometry(found, test) if spec.behaviour.geometry else None,
         classification=_classification(found, test) if test.names else None,
     )

@@ -54,7 +54,7 @@ def read(folder: Path, run_ids: Sequence[str], block: str) -> Tables:
     captions: Int64[np.ndarray, " images"] | None = None
     found: dict[str, tuple[Float32[np.ndarray, "images 6"], Float64[np.ndarray, " 7"]]] = {}
     for run_id, stamp in stamps.items():
-        entry = known.get((run_id, *stamp)) or _entry(folder / run_id / RANKS)
+        entry = known.get((run_id, *stamp)) or read_entry(folder / run_id / RANKS)
         if entry is None:
             continue
         counts, table, alike = entry
@@ -90,8 +90,8 @@ def _hits(ranks: Ranks, k: int) -> Float64[np.ndarray, " queries"]:
     return out
 
 
-def _entry(path: Path) -> Entry | None:
-    """(captions, table, recalls with duplicates) of a ranks file; None where it does not hold a table."""
+def read_entry(path: Path) -> Entry | None:
+    """(captions, table, recalls with duplicates) of a ranks file; None where it is not there, or holds no table."""
     try:
         saved = from_npz(path)
     except UserError:

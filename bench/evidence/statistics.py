@@ -58,6 +58,14 @@ class Comparison:
         found: np.ndarray = (self.p < 1 - LEVEL) & (self.difference > 0)
         return found
 
+    def interval(self, i: int, j: int) -> tuple[float, float]:
+        """Lower and upper end, at LEVEL, of the difference of rows i and j, as if it were the only pair.
+
+        By Student's t, with the variance and the degrees of freedom of the test.
+        """
+        half = float(stats.t.isf((1 - LEVEL) / 2, self.freedom[i, j]) * self.error[i, j])
+        return float(self.difference[i, j] - half), float(self.difference[i, j] + half)
+
     @cached_property
     def median_pair(self) -> tuple[float, float]:
         """The median standard error of the pairs, and their median degrees of freedom; NaN for fewer than two rows."""
@@ -341,10 +349,11 @@ def tie_groups(apart: Bool[np.ndarray, "rows rows"]) -> list[list[int]]:
     return sorted(sorted(group) for group in groups)
 
 
-def detectable(comparison: Comparison, tests: int = 1) -> float:
+def detectable(comparison: Comparison, tests: int = 1, pair: tuple[int, int] | None = None) -> float:
     """The smallest difference of mean recall, in points, that is found with the chance POWER at 5% over `tests` tests.
 
-    For the median pair of rows, with this test set and as many seeds. NaN for fewer than two rows.
+    For this pair of rows or, without one, the median pair, with this test set and as many seeds. NaN for fewer than two
+    rows.
     """
-    error, df = comparison.median_pair
+    error, df = comparison.median_pair if pair is None else (comparison.error[pair], comparison.freedom[pair])
     return float((stats.t.isf((1 - LEVEL) / 2 / tests, df) + stats.t.isf(1 - POWER, df)) * error)

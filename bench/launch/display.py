@@ -40,6 +40,8 @@ def summary(picture: Picture) -> list[str]:
         lines.append(f"{picture.scheduler} did not answer: what is in its queue is not known")
     if picture.others:
         lines.append(f"{picture.others} of these runs are of other commands, not in the last one's grid")
+    if picture.outlook:
+        lines.append(picture.outlook)
     if picture.note:
         lines.append(f"note: {picture.note}")
     return lines

@@ -34,7 +34,8 @@ class Picture:
     """The state of a sweep at one moment; runs are in the plan's order.
 
     Behind them are `others` runs of other commands that are finished, at work or in the queue. queue_known: whether the
-    scheduler answered. scheduler: its name, for messages. note: a remark for the user.
+    scheduler answered. scheduler: its name, for messages. note: a remark for the user. later: how many runs are planned
+    when the trials of tuning are over; outlook: that in words. goes_on: whether they are started without the user.
     """
 
     sweep: str
@@ -44,6 +45,9 @@ class Picture:
     scheduler: str = ""
     others: int = 0
     note: str | None = None
+    later: int = 0
+    outlook: str = ""
+    goes_on: bool = True
 
     def of(self, state: State) -> list[Standing]:
         """The runs in this state."""
@@ -69,13 +73,14 @@ class Picture:
             "time": round(time.time(), 1),
             "queue_known": self.queue_known,
             "counts": self.counts,
+            "later": self.later,
             "total": hours,
             "runs": [run.to_dict() for run in self.runs],
         }
 
 
 class Status:
-    """Reads the state of the sweep in `folder`, as often as wanted; a finished run is read once.
+    """Reads the state of the sweep in `folder`, as often as wanted; a finished run is read once, a plan when it is new.
 
     `file` is the sweep file, from which the runs come as long as the folder has no plan. UserError without either.
     """
@@ -86,12 +91,12 @@ class Status:
         self.gone: dict[str, float] = {}  # run id -> when a look first found it gone
         self.ends: dict[tuple[str, str], str] = {}
         self.asked: set[str] = set()  # lost runs whose end was asked for
-        self.specs = self._plan()
-        self.labels = planned.labels(self.specs)
-        self.others = runs_in(self.folder, besides=self.specs)
+        self._read_plan()
 
     def look(self) -> Picture:
         """The state of every run now. A run that is gone counts as lost once LOOK_AGAIN_SECONDS have passed."""
+        if self._stamp() != self.stamp:
+            self._read_plan()
         sent = submitted(self.folder)
         # The queue before the folders: a run whose job ends in between has written its result by then.
         alive = sent.look() if sent else Queue()
@@ -130,6 +135,9 @@ class Status:
             scheduler=alive.scheduler,
             others=len(shown) - len(self.specs),
             note=self._note(),
+            later=self.plan.later if self.plan else 0,
+            outlook=self.plan.outlook if self.plan else "",
+            goes_on=self.plan is None or self.plan.goes_on,
         )
 
     def look_twice(self) -> Picture:
@@ -140,14 +148,25 @@ class Status:
             picture = self.look()
         return picture
 
-    def _plan(self) -> dict[str, dict[str, Any]]:
-        """The settings of each run, by run id."""
-        plan = planned.read(self.folder)
-        if plan is not None and plan.runs:
-            return plan.runs
-        if self.file is None:
+    def _read_plan(self) -> None:
+        """The settings of each run, by run id, and what else follows from the newest plan."""
+        self.stamp = self._stamp()
+        self.plan = planned.read(self.folder)
+        if self.plan is not None and self.plan.runs:
+            self.specs = self.plan.runs
+        elif self.file is None:
             raise UserError(f"{self.folder} is no sweep's results: it has no {PLAN}")
-        return {run.run_id: run.to_dict() for run in expand(self.file).runs}
+        else:
+            self.specs = {run.run_id: run.to_dict() for run in expand(self.file).runs}
+        self.labels = planned.labels(self.specs)
+        self.others = runs_in(self.folder, besides=self.specs)
+
+    def _stamp(self) -> int | None:
+        """When the newest plan was written; None without one."""
+        try:
+            return (self.folder / PLAN).stat().st_mtime_ns
+        except OSError:
+            return None
 
     def _note(self) -> str | None:
         plan = self.folder / PLAN

@@ -31,13 +31,15 @@ def staged(sweep: Sweep, folder: Path) -> Sweep:
         own = each.finals(winner) if winner else []
         trials += listed
         finals += own
-        waiting += 0 if winner else len(each.runs)
+        open_ = any(trial.run_id not in scores for trial in listed)
+        waiting += len(each.runs) if open_ else 0
         recipes |= {run.run_id: found for run in (*listed, *own) if (found := _recipe(sweep, each, run))}
     notes = [f"tuning: {len(trials)} trials of {len(sweep.tuned)} configurations, which never open the test set"]
     if waiting:
         notes.append(f"{waiting} test runs are planned when the trials of their configurations are over")
     runs = {run.run_id: run for run in (*sweep.runs, *trials, *finals)}
-    return replace(sweep, runs=tuple(runs.values()), notes=(*sweep.notes, *notes), recipes=recipes)
+    notes = [*sweep.notes, *notes]
+    return replace(sweep, runs=tuple(runs.values()), notes=tuple(notes), recipes=recipes, later=waiting)
 
 
 def _possible(tuned: Tuned) -> list[RunSpec]:

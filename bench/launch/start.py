@@ -37,7 +37,7 @@ def plan_of(sweep: Sweep, how: Start | None = None) -> Plan:
     recipes = {run_id: name for run_id, (name, _) in sweep.recipes.items()}
     departs = {run_id: keys for run_id, (_, keys) in sweep.recipes.items()}
     titles = {run.method.name: run.method.called() for run in sweep.runs}
-    return Plan(sweep.name, runs, file, how, dict(sweep.content), own, recipes, departs, titles)
+    return Plan(sweep.name, runs, file, how, dict(sweep.content), own, recipes, departs, titles, sweep.later)
 
 
 def estimate(sweep: Sweep, folder: Path, *, executor: str, workers: int | None) -> Forecast:

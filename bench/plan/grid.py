@@ -82,7 +82,8 @@ class Sweep:
     file: None for a sweep that was not read from one. schedulers: each cluster scheduler's block of settings. notes:
     what was left out or is the same run twice. content: the whole file with the overrides, as plain data. recipes: run
     id -> the recipe that the run was planned with, and the keys in which it departs from it; for runs with a recipe.
-    tuned: the configurations that are tuned; their runs are none of `runs` before `bench.launch.stages.staged`.
+    tuned: the configurations that are tuned; their runs are none of `runs` before `bench.launch.stages.staged`,
+    which counts those that can't be known yet in `later`.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Sweep:
     content: Mapping[str, Any] = field(default_factory=dict)
     recipes: Mapping[str, tuple[str, list[str]]] = field(default_factory=dict)
     tuned: tuple[Tuned, ...] = ()
+    later: int = 0
 
 
 def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +27,8 @@ COLUMNS = (
 _MOST_ROWS = 100  # of a block: with more, fewer draws; and groups of ties would outgrow any table
 _FEWER_DRAWS = 1_000
 _MOST_COMPARED = 1_000  # rows of a block: with more, those that validation chose; all pairs would outgrow memory
+_MOST_NAMED = 20  # rows of a block: with more, table.csv alone has the groups of ties
+_MOST_LISTED = 8  # names in a sentence
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 Block = tuple[str, str]  # dataset and backbone
@@ -44,7 +45,8 @@ class _Group:
     compared: np.ndarray  # the places of the rows that are compared, all but in very long blocks
     intervals: np.ndarray  # (rows, recalls, 2)
     alike: np.ndarray  # (rows, recalls)
-    one_seed: int  # rows that train, of one seed
+    names: tuple[str, ...]  # what papers call the rows
+    seeds: tuple[int, ...]  # of each row that trains
     draws: int
 
 
@@ -104,7 +106,8 @@ def _measure(runs: Runs, part: pd.DataFrame) -> _Group | str:
         compared=compared,
         intervals=evidence.intervals(means, tables.captions, seeds, draws=draws),
         alike=np.stack([tables.alike[indices].mean(axis=0) for indices in chosen]),
-        one_seed=sum(len(indices) == 1 and trains for indices, trains in zip(chosen, part["trains"], strict=True)),
+        names=tuple(options.rows(part, runs.titles)),
+        seeds=tuple(len(indices) for indices, trains in zip(chosen, part["trains"], strict=True) if trains),
         draws=draws,
     )
 
@@ -157,8 +160,8 @@ def _facts(group: _Group) -> Iterator[tuple[str, str]]:
     """What the report says of a block: how far its numbers reach, and what they do not show."""
     images, captions = len(group.tables.captions), int(group.tables.captions.sum())
     unknown = ""
-    if group.one_seed:
-        rows = f"{group.one_seed} rows have" if group.one_seed > 1 else "one row has"
+    if one_seed := group.seeds.count(1):
+        rows = f"{one_seed} rows have" if one_seed > 1 else "one row has"
         unknown = f"; {rows} one seed: what another seed would give is unknown, and in no interval or test"
     yield (
         "Intervals",
@@ -170,39 +173,102 @@ def _facts(group: _Group) -> Iterator[tuple[str, str]]:
         yield "Compared", f"{count:,} of {len(group.rows):,} rows: those that validation chose, or the best"
     if count < 2:
         return
-    pairs = count * (count - 1) // 2
-    one = evidence.detectable(group.comparison)
-    all_ = evidence.detectable(group.comparison, pairs)
-    corrected = f", {all_:.1f} points once corrected for {pairs:,} pairs" if pairs > 1 else ""
-    yield (
-        "Smallest difference",
-        f"with this test set and these seeds, two rows that differ by {one:.1f} points of mean recall are told apart "
-        f"with 80% chance{corrected} (the median pair)",
-    )
-    yield (
-        "Ranking",
-        claim([_name(row) for row in group.rows.iloc[group.compared].to_dict("records")], group.comparison.better),
-    )
+    names = [group.names[place] for place in group.compared]
+    yield "Smallest difference", _smallest(group.comparison)
+    of = "methods" if group.rows["method"].iloc[group.compared].is_unique else "rows"
+    shown = _could_show(names, group.comparison, group.seeds)
+    yield "Ranking", f"{claim(names, group.comparison, of)}; {shown}"
+    if 2 < count <= _MOST_NAMED and (ties := tied(names, group.comparison.better)):
+        yield "Groups", ties
 
 
-def claim(names: Sequence[str], better: np.ndarray) -> str:
-    """What the ranking of rows by mean recall supports, in words. `names`: best first; `better`: of `Comparison`."""
-    tied = [name for name, apart in zip(names, better[0], strict=True) if not apart]
-    others = len(names) - len(tied)
-    if len(tied) == 1:
-        rest = "the other row" if others == 1 else f"each of the other {_number(others)} rows"
-        return f"{tied[0]} has the highest mean recall, and is told apart from {rest} (5%, Holm)"
-    if not others:
-        return f"these {_number(len(tied))} rows can't be told apart on this test set"
-    shown = ", ".join(tied[:8]) + (f" and {len(tied) - 8} more" if len(tied) > 8 else "")
-    rest = "the other row is" if others == 1 else f"the other {_number(others)} rows are"
+def claim(names: Sequence[str], comparison: evidence.Comparison, of: str = "rows") -> str:
+    """What the ranking of rows by mean recall supports, in words. `names`: of the rows, best first."""
+    best, better = names[0], comparison.better
+    level, cited = _level(comparison), _cited(comparison)
+    apart = _apart(comparison, cited)
+    below = len(names) - 1 - len(level)
+    if not better.any():
+        if len(names) == 2:
+            return f"{best} and {names[1]} can't be told apart on this test set ({apart})"
+        return (
+            f"these {_number(len(names))} {of} can't be told apart on this test set: {_listed(names)} "
+            f"(the first and the last: {apart})"
+        )
+    rest = f"the other {of[:-1]}" if below == 1 else f"each of the other {_number(below)} {of}"
+    if not level:
+        closest = f"the closest is {names[cited]} ({apart})"
+        return f"{best} has a higher mean recall than {rest}, told apart at 5% over all pairs; {closest}"
+    others = _listed([names[row] for row in level])
+    furthest = "" if len(level) == 1 else f"{names[cited]}: "
+    higher = f"; it is higher than {rest}, told apart at 5% over all pairs" if below else ""
     return (
-        f"the best {_number(len(tied))} rows can't be told apart from the first on this test set: {shown}; {rest} below"
+        f"{best} has the highest mean recall, but {others} can't be told apart from it on this test set "
+        f"({furthest}{apart}){higher}"
     )
 
 
-def _name(row: dict[str, Any]) -> str:
-    return f"{row['method']} ({row['config']})" if row["config"] else str(row["method"])
+def _level(comparison: evidence.Comparison) -> list[int]:
+    """The rows that can't be told apart from the first, which is not among them."""
+    return [int(row) for row in np.flatnonzero(~comparison.better[0]) if row]
+
+
+def _cited(comparison: evidence.Comparison) -> int:
+    """The row whose difference from the first is said: the last that can't be told apart from it, else the second."""
+    return max(_level(comparison), default=1)
+
+
+def tied(names: Sequence[str], better: np.ndarray) -> str:
+    """The groups of rows of which no two can be told apart, in words; empty where these are all rows."""
+    groups = [[names[row] for row in group] for group in evidence.tie_groups(better | better.T)]
+    if len(groups) == 1:
+        return ""
+    several = [group for group in groups if len(group) > 1]
+    alone = [group[0] for group in groups if len(group) == 1]
+    said = [
+        f"{_listed(group)} can't be told apart" + (" from each other" if len(group) > 2 else "") for group in several
+    ]
+    if alone and several:
+        said.append(f"{_listed(alone)} {'is' if len(alone) == 1 else 'are'} told apart from every other row")
+    return "; ".join(said) or "every row is told apart from every other"
+
+
+def _apart(comparison: evidence.Comparison, row: int) -> str:
+    """By how much the first row and this one differ."""
+    low, high = (f"{each + 0.0:.1f}".replace("-", "−") for each in comparison.interval(0, row))
+    alone = " for this pair alone" if len(comparison.p) > 2 else ""
+    return f"difference {comparison.difference[0, row]:.1f} points, 95% interval {low} to {high}{alone}"
+
+
+def _smallest(comparison: evidence.Comparison) -> str:
+    pairs = len(comparison.p) * (len(comparison.p) - 1) // 2
+    corrected = ""
+    if pairs > 1:
+        corrected = f", {evidence.detectable(comparison, pairs):.1f} points once corrected for {pairs:,} pairs"
+    return (
+        f"with this test set and these seeds, two rows that differ by {evidence.detectable(comparison):.1f} points of "
+        f"mean recall are told apart with 80% chance{corrected} (the median pair)"
+    )
+
+
+def _could_show(names: Sequence[str], comparison: evidence.Comparison, seeds: Sequence[int]) -> str:
+    """What the first and the cited row must differ by to be told apart. `seeds`: how many each row that trains has."""
+    cited, pairs = _cited(comparison), len(comparison.p) * (len(comparison.p) - 1) // 2
+    counts = sorted(set(seeds))
+    some = " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]]))) if counts else ""
+    given = f" with {some} {'seed' if some == '1' else 'seeds'}" if some else ""
+    among = f", corrected for {pairs:,} pairs" if pairs > 1 else ""
+    least = evidence.detectable(comparison, pairs, (0, cited))
+    return (
+        f"the smallest difference between {names[0]} and {names[cited]} that this test set{given} could show is "
+        f"{least:.1f} points (80% chance{among})"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """A, B and C."""
+    shown = [*names[:_MOST_LISTED], *([f"{len(names) - _MOST_LISTED} more"] if len(names) > _MOST_LISTED else [])]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
 def _number(count: int) -> str:

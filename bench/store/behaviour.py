@@ -1,4 +1,7 @@
-"""behaviour.json of a run: what was measured of its model, and of the backbone before it, beside the test. No torch."""
+"""behaviour.json of a run: what was measured of its model, and of the backbone before it, beside the test. No torch.
+
+The ranks behind it are in files of their own, one for each test set and model: see `ranks_file`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from bench.store.record import Count, Percent, Scores, _Part
 FILE = "behaviour.json"
 DATASETS = ("evaluate", "forgetting")  # the settings that list datasets
 Role = Literal["own", "evaluate", "forgetting"]
+Side = Literal["before", "after"]  # of adaptation: the frozen backbone, and the run's model
+SIDES: tuple[Side, ...] = ("before", "after")
 
 
 class Modality(_Part):
@@ -90,6 +95,25 @@ class Behaviour(_Part):
             and all(self.asked.get(key) == asked.get(key) for key in measured)
             and all(each in self.asked.get(key, ()) for key in DATASETS for each in asked.get(key, ()))
         )
+
+
+def ranks_file(run_dir: Path, sha256: str, side: Side) -> Path:
+    """The file with the ranks of one model on the test set of this hash, in the format of ranks.npz.
+
+    Runs that earlier versions measured have none.
+    """
+    return run_dir / f"behaviour-{sha256[:16]}-{side}.npz"
+
+
+def is_measured(run_dir: Path, asked: dict[str, Any]) -> bool:
+    """Whether the run has all that these settings ask for, and the ranks behind it."""
+    found = read(run_dir)
+    if found is None or not found.answers(asked):
+        return False
+    names = {role: [each.get("title") or each["name"] for each in asked.get(role, ())] for role in DATASETS}
+    own = asked.get("geometry") or asked.get("classify")
+    wanted = [each for each in found.sets if (own if each.role == "own" else each.dataset in names[each.role])]
+    return all(ranks_file(run_dir, each.sha256, side).is_file() for each in wanted for side in SIDES)
 
 
 def read(run_dir: Path) -> Behaviour | None:

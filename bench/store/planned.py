@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, field
@@ -21,6 +22,7 @@ from pydantic.dataclasses import dataclass
 
 from bench.config.errors import UserError
 from bench.config.files import make_folder, write_json
+from bench.config.settings import SCHEDULERS
 from bench.store.naming import distinguish, flatten
 
 PLAN, PLANS = "plan.json", "plans"
@@ -53,7 +55,8 @@ class Plan:
     file: the sweep file, None without one. start: how it was started. content: the sweep file with all overrides, as
     plain data. own: run id -> the settings of its method and loss that are not the defaults, with dotted keys. recipes:
     run id -> the recipe that it was planned with; departs: run id -> the dotted keys in which it departs from that.
-    titles: method -> what papers call it. Plans of earlier versions have none of the latter six.
+    titles: method -> what papers call it. later: how many runs of winners are planned when the trials are over.
+    Plans of earlier versions have none of the latter seven.
     """
 
     sweep: str
@@ -65,6 +68,23 @@ class Plan:
     recipes: dict[str, str] = field(default_factory=dict)
     departs: dict[str, list[str]] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
+    later: int = 0
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the command that started the sweep plans what follows by itself: it does where it waits for runs."""
+        if self.start is None or self.start.executor not in SCHEDULERS:
+            return True
+        return "--follow" in shlex.split(self.start.command or "")
+
+    @property
+    def outlook(self) -> str:
+        """What is planned when the trials are over, and what it takes; empty if nothing is."""
+        if not self.later:
+            return ""
+        runs = f"{self.later} test runs of the winners follow" if self.later > 1 else "1 test run of the winner follows"
+        command = (self.start and self.start.command) or "the same command"
+        return f"{runs} when all trials are over" + ("" if self.goes_on else f" and this is given again: {command}")
 
     @cached_property
     def id(self) -> str:
@@ -81,7 +101,7 @@ class Plan:
         ]
         start = None if self.start is None else asdict(self.start)
         head = {"sweep": self.sweep, "file": self.file, "start": start, "content": self.content, "titles": self.titles}
-        return head | {"runs": runs}
+        return head | {"later": self.later, "runs": runs}
 
 
 def write(folder: Path, plan: Plan) -> None:
@@ -107,8 +127,8 @@ def read(folder: Path, plan_id: str | None = None) -> Plan | None:
                 {run["run_id"]: run[key] for run in content["runs"] if key in run}
                 for key in ("own", "recipe", "departs")
             )
-            titles = content.get("titles") or {}
-            return Plan(sweep, runs, content.get("file"), start, resolved, own, recipes, departs, titles)
+            titles, later = content.get("titles") or {}, content.get("later") or 0
+            return Plan(sweep, runs, content.get("file"), start, resolved, own, recipes, departs, titles, later)
     except (FileNotFoundError, NotADirectoryError):
         newest = read(folder) if plan_id is not None else None  # earlier versions kept no others
         return newest if newest and newest.id == plan_id else None
