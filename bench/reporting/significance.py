@@ -202,7 +202,7 @@ def claim(names: Sequence[str], better: np.ndarray) -> str:
 
 
 def _name(row: dict[str, Any]) -> str:
-    return f"{row['method']} ({row['config']})" if row["config"] else str(row["method"])
+    return f"{row['method']} ({options.short(row['config'])})" if row["config"] else str(row["method"])
 
 
 def _number(count: int) -> str:
