@@ -325,3 +325,21 @@ def test_many_runs_are_summarised_in_seconds(tmp_path: Path, monkeypatch: pytest
     assert set(rows.loc[rows["best_rank"].notna(), "chosen"]) == {True}
     assert len(figures.recall_vs_params(parts).axes[0].texts) <= figures.MOST_LABELS
     assert time.process_time() - start < 10
+
+
+def test_the_benchmarks_check_finds_a_wrong_number_and_a_shorter_mean(tmp_path: Path) -> None:
+    reports.write(tmp_path / "r", 99, images=40)
+    table = build(tmp_path / "r", tmp_path / "out", plain=True).out_dir / "table.csv"
+    numbers, difference = reports.check(tmp_path / "r", table)
+    assert numbers > 33 * 17
+    assert difference < 1e-9
+    rows = read_csv(table)
+    assert [row["seeds"] for row in rows].count("2") == 1
+    for column, value, least in (("t2i_r5", "1.5", 1.0), ("seeds", "9", 6.0), ("train_seconds", "", 1e300)):
+        wrong = tmp_path / "wrong.csv"
+        wrong.write_text(as_csv([rows[0] | {column: value}, *rows[1:]]))
+        assert reports.check(tmp_path / "r", wrong)[1] >= least
+
+
+def as_csv(rows: list[dict[str, str]]) -> str:
+    return "\n".join([",".join(rows[0]), *(",".join(f'"{value}"' for value in row.values()) for row in rows)])
