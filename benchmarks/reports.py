@@ -62,8 +62,8 @@ def measure(folder: Path, out: Path) -> tuple[float, float]:
 def check(folder: Path, table: Path) -> tuple[int, float]:
     """How many numbers of a table.csv were computed again, and the largest difference; infinite where one is missing.
 
-    Recalls come from ranks.npz, costs from result.json, both by plain json and numpy; rows from plan.json. A run without
-    a result is in no mean.
+    Rows come from plan.json, recalls from ranks.npz, costs from result.json, by json and numpy alone. A run without a
+    result is in no mean.
     """
     rows: dict[str, list[dict[str, float]]] = {}
     for run in json.loads((folder / "plan.json").read_text())["runs"]:
@@ -88,7 +88,9 @@ def _again(run: Path) -> dict[str, float]:
     with np.load(run / "ranks.npz") as held:
         assert not held["i2t_tied"].any()
         assert not held["t2i_tied"].any()
-        recalls = {f"{s}_r{k}": 100 * float((held[f"{s}_above"] < k).mean()) for s in ("i2t", "t2i") for k in (1, 5, 10)}
+        recalls = {
+            f"{s}_r{k}": 100 * float((held[f"{s}_above"] < k).mean()) for s in ("i2t", "t2i") for k in (1, 5, 10)
+        }
     costs = {key: float(result["cost"][key]) for key in ("trainable_params", "train_seconds", "peak_bytes")}
     return recalls | {"mean_recall": statistics.fmean(recalls.values())} | costs
 
