@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import vl_convert
 from PIL import Image
 
 from bench import data
@@ -212,6 +215,10 @@ def test_hover_shows_settings_and_costs_and_a_click_compares(browser: Browser, i
     browser.click(f'#table tr[data-row="{browser.js(ROW, f"{SHOWN}2")}"] input')
     browser.click("#compared button.drop")
     assert len(browser.texts("#compared thead th")) == 1
+    browser.click('#table input[aria-label="Compare LoRA rank=8"]')
+    compared = "\n".join(browser.texts("#compared tbody tr"))
+    assert "method.rank\t2\t8" in compared
+    assert "method.name" not in compared  # both rows have it, though most have another
 
 
 def test_axes_can_be_chosen(browser: Browser, index: Path) -> None:
@@ -331,7 +338,12 @@ def test_hostile_texts_stay_texts(browser: Browser, index: Path) -> None:
     assert '<script>alert("1")</script>&amp; %$' in tip
     assert browser.js("return document.querySelectorAll('#vg-tooltip-element script').length") == 0
     assert CLASSES[0] in "\n".join(browser.texts("#gallery .class, #gallery td, #gallery tbody th"))
-    assert browser.js("return document.querySelector('#gallery').textContent.includes(arguments[0])", HOSTILE)
+    for side in ("t2i", "i2t"):
+        browser.choose("#gallery-side", side)
+        assert browser.js(
+            "return document.querySelector('#gallery-queries').textContent.includes(arguments[0])", HOSTILE
+        )
+        assert browser.js("return document.querySelectorAll('main script, main b, main i').length") == 0
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -455,6 +467,24 @@ def test_the_script_cannot_be_left_by_any_text() -> None:
     text = page._json({"a": "</script><!-- \u2028"})
     assert "<" not in text
     assert json.loads(text) == {"a": "</script><!-- \u2028"}
+
+
+def test_every_package_in_the_bundle_has_its_licence_on_the_page(index: Path) -> None:
+    """What vl-convert bundles is in its library as name@version; the page's list has each, in these versions."""
+    library = Path(vl_convert.vl_convert.__file__).read_bytes()
+    named = set(re.findall(rb"/npm/((?:vega|d3|lodash|topo|json-|robust|delau|intern)[a-z0-9.-]*)@([0-9.]+)/", library))
+    lite = vl_convert.get_vegalite_versions()[-1].encode()
+    wanted = {
+        f"{name.decode()} {version.decode()}"
+        for name, version in named
+        if name != b"vega-lite" or version.startswith(lite)
+    }
+    assert {f"vega {vl_convert.get_vega_version()}", "d3-array 3.2.4", "vega-tooltip 1.0.0"} < wanted
+    shown = html.unescape(index.read_text().split('<section id="licences">')[1].split("</section>")[0])
+    listed = " ".join(shown.split())
+    assert [each for each in sorted(wanted) if each not in listed] == []
+    for words in ("Redistributions in binary form must reproduce", "University of Washington Interactive Data Lab"):
+        assert words in listed
 
 
 def test_a_live_report_is_written_after_each_result_until_all_are_there(tmp_path: Path) -> None:
