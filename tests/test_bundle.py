@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from bench import report
@@ -294,6 +295,16 @@ def test_a_grid_of_two_numbers_is_a_heat_map(made: tuple[Path, Path]) -> None:
     assert (heat.ylabel, heat.xlabel, heat.rows, heat.columns) == ("rank", "lr", ("2", "8"), ("0.0001", "0.00013"))
     assert heat.values == pytest.approx(np.array([[31.0, 30.7], [37.0, 36.7]]))
     assert heat.ring == (1, 0)
+    [axes] = bars.draw_heat(heat).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["2", "8"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.0001", "0.00013"]
+    written = {text.get_position(): text.get_text() for text in axes.texts}
+    assert written == {(0.5, 0.5): "31.0", (1.5, 0.5): "30.7", (0.5, 1.5): "37.0", (1.5, 1.5): "36.7"}
+    assert axes.yaxis_inverted()  # the first row is on top, as in a table
+    [frame] = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert frame.get_xy() == (0, 1)  # rank 8 at the lower rate, which validation chose
+    [cells] = axes.collections
+    assert np.array(cells.get_array()).ravel() == pytest.approx(heat.values.ravel())
 
 
 def test_recall_by_class_is_that_of_the_class_queries(made: tuple[Path, Path]) -> None:

@@ -110,6 +110,15 @@ def test_hostile_names_are_set_and_legible(tmp_path: Path, pdflatex: str) -> Non
     compiled(pdflatex, tmp_path / "out", "table", "table_notes")
 
 
+def test_hostile_backbones_head_their_rows(tmp_path: Path, pdflatex: str) -> None:
+    entries = [
+        done(spec("lora", backbone={"model": name}), 40.0 + i) for i, name in enumerate(("a_&%$#{x}~^", "方 \\x"))
+    ]
+    text = written(collect(write(tmp_path / "r", entries)), tmp_path / "out")
+    assert "\\textit{RSITMD, a\\_\\&\\%\\$\\#" in text.replace("\\hspace{0pt}", "")
+    compiled(pdflatex, tmp_path / "out", "table", "table_notes")
+
+
 def test_the_whole_supplement_is_set(tmp_path: Path, pdflatex: str) -> None:
     folders = [
         write(tmp_path / name, [done(spec("lora", dataset={"name": name}, rank=r)) for r in (2, 4)])
@@ -183,6 +192,39 @@ def test_columns_order_precision_and_caption_are_asked_for(tmp_path: Path) -> No
     table = tables.markdown(runs, tables.blocks(runs, summary.summarise(runs)))
     assert re.search(r"\| Method +\| Config +\| +mR \| +Params \| FLOPs a pair \|", table)
     assert "**47.2** ± 0.7" in table
+
+
+def test_rows_are_ordered_by_parameters_and_blocks_by_backbone(tmp_path: Path) -> None:
+    rn50 = {"model": "RN50"}
+    entries = [
+        done(spec("lora"), 40, 3000),
+        done(spec("vpt"), 41, 1000),
+        done(spec("lora", backbone=rn50), 30, 9),
+        done(spec("lora", dataset={"name": "ucm"}), 60, 3000),
+        done(spec("lora", dataset={"name": "ucm"}, backbone=rn50), 50, 9),
+    ]
+    folder = write(tmp_path / "r", entries)
+
+    def shown(**report: object) -> list[tuple[str, str]]:
+        runs = asked(folder, **report)
+        parts = tables.blocks(runs, summary.summarise(runs))
+        return [(block.dataset, block.backbone.partition("/")[0]) for block in parts]
+
+    vit = "ViT-B-32-quickgelu"
+    assert shown() == [("rsitmd", vit), ("rsitmd", "RN50"), ("ucm", vit), ("ucm", "RN50")]
+    assert shown(group="backbone") == [("rsitmd", "RN50"), ("ucm", "RN50"), ("rsitmd", vit), ("ucm", vit)]
+    runs = asked(folder, order="params")
+    [first, *_] = tables.blocks(runs, summary.summarise(runs))
+    assert [line.title for line in first.lines] == ["VPT", "LoRA"]
+    assert "LoRA" in (text := written(runs, tmp_path / "out"))
+    assert text.index("VPT") < text.index("LoRA")
+
+
+def test_rows_that_validation_passed_over_are_left_out_if_asked(tmp_path: Path) -> None:
+    folder = write(tmp_path / "r", [done(spec("lora", rank=rank), 40 + rank) for rank in (2, 4)] + [done(spec("vpt"))])
+    every, chosen = (body(written(asked(folder, **report), tmp_path / "o")) for report in ({}, {"rows": "chosen"}))
+    assert [row[0].partition("$")[0] for row in every] == ["LoRA (r=2)", "LoRA (r=4)", "VPT"]
+    assert [row[0].partition("$")[0] for row in chosen] == ["LoRA (r=4)", "VPT"]
 
 
 def test_every_method_has_a_title_of_its_own() -> None:

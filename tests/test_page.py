@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import math
@@ -467,6 +468,18 @@ def test_the_script_cannot_be_left_by_any_text() -> None:
     text = page._json({"a": "</script><!-- \u2028"})
     assert "<" not in text
     assert json.loads(text) == {"a": "</script><!-- \u2028"}
+
+
+def test_pictures_for_readers_without_scripts_are_light_and_dark(index: Path) -> None:
+    pairs = re.findall(
+        r'<source srcset="([^"]+)" media="\(prefers-color-scheme: dark\)">\s*<img src="([^"]+)"', index.read_text()
+    )
+    assert pairs
+    for pair in pairs:
+        dark, light = (base64.b64decode(url.partition("base64,")[2]).decode() for url in pair)
+        for picture, own, other in ((dark, "#16191d", "#ffffff"), (light, "#ffffff", "#16191d")):
+            assert f"fill: {own}" in picture
+            assert f"fill: {other}" not in picture
 
 
 def test_every_package_in_the_bundle_has_its_licence_on_the_page(index: Path) -> None:
