@@ -40,7 +40,9 @@ def scored(a_spec: dict[str, Any], val: float, mean: float, params: int, **costs
 def rich(folder: Path) -> Path:
     """LoRA over rank and lr; a method with a failed and a missing run; zero-shot; ranks, classes, histories."""
     entries = [
-        scored(spec("lora", seed, rank=rank, train={"lr": lr}), 30 + rank - 1e4 * lr, 40 - rank + seed, 1000 * rank)
+        scored(
+            spec("lora", seed, rank=rank, train={"lr": lr}), 30 + rank - 1e4 * lr, 40 - rank + seed + 1 / 3, 1000 * rank
+        )
         for rank in (2, 8)
         for lr in (1e-4, 0.00013000000000000002)
         for seed in (0, 1)
