@@ -26,10 +26,14 @@ class Browser:
         """Open a file in a window of this width (pixels), a phone's below 500, and wait until its figures are drawn."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        mode = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": mode})
+        self.light(not dark)
         self.driver.get(page.resolve().as_uri())
         self.until(lambda: self.js("return document.querySelectorAll('#chart svg, #chart canvas').length > 0"))
+
+    def light(self, wanted: bool) -> None:
+        """What the system says that the user prefers: light or dark."""
+        mode = [{"name": "prefers-color-scheme", "value": "light" if wanted else "dark"}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": mode})
 
     def js(self, code: str, *arguments: Any) -> Any:
         """What the code returns; it runs by the driver, which no policy of the page stops."""

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from bench import report
@@ -39,7 +40,9 @@ def scored(a_spec: dict[str, Any], val: float, mean: float, params: int, **costs
 def rich(folder: Path) -> Path:
     """LoRA over rank and lr; a method with a failed and a missing run; zero-shot; ranks, classes, histories."""
     entries = [
-        scored(spec("lora", seed, rank=rank, train={"lr": lr}), 30 + rank - 1e4 * lr, 40 - rank + seed, 1000 * rank)
+        scored(
+            spec("lora", seed, rank=rank, train={"lr": lr}), 30 + rank - 1e4 * lr, 40 - rank + seed + 1 / 3, 1000 * rank
+        )
         for rank in (2, 8)
         for lr in (1e-4, 0.00013000000000000002)
         for seed in (0, 1)
@@ -294,6 +297,16 @@ def test_a_grid_of_two_numbers_is_a_heat_map(made: tuple[Path, Path]) -> None:
     assert (heat.ylabel, heat.xlabel, heat.rows, heat.columns) == ("rank", "lr", ("2", "8"), ("0.0001", "0.00013"))
     assert heat.values == pytest.approx(np.array([[31.0, 30.7], [37.0, 36.7]]))
     assert heat.ring == (1, 0)
+    [axes] = bars.draw_heat(heat).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["2", "8"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.0001", "0.00013"]
+    written = {text.get_position(): text.get_text() for text in axes.texts}
+    assert written == {(0.5, 0.5): "31.0", (1.5, 0.5): "30.7", (0.5, 1.5): "37.0", (1.5, 1.5): "36.7"}
+    assert axes.yaxis_inverted()  # the first row is on top, as in a table
+    [frame] = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert frame.get_xy() == (0, 1)  # rank 8 at the lower rate, which validation chose
+    [cells] = axes.collections
+    assert np.array(cells.get_array()).ravel() == pytest.approx(heat.values.ravel())
 
 
 def test_recall_by_class_is_that_of_the_class_queries(made: tuple[Path, Path]) -> None:
@@ -325,3 +338,21 @@ def test_many_runs_are_summarised_in_seconds(tmp_path: Path, monkeypatch: pytest
     assert set(rows.loc[rows["best_rank"].notna(), "chosen"]) == {True}
     assert len(figures.recall_vs_params(parts).axes[0].texts) <= figures.MOST_LABELS
     assert time.process_time() - start < 10
+
+
+def test_the_benchmarks_check_finds_a_wrong_number_and_a_shorter_mean(tmp_path: Path) -> None:
+    reports.write(tmp_path / "r", 99, images=40)
+    table = build(tmp_path / "r", tmp_path / "out", plain=True).out_dir / "table.csv"
+    numbers, difference = reports.check(tmp_path / "r", table)
+    assert numbers > 33 * 17
+    assert difference < 1e-9
+    rows = read_csv(table)
+    assert [row["seeds"] for row in rows].count("2") == 1
+    for column, value, least in (("t2i_r5", "1.5", 1.0), ("seeds", "9", 6.0), ("train_seconds", "", 1e300)):
+        wrong = tmp_path / "wrong.csv"
+        wrong.write_text(as_csv([rows[0] | {column: value}, *rows[1:]]))
+        assert reports.check(tmp_path / "r", wrong)[1] >= least
+
+
+def as_csv(rows: list[dict[str, str]]) -> str:
+    return "\n".join([",".join(rows[0]), *(",".join(f'"{value}"' for value in row.values()) for row in rows)])

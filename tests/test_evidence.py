@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from bench.config.errors import UserError
 from bench.core.ranks import Ranks, Saved, from_npz, to_npz
 from bench.evidence import saved
 from bench.evidence import statistics as evidence
@@ -51,6 +52,23 @@ def test_ranks_are_saved_with_the_captions_of_each_image(tmp_path):
     path.write_bytes(to_npz(Saved(one, one)))  # as older versions wrote it
     assert from_npz(path).captions is None
     assert saved.table_of(from_npz(path)) is None
+
+
+def test_damaged_ranks_are_refused_or_unharmed(tmp_path):
+    """Whichever byte is another, or from wherever the file is cut off: the same numbers, or one message."""
+    side = Ranks(np.arange(9), np.arange(9) % 2, np.ones(9, int))
+    path, whole = tmp_path / "ranks.npz", to_npz(Saved(side, side))
+    refused = 0
+    for place in range(len(whole)):
+        for damaged in (whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :], whole[:place]):
+            path.write_bytes(damaged)
+            try:
+                found = from_npz(path)
+            except UserError:
+                refused += 1
+            else:
+                assert to_npz(found) == whole
+    assert refused > len(whole)
 
 
 def write_ranks(folder: Path, run_id: str, above: int, captions: int = 2) -> None:

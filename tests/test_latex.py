@@ -6,16 +6,20 @@ import os
 import re
 import shutil
 import subprocess
+from itertools import permutations
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
 
 import methods
-from bench.reporting import latex, options, summary, tables
+from bench.reporting import figures, latex, options, summary, tables
 from bench.reporting.build import build
 from bench.reporting.further import Section
 from bench.store.frame import RECALLS, Runs, collect, collect_all
+from bench.store.naming import canonical, distinguish
+from methods.base import Target
 from tests.test_report import NASTY, done, spec, twelve, write
 
 HOSTILE = (
@@ -106,6 +110,15 @@ def test_hostile_names_are_set_and_legible(tmp_path: Path, pdflatex: str) -> Non
     compiled(pdflatex, tmp_path / "out", "table", "table_notes")
 
 
+def test_hostile_backbones_head_their_rows(tmp_path: Path, pdflatex: str) -> None:
+    entries = [
+        done(spec("lora", backbone={"model": name}), 40.0 + i) for i, name in enumerate(("a_&%$#{x}~^", "方 \\x"))
+    ]
+    text = written(collect(write(tmp_path / "r", entries)), tmp_path / "out")
+    assert "\\textit{RSITMD, a\\_\\&\\%\\$\\#" in text.replace("\\hspace{0pt}", "")
+    compiled(pdflatex, tmp_path / "out", "table", "table_notes")
+
+
 def test_the_whole_supplement_is_set(tmp_path: Path, pdflatex: str) -> None:
     folders = [
         write(tmp_path / name, [done(spec("lora", dataset={"name": name}, rank=r)) for r in (2, 4)])
@@ -181,6 +194,39 @@ def test_columns_order_precision_and_caption_are_asked_for(tmp_path: Path) -> No
     assert "**47.2** ± 0.7" in table
 
 
+def test_rows_are_ordered_by_parameters_and_blocks_by_backbone(tmp_path: Path) -> None:
+    rn50 = {"model": "RN50"}
+    entries = [
+        done(spec("lora"), 40, 3000),
+        done(spec("vpt"), 41, 1000),
+        done(spec("lora", backbone=rn50), 30, 9),
+        done(spec("lora", dataset={"name": "ucm"}), 60, 3000),
+        done(spec("lora", dataset={"name": "ucm"}, backbone=rn50), 50, 9),
+    ]
+    folder = write(tmp_path / "r", entries)
+
+    def shown(**report: object) -> list[tuple[str, str]]:
+        runs = asked(folder, **report)
+        parts = tables.blocks(runs, summary.summarise(runs))
+        return [(block.dataset, block.backbone.partition("/")[0]) for block in parts]
+
+    vit = "ViT-B-32-quickgelu"
+    assert shown() == [("rsitmd", vit), ("rsitmd", "RN50"), ("ucm", vit), ("ucm", "RN50")]
+    assert shown(group="backbone") == [("rsitmd", "RN50"), ("ucm", "RN50"), ("rsitmd", vit), ("ucm", vit)]
+    runs = asked(folder, order="params")
+    [first, *_] = tables.blocks(runs, summary.summarise(runs))
+    assert [line.title for line in first.lines] == ["VPT", "LoRA"]
+    assert "LoRA" in (text := written(runs, tmp_path / "out"))
+    assert text.index("VPT") < text.index("LoRA")
+
+
+def test_rows_that_validation_passed_over_are_left_out_if_asked(tmp_path: Path) -> None:
+    folder = write(tmp_path / "r", [done(spec("lora", rank=rank), 40 + rank) for rank in (2, 4)] + [done(spec("vpt"))])
+    every, chosen = (body(written(asked(folder, **report), tmp_path / "o")) for report in ({}, {"rows": "chosen"}))
+    assert [row[0].partition("$")[0] for row in every] == ["LoRA (r=2)", "LoRA (r=4)", "VPT"]
+    assert [row[0].partition("$")[0] for row in chosen] == ["LoRA (r=4)", "VPT"]
+
+
 def test_every_method_has_a_title_of_its_own() -> None:
     titles = [methods.get(name).called() for name in methods.names()]
     assert len(set(titles)) == len(titles)
@@ -189,6 +235,54 @@ def test_every_method_has_a_title_of_its_own() -> None:
     assert options.title("my_own_method", {}) == "My Own Method"
     assert options.title("my_own_method", {"my_own_method": "MoM"}) == "MoM"
     assert options.named("LoRA", "rank=8, lr=0.1") == "LoRA (r=8, lr=0.1)"
+
+
+LAYERS = get_args(Target)
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (LAYERS, "all linear"),
+        (LAYERS[:4], "attention"),
+        (LAYERS[4:], "MLP"),
+        (("attn.q", "attn.v"), "q+v"),
+        (("attn.v", "attn.q"), "v+q"),
+        (("attn.q", "mlp.c_fc"), "q+fc"),
+        (LAYERS[::-1], "proj+fc+out+v+k+q"),
+        (("attn.q", "my.layer"), 'targets=["attn.q","my.layer"]'),
+    ],
+)
+def test_targeted_layers_are_named_as_in_papers(targets: tuple[str, ...], words: str) -> None:
+    """In tables, figures and on the page; table.csv keeps the setting."""
+    [text, _] = distinguish([{"method.rank": 8, "method.targets": each} for each in (targets, ("attn.k",))])
+    assert options.named("LoRA", text) == f"LoRA ({words})"
+    assert options.short(f"rank=8, {text}, lr=0.1") == f"rank=8, {words}, lr=0.1"
+
+
+def test_different_targets_have_different_words() -> None:
+    orders = [order for count in range(1, 7) for order in permutations(LAYERS, count)]
+    assert len({options.short(f"targets={canonical(order)}") for order in orders}) == len(orders)
+
+
+def test_long_lists_of_layers_are_in_no_table_or_figure(tmp_path: Path) -> None:
+    entries = [
+        done(spec("lora", rank=rank, targets=targets), 40 + rank + len(targets), 1000 * rank * len(targets))
+        for targets in (LAYERS, LAYERS[:4])
+        for rank in (2, 8)
+    ]
+    out = build(write(tmp_path / "r", entries), tmp_path / "out").out_dir
+    assert 'targets=[""attn.q"",""attn.k""' in (out / "table.csv").read_text()
+    assert "| rank=8, all linear" in (out / "table.md").read_text()
+    table = (out / "table.tex").read_text().replace("\\hspace{0pt}", "")
+    assert "LoRA (r=8, all linear)" in table
+    assert "LoRA (r=2, attention)" in table
+    assert '"rank=8, all linear"' in (out / "index.html").read_text().replace(chr(9670), "")
+    parts = tables.blocks(runs := collect(tmp_path / "r"), summary.summarise(runs))
+    texts = [text.get_text() for text in figures.recall_vs_params(parts).axes[0].texts]
+    assert sorted(texts) == ["LoRA all linear r=8", "LoRA attention r=8", "r=2", "r=2"]
+    for file in ("table.md", "table.tex", "table_notes.tex"):
+        assert "attn." not in (out / file).read_text(), file
 
 
 def test_published_names_are_the_methods_titles() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import math
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import vl_convert
 from PIL import Image
 
 from bench import data
@@ -68,7 +72,10 @@ def write_dataset(root: Path) -> CaptionSettings:
 
 
 def add_finds(folder: Path, settings: CaptionSettings) -> None:
-    """Write the test set with hostile captions and classes, and what each run found: zero-shot nothing."""
+    """Write the test set with hostile captions and classes, and what each run found.
+
+    Zero-shot finds only the image of every third, in place 5; the others find all, in the first place.
+    """
     dataset = data.load(settings)
     captions = [[f"caption {i} {k} {HOSTILE if i == 0 else ''}" for k in range(EACH)] for i in range(IMAGES)]
     labels = [CLASSES[i % 3] for i in range(IMAGES)]
@@ -84,6 +91,8 @@ def add_finds(folder: Path, settings: CaptionSettings) -> None:
         texts = np.stack([rng.permutation(len(owner))[:10] for _ in range(IMAGES)])
         if content["spec"]["method"]["name"] != "zero_shot":
             images[:, 0], texts[:, 0] = owner, np.arange(IMAGES) * EACH
+        else:
+            images[owner % 3 == 0, 4] = owner[owner % 3 == 0]
         (result.parent / "top.npz").write_bytes(found.to_npz(found.Found(texts, images)))
         content["provenance"]["dataset_sha256"] = dataset.sha256
         result.write_text(json.dumps(content))
@@ -95,7 +104,10 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page") / "page"
     settings = write_dataset(folder.parent / "own")
     entries = [*twelve(3), done(spec(HOSTILE, 0), 12.5, 70_000), failed(spec("maple"), f"no memory {HOSTILE}")]
-    entries += [done(spec(f"{HOSTILE}2", 0), 11, 60_000), *(failed(spec("maple", seed), "lost") for seed in (1, 2, 3))]
+    entries += [
+        done(spec(f"{HOSTILE}2", 0, train={"lr": 3e-3}), 11, 60_000),
+        *(failed(spec("maple", seed), "lost") for seed in (1, 2, 3)),
+    ]
     for a_spec, _ in entries:
         a_spec["dataset"] = settings.model_dump(mode="json")
     write(folder, with_costs(entries))
@@ -187,7 +199,7 @@ def test_hover_shows_settings_and_costs_and_a_click_compares(browser: Browser, i
     browser.open(index)
     browser.hover(mark_of(browser, "HarMA"))
     tip = browser.until(lambda: "\n".join(browser.texts("#vg-tooltip-element.visible")))
-    for text in ("HarMA", "47.20 ± 0.70", "5,934,397", "Peak memory", "2.24 GB", "Train time"):
+    for text in ("HarMA", "47.20 ± 0.70", "5,934,397", "Peak memory", "2.24 GB", "Train time", "method.name\tharma"):
         assert text in tip
     browser.click(mark_of(browser, "HarMA"))
     browser.until(lambda: browser.texts("#compared thead th"))
@@ -197,9 +209,17 @@ def test_hover_shows_settings_and_costs_and_a_click_compares(browser: Browser, i
     compared = "\n".join(browser.texts("#compared tbody tr"))
     for text in ("47.20 ± 0.70\t39.70 ± 0.70", "method.rank\t–\t2", "method.name\tharma\tlora"):
         assert text in compared
+    assert "train.lr" not in compared
     assert browser.js("return document.querySelectorAll('#table tr.pinned').length") == 2
+    browser.click(f'#table tr[data-row="{browser.js(ROW, f"{SHOWN}2")}"] input')
+    assert "train.lr\t0.0001\t0.0001\t0.003" in "\n".join(browser.texts("#compared tbody tr"))  # most rows' and its own
+    browser.click(f'#table tr[data-row="{browser.js(ROW, f"{SHOWN}2")}"] input')
     browser.click("#compared button.drop")
     assert len(browser.texts("#compared thead th")) == 1
+    browser.click('#table input[aria-label="Compare LoRA rank=8"]')
+    compared = "\n".join(browser.texts("#compared tbody tr"))
+    assert "method.rank\t2\t8" in compared
+    assert "method.name" not in compared  # both rows have it, though most have another
 
 
 def test_axes_can_be_chosen(browser: Browser, index: Path) -> None:
@@ -208,6 +228,33 @@ def test_axes_can_be_chosen(browser: Browser, index: Path) -> None:
     browser.choose("#y", "t2i_r1")
     label = "return document.querySelector('#chart svg').ariaLabel ?? document.querySelector('#chart svg').innerHTML"
     browser.until(lambda: "Peak memory" in browser.js(label) and "T2I R@1" in browser.js(label))
+
+
+@pytest.mark.parametrize(
+    ("width", "ticks"),
+    [(1440, "50k 100k 200k 500k 1M 2M 5M 10M 20M 50M 100M"), (390, "100k 1M 10M 100M")],
+)
+def test_ticks_are_round_and_the_legend_names_marks_alone(
+    browser: Browser, index: Path, width: int, ticks: str
+) -> None:
+    browser.open(index, width)
+    labels = browser.js("return [...document.querySelectorAll('#chart .role-axis-label text')].map(e => e.textContent)")
+    assert " ".join(text for text in labels if text[-1:] in "kM") == ticks
+    names = browser.js("return [...document.querySelectorAll('#chart .role-legend-label')].map(e => e.textContent)")
+    assert "HarMA" in names
+    assert "Zero-shot CLIP" not in names  # it is a line, named in place
+    assert len(names) == 11
+
+
+def test_a_failed_run_is_a_marked_count_and_no_shorter_mean(browser: Browser, index: Path) -> None:
+    browser.open(index)
+    at = rows(browser).index("MaPLe")
+    assert column(browser, "Seeds")[at] == "0 of 4†"
+    assert {column(browser, title)[at] for title in ("mR", "I2T R@1", "Train time", "Peak memory")} == {"–"}
+    assert "4 not in the table" in browser.texts("#missing, a[href='#missing']")[0]
+    failures = browser.js("return [...document.querySelectorAll('.log > li')].map(e => e.textContent)")
+    assert len(failures) == 2
+    assert "3 runs failed: RuntimeError: lost" in failures[1]
 
 
 def test_training_curves_ring_the_chosen_epoch(browser: Browser, index: Path) -> None:
@@ -229,21 +276,51 @@ def test_the_gallery_marks_right_and_wrong_of_two_rows(browser: Browser, index: 
     names = browser.texts("#gallery-b option")
     browser.choose("#gallery-b", str(names.index("Zero-shot CLIP")))
     browser.choose("#gallery-only", "a")
-    assert browser.texts(".gallery-query")
-    for query in range(len(browser.texts(".gallery-query"))):
+    browser.click("#gallery-more button")
+    asked = [text.split(" ")[1] for text in browser.texts(".gallery-query > p")]
+    assert asked == [str(image) for image in range(IMAGES) for _ in range(EACH) if image % 3]
+    for query in range(len(asked)):
         sides = [f".gallery-query:nth-child({query + 1}) .side:nth-child({side}) .hit" for side in (1, 2)]
         assert [text.startswith("✓ right") for text in browser.texts(sides[0])] == [True, False, False, False, False]
         assert [text.startswith("✗ wrong") for text in browser.texts(sides[1])] == [True] * 5
+    edges = (
+        "return [...new Set([...document.querySelectorAll(arguments[0])].map(e => getComputedStyle(e).borderTopColor))]"
+    )
+    assert browser.js(edges, ".hit.right") == ["rgb(27, 122, 61)"]
+    assert browser.js(edges, ".hit.wrong") == ["rgb(220, 223, 227)"]
+    assert browser.texts(".hit.right .class, .hit.wrong .good") == browser.texts(".hit.right .class:has(.good)")
     sizes = "return [...document.querySelectorAll('.hit img')].map(e => e.complete && e.naturalWidth)"
     assert set(browser.js(sizes)) == {gallery_width()}
-    assert "24 captions" in browser.texts("#gallery-wins")[0]
+    [words] = browser.texts("#gallery-wins")
+    assert words.startswith(
+        "Of all 24 captions, A finds a right one among its first five where B does not for 16, and B"
+    )
+    assert words.endswith("where A does not for 0.")
     browser.choose("#gallery-only", "b")
+    assert browser.texts("#gallery-queries") == ["No such query among those that are here."]
+    browser.choose("#gallery-only", "both")
+    asked = [text.split(" ")[1] for text in browser.texts(".gallery-query > p")]
+    assert asked == ["0", "0", "3", "3", "6", "6"]
+    assert browser.js("return document.querySelector('#gallery-more').hidden") is False  # two more
+    browser.choose("#gallery-only", "neither")
     assert browser.texts("#gallery-queries") == ["No such query among those that are here."]
     browser.choose("#gallery-only", "")
     browser.choose("#gallery-side", "i2t")
     assert browser.texts(".hits.texts .hit")
     assert "12 images" in browser.texts("#gallery-wins")[0]
     assert any("of 4" in text for text in browser.texts("#gallery-confused tbody td"))
+
+
+def test_classes_mistaken_are_named_in_their_columns(browser: Browser, index: Path) -> None:
+    """`test_confused_classes_are_counted_by_hand` has the counts."""
+    browser.open(index)
+    browser.choose("#gallery-b", str(browser.texts("#gallery-b option").index("Zero-shot CLIP")))
+    known = browser.js("return bench.data.galleries[0].rows[document.querySelector('#gallery-b').value].confused.t2i")
+    assert len(known) == 6
+    shown = "return [...document.querySelectorAll('#gallery-confused > :nth-child(2) tbody tr')]"
+    shown += ".map(row => [...row.children].map(cell => cell.textContent))"
+    assert browser.js(shown) == [[wanted, got, f"{count} of {of}"] for wanted, got, count, of in known]
+    assert browser.texts("#gallery-confused > :nth-child(1)") == ["A: none, or the dataset names no classes."]
 
 
 def gallery_width() -> int:
@@ -262,7 +339,12 @@ def test_hostile_texts_stay_texts(browser: Browser, index: Path) -> None:
     assert '<script>alert("1")</script>&amp; %$' in tip
     assert browser.js("return document.querySelectorAll('#vg-tooltip-element script').length") == 0
     assert CLASSES[0] in "\n".join(browser.texts("#gallery .class, #gallery td, #gallery tbody th"))
-    assert browser.js("return document.querySelector('#gallery').textContent.includes(arguments[0])", HOSTILE)
+    for side in ("t2i", "i2t"):
+        browser.choose("#gallery-side", side)
+        assert browser.js(
+            "return document.querySelector('#gallery-queries').textContent.includes(arguments[0])", HOSTILE
+        )
+        assert browser.js("return document.querySelectorAll('main script, main b, main i').length") == 0
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -290,6 +372,22 @@ def test_everything_fits_and_nothing_complains(browser: Browser, index: Path, wi
     browser.until(lambda: browser.js("return document.querySelectorAll('#chart svg').length"))
     assert browser.complaints() == []
     assert browser.requests() == [index.resolve().as_uri()]
+
+
+def test_dark_mode_is_followed_while_the_page_is_open(browser: Browser, index: Path) -> None:
+    browser.open(index)
+    ink = "return getComputedStyle(document.querySelector('#chart .role-axis-label text')).fill"
+    first = "return getComputedStyle(document.querySelector('#chart .role-legend-symbol path')).fill"
+    assert browser.js(ink) == "rgb(95, 99, 104)"
+    assert browser.js(first) == "rgb(213, 94, 0)"
+    browser.light(False)
+    browser.until(lambda: browser.js(ink) == "rgb(163, 168, 174)")
+    assert browser.js(first) == "rgb(240, 138, 60)"
+    assert browser.js("return getComputedStyle(document.body).color") == "rgb(230, 230, 230)"
+    browser.hover(mark_of(browser, "HarMA"))
+    browser.until(lambda: browser.texts("#vg-tooltip-element.visible.dark-theme"))
+    browser.light(True)
+    browser.until(lambda: browser.js(ink) == "rgb(95, 99, 104)")
 
 
 def test_what_a_text_smuggled_in_would_do_is_forbidden(browser: Browser, index: Path, tmp_path: Path) -> None:
@@ -370,6 +468,36 @@ def test_the_script_cannot_be_left_by_any_text() -> None:
     text = page._json({"a": "</script><!-- \u2028"})
     assert "<" not in text
     assert json.loads(text) == {"a": "</script><!-- \u2028"}
+
+
+def test_pictures_for_readers_without_scripts_are_light_and_dark(index: Path) -> None:
+    pairs = re.findall(
+        r'<source srcset="([^"]+)" media="\(prefers-color-scheme: dark\)">\s*<img src="([^"]+)"', index.read_text()
+    )
+    assert pairs
+    for pair in pairs:
+        dark, light = (base64.b64decode(url.partition("base64,")[2]).decode() for url in pair)
+        for picture, own, other in ((dark, "#16191d", "#ffffff"), (light, "#ffffff", "#16191d")):
+            assert f"fill: {own}" in picture
+            assert f"fill: {other}" not in picture
+
+
+def test_every_package_in_the_bundle_has_its_licence_on_the_page(index: Path) -> None:
+    """What vl-convert bundles is in its library as name@version; the page's list has each, in these versions."""
+    library = Path(vl_convert.vl_convert.__file__).read_bytes()
+    named = set(re.findall(rb"/npm/((?:vega|d3|lodash|topo|json-|robust|delau|intern)[a-z0-9.-]*)@([0-9.]+)/", library))
+    lite = vl_convert.get_vegalite_versions()[-1].encode()
+    wanted = {
+        f"{name.decode()} {version.decode()}"
+        for name, version in named
+        if name != b"vega-lite" or version.startswith(lite)
+    }
+    assert {f"vega {vl_convert.get_vega_version()}", "d3-array 3.2.4", "vega-tooltip 1.0.0"} < wanted
+    shown = html.unescape(index.read_text().split('<section id="licences">')[1].split("</section>")[0])
+    listed = " ".join(shown.split())
+    assert [each for each in sorted(wanted) if each not in listed] == []
+    for words in ("Redistributions in binary form must reproduce", "University of Washington Interactive Data Lab"):
+        assert words in listed
 
 
 def test_a_live_report_is_written_after_each_result_until_all_are_there(tmp_path: Path) -> None:

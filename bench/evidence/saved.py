@@ -77,16 +77,17 @@ def table_of(saved: Saved) -> Float32[np.ndarray, "images 6"] | None:
     if (len(saved.i2t.above), len(saved.t2i.above)) != (len(saved.captions), saved.captions.sum()):
         return None
     first = np.cumsum(saved.captions) - saved.captions
-    columns = [_hits(saved.i2t, k) for k in KS] + [np.add.reduceat(_hits(saved.t2i, k), first) for k in KS]
-    return np.stack(columns, axis=1).astype(np.float32)
+    columns = [_hits(saved.i2t), np.add.reduceat(_hits(saved.t2i), first, axis=1)]
+    return np.concatenate(columns).T.astype(np.float32)
 
 
-def _hits(ranks: Ranks, k: int) -> Float64[np.ndarray, " queries"]:
-    """`Ranks.hits`, which is slow where nothing ties."""
-    out = (ranks.above < k).astype(float)
+def _hits(ranks: Ranks) -> Float64[np.ndarray, "3 queries"]:
+    """`Ranks.hits` for each of KS, which is slow where nothing ties."""
+    out = (ranks.above < np.array(KS)[:, None]).astype(float)
     tied = ranks.tied > 0
     if tied.any():
-        out[tied] = Ranks(ranks.above[tied], ranks.tied[tied], ranks.own[tied]).hits(k)
+        some = Ranks(ranks.above[tied], ranks.tied[tied], ranks.own[tied])
+        out[:, tied] = [some.hits(k) for k in KS]
     return out
 
 
@@ -101,8 +102,8 @@ def read_entry(path: Path) -> Entry | None:
         return None
     alike = np.full(RECALLS, np.nan)
     if saved.alike_i2t is not None and saved.alike_t2i is not None:
-        six = [100 * _hits(ranks, k).mean() for ranks in (saved.alike_i2t, saved.alike_t2i) for k in KS]
-        alike = np.array([*six, np.mean(six)])
+        six = np.concatenate([100 * _hits(ranks).mean(axis=1) for ranks in (saved.alike_i2t, saved.alike_t2i)])
+        alike = np.array([*six, six.mean()])
     assert saved.captions is not None
     return saved.captions, table, alike
 

@@ -21,7 +21,7 @@ from bench.config.files import is_folder, make_folder, write_bytes
 from bench.config.terminal import given_path
 from bench.evidence import saved
 from bench.evidence import statistics as evidence
-from bench.reporting import published
+from bench.reporting import options, published
 from bench.reporting.summary import summarise
 from bench.store.frame import RECALLS, Runs, collect
 from bench.store.naming import canonical
@@ -319,7 +319,7 @@ def cells(compared: Compared) -> list[tuple[str, ...]]:
         found.append(
             (
                 pair.a.method,
-                ", ".join(filter(None, (*place, own.config))),
+                ", ".join(filter(None, (*place, options.short(own.config)))),
                 _number(pair.a.found["mean_recall"]),
                 _number(pair.b.found["mean_recall"]),
                 _number(pair.difference["mean_recall"], "+.2f"),
@@ -349,7 +349,7 @@ def notes(compared: Compared) -> list[str]:
         found.append(f"{trained} of these have one seed on a side: what another would give is in no interval.")
     for name, rows in (("A", compared.only_a), ("B", compared.only_b)):
         if rows:
-            shown = "; ".join(f"{row.method} {row.config}".strip() for row in rows[:8])
+            shown = "; ".join(f"{row.method} {options.short(row.config)}".strip() for row in rows[:8])
             more = f"; and {len(rows) - 8} more" if len(rows) > 8 else ""
             found.append(f"Only in {name} ({len(rows)}): {shown}{more}.")
     return found

@@ -124,6 +124,8 @@ def _over_data(runs: Runs, rows: pd.DataFrame) -> Iterator[Chart]:
     full = [_LEFT_OUT | flat for flat in known["settings"]]
     numbers = {k for flat in full for k, v in flat.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     for key in sorted(k for k in numbers if k.startswith("dataset.") and not k.endswith("seed")):
+        if len({flat.get(key) for flat in full}) < 2:
+            continue
         name = key.removeprefix("dataset.")
         rest = [canonical({k: v for k, v in flat.items() if k != key}) for flat in full]
         panels: dict[str, list[Curve]] = {}

@@ -268,11 +268,11 @@ def _known(rows: pd.DataFrame, cost: Cost) -> pd.DataFrame:
 
 def _published(part: Block) -> list[tuple[str, float, float]]:
     """(method, parameters, mean recall) of published rows of the block's methods, on its kind of backbone."""
-    found = []
+    found, methods = [], set(part.rows["method"])
     for row in published.of_dataset(part.dataset):
         kind = row["backbone"].removeprefix("CLIP(").removesuffix(")")
         count = row["trainable_params"].removesuffix("M")
-        if row["registered"] in set(part.rows["method"]) and kind and part.backbone.startswith(kind) and count:
+        if row["registered"] in methods and kind and part.backbone.startswith(kind) and count:
             found.append((row["registered"], 1e6 * float(count), float(row["mean_recall"])))
     return [each for each in found if each[1] > 0]
 

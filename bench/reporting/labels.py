@@ -104,5 +104,7 @@ def _along(path: np.ndarray, radius: float) -> Iterable[tuple[float, float, floa
 
 def _overlaps(spots: np.ndarray, boxes: np.ndarray, margin: float) -> np.ndarray:
     """How many of the boxes (m, 4) each spot (n, 4) touches, a margin in pixels included: (n,)."""
+    low, high = spots[:, :2].min(0) - margin, spots[:, 2:].max(0) + margin
+    boxes = boxes[((low < boxes[:, 2:]) & (high > boxes[:, :2])).all(1)]  # the others touch none
     near = (spots[:, None, :2] - margin < boxes[None, :, 2:]) & (spots[:, None, 2:] + margin > boxes[None, :, :2])
     return near.all(2).sum(1).astype(float)

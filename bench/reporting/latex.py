@@ -314,8 +314,8 @@ def notes(runs: Runs, parts: Sequence[Block]) -> str:
 
 
 def _titled(text: str, block: Block) -> str:
-    """The text with methods' names as papers write them."""
-    titles = block.titles
+    """The text with methods' names and settings as papers write them."""
+    text, titles = options.config(text), block.titles
     names = "|".join(map(re.escape, sorted(titles, key=len, reverse=True)))
     return (
         re.sub(rf"(?<![\w.=-])({names})(?= \d| \(|[,;:.]|$)", lambda found: titles[found[1]], text) if names else text

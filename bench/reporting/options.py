@@ -21,6 +21,11 @@ _DATASETS = {
     "demo": "demo world",
 }
 _SHORT = {"rank": "r"}  # settings as papers write them
+_LAYERS = {  # `methods.base.Target`, as papers name them
+    **{"attn.q": "q", "attn.k": "k", "attn.v": "v", "attn.out": "out"},
+    **{"mlp.c_fc": "fc", "mlp.c_proj": "proj"},
+}
+_GROUPS = {"q+k+v+out": "attention", "fc+proj": "MLP", "q+k+v+out+fc+proj": "all linear"}
 
 
 def of(runs: Runs) -> ReportSettings:
@@ -53,8 +58,27 @@ def dataset(name: str) -> str:
 
 
 def config(text: str) -> str:
-    """A row's settings as papers write them: `r=8` for `rank=8`."""
-    return re.sub(r"\b(\w+)=", lambda found: f"{_SHORT.get(found[1], found[1])}=", text)
+    """A row's settings as papers write them: `r=8, all linear` for `rank=8, targets=["attn.q",...]`."""
+    return re.sub(r"\b(\w+)=", lambda found: f"{_SHORT.get(found[1], found[1])}=", short(text))
+
+
+def short(text: str) -> str:
+    """Settings with the targeted layers in words: `q+v`, `attention`, `MLP`, `all linear`; the rest as it is.
+
+    Different lists have different words: layers are named in the list's order, and only a group in its own order has a
+    word. A list that names anything else stays as it is.
+    """
+    return re.sub(r"\b(?:method\.)?targets=(\[[^\[\]]*\])", lambda found: _targets(found[1]) or found[0], text)
+
+
+def _targets(listed: str) -> str:
+    """The words for a JSON list of layers; "" where one of them is no layer that papers name."""
+    try:
+        names = [_LAYERS[each] for each in json.loads(listed)]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    joined = "+".join(names)
+    return _GROUPS.get(joined, joined)
 
 
 def rows(table: pd.DataFrame, titles: Mapping[str, str]) -> list[str]:

@@ -30,10 +30,7 @@ _WEB = _HERE / "web"
 _SCRIPTS = ("page.js", "charts.js", "gallery.js")  # in this order, behind the libraries
 _MODES = {"light": False, "dark": True}
 _LICENCE = """/*! Vega {}, Vega-Lite {}, Vega-Embed {} and their dependencies, bundled by vl-convert.
-Vega and Vega-Lite: Copyright (c) 2015-2026, University of Washington Interactive Data Lab; BSD 3-Clause License,
-github.com/vega/vega, file LICENSE. Redistribution and use in source and binary forms, with or without
-modification, are permitted provided that this notice, the conditions and the disclaimer of that licence are kept.
-THIS SOFTWARE IS PROVIDED BY THE COPYRIGHT HOLDERS AND CONTRIBUTORS "AS IS", WITHOUT WARRANTY OF ANY KIND. */
+Their copyright notices and licences are at the end of this page, under "Licences"; keep them with this code. */
 """
 
 
@@ -86,6 +83,7 @@ def page(
         published={part.dataset: published.of_dataset(part.dataset) for part in parts},
         commands=list(_commands(runs)),
         sweep_file=_sweep_file(runs),
+        licences=(_WEB / "licences.txt").read_text(encoding="utf-8"),
     )
 
 

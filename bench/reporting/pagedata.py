@@ -52,7 +52,7 @@ def rows(runs: Runs, parts: Sequence[Block]) -> list[Row]:
     """The rows of all blocks, in the tables' order."""
     folders: dict[str, list[tuple[int, Path]]] = {}
     hashes: dict[str, str] = {}
-    for run in runs.finished.to_dict("records"):
+    for run in runs.finished[["folder", "run_id", "group", "seed", "provenance"]].to_dict("records"):
         place = Path(run.get("folder") or runs.folder) / str(run["run_id"])
         folders.setdefault(run["group"], []).append((int(run["seed"]), place))
         hashes.setdefault(run["group"], str(run["provenance"].get("dataset_sha256") or ""))

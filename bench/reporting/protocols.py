@@ -11,6 +11,7 @@ from scipy import stats
 
 from bench.config.settings import Protocol
 from bench.evidence.statistics import LEVEL, moderated
+from bench.reporting import options
 from bench.reporting.further import Section
 from bench.store.frame import Runs
 
@@ -130,7 +131,7 @@ def _shown(numbers: pd.DataFrame) -> pd.DataFrame:
     several = numbers[["dataset", "backbone"]].drop_duplicates().shape[0] > 1
     columns: dict[str, list[str]] = {"Method": [str(each) for each in numbers["method"]]}
     if numbers["config"].any():
-        columns["Config"] = [str(each) for each in numbers["config"]]
+        columns["Config"] = [options.short(str(each)) for each in numbers["config"]]
     if several:
         columns["Dataset"] = list(numbers["dataset"] + ", " + numbers["backbone"])
     columns["Runs"] = [str(each) for each in numbers["runs"]]

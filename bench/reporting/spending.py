@@ -61,8 +61,8 @@ def _facts(runs: Runs, finished: pd.DataFrame, unfinished: pd.DataFrame, whole: 
     counted = int(finished["train_seconds"].notna().sum())
     facts = [("Training", f"{tables.seconds(whole)} in the training steps of {counted} runs" if counted else "none")]
     held, gpu, idle, lost = 0.0, 0.0, 0.0, 0
-    for run in pd.concat([finished, unfinished]).to_dict("records"):
-        for attempt in read_attempts(Path(run.get("folder") or runs.folder) / str(run["run_id"])):
+    for run in pd.concat([finished, unfinished])[["folder", "run_id"]].itertuples():
+        for attempt in read_attempts(Path(run.folder or runs.folder) / str(run.run_id)):
             if attempt.ended is None:
                 continue
             took = max(0.0, attempt.ended - attempt.started)

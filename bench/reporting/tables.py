@@ -184,7 +184,7 @@ def _line(
     return Line(
         method=row["method"],
         title=options.title(row["method"], titles),
-        config=row["config"] + CHOSEN * bool(row["chosen"]),
+        config=options.short(row["config"]) + CHOSEN * bool(row["chosen"]),
         recipe=row["recipe"] + DEPARTS * bool(row["recipe_departs"]),
         chosen=bool(row["chosen"]),
         params=None if pd.isna(row["trainable_params"]) else int(row["trainable_params"]),
@@ -351,7 +351,7 @@ _MD_COLUMNS = tuple(key for key in _MD_HEAD if key != "flops_per_pair")
 
 
 def _md_table(block: Block, asked: Sequence[str] | None) -> list[str]:
-    keys = asked or _MD_COLUMNS
+    keys, named = asked or _MD_COLUMNS, block.columns
     recalls = [key for key in keys if key in RECALLS]
     alone = bool(recalls) and not set(RECALLS) <= set(keys)  # without its neighbours, R@5 needs its direction
 
@@ -359,10 +359,10 @@ def _md_table(block: Block, asked: Sequence[str] | None) -> list[str]:
         return f"{key[:3].upper()} R@{key[5:]}" if alone and "_r" in key and key in RECALLS[:-1] else _MD_HEAD[key]
 
     rows = [
-        [_md(line.method), *(_md(getattr(line, key)) for key in block.columns), *(_md_cell(line, key) for key in keys)]
+        [_md(line.method), *(_md(getattr(line, key)) for key in named), *(_md_cell(line, key) for key in keys)]
         for line in block.lines
     ]
-    return _md_grid(["Method", *block.columns.values(), *map(head, keys)], rows, left=1 + len(block.columns))
+    return _md_grid(["Method", *named.values(), *map(head, keys)], rows, left=1 + len(named))
 
 
 def _md_cell(line: Line, key: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from bench.config.settings import TuneSettings
+from bench.reporting import options
 from bench.reporting.further import Section
 from bench.store.frame import Runs
 from bench.store.naming import canonical, distinguish, shown
@@ -115,7 +116,7 @@ def _shown(numbers: pd.DataFrame) -> pd.DataFrame:
 
     columns: dict[str, list[str]] = {"Method": list(numbers["method"])}
     if numbers["config"].any():
-        columns["Config"] = list(numbers["config"])
+        columns["Config"] = [options.short(each) for each in numbers["config"]]
     if numbers[["dataset", "backbone"]].drop_duplicates().shape[0] > 1:
         columns["Dataset"] = list(numbers["dataset"] + ", " + numbers["backbone"])
     columns["Trials"] = [
@@ -126,6 +127,6 @@ def _shown(numbers: pd.DataFrame) -> pd.DataFrame:
     ]
     for name in ("min", "median", "max"):
         columns[f"Validation mR, {name}"] = list(map(points, numbers[f"val_{name}"]))
-    columns["Winner"] = [each or "not known yet" for each in numbers["winner"]]
+    columns["Winner"] = [options.short(each) or "not known yet" for each in numbers["winner"]]
     columns["On the edge"] = [f"⚠ {each}" if each else _DASH for each in numbers["on_edge"]]
     return pd.DataFrame(columns)

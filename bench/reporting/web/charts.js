@@ -19,6 +19,14 @@
     bytes: "datum.value >= 1e9 ? format(datum.value / 1e9, '~r') + ' GB' : format(datum.value / 1e6, '~r') + ' MB'",
     flops: "datum.value >= 1e9 ? format(datum.value / 1e9, '~r') + ' G' : format(datum.value / 1e6, '~r') + ' M'",
   };
+  const CLOCK = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 18000, 36000, 86400];
+  const DECADES = Array.from({ length: 30 }, (_, k) => 10 ** (k - 6));
+  // Ticks of a log axis: 1, 2 and 5 of each decade, or 1 alone; times as clocks have them. Vega's own leave gaps.
+  function ticks(at, unit, wide) {
+    const low = Math.min(...at), high = Math.max(...at), pad = (high / low) ** (24 / wide);
+    const choices = unit === "seconds" ? [CLOCK, [1, 10, 60, 600, 3600, 36000]] : [[1, 2, 5], [1]].map(each => DECADES.flatMap(ten => each.map(k => k * ten)));
+    return choices.map(list => list.filter(v => v >= low / pad && v <= high * pad)).find(list => list.length > 1 && list.length <= wide / 60);
+  }
   const methods = [...new Set(values.method)];
   // Names that look alike when shortened stay apart: the scale's domain has the whole names.
   const scales = () => {
@@ -31,7 +39,7 @@
     return { ink, config: { background: "transparent", font: "system-ui, sans-serif", view: { stroke: null }, axis, header: { labelColor: ink.text, labelFontSize: 13, labelLimit: 600 },
       legend: { labelColor: ink.text, titleColor: ink.text, labelFontSize: 12, symbolSize: 90, labelLimit: narrow.matches ? 130 : 260, orient: narrow.matches ? "bottom" : "right", columns: narrow.matches ? 2 : Math.ceil(methods.length / 22) } } };
   };
-  const legend = { title: null, symbolOpacity: 1, labelExpr: `length(datum.label) > ${LONGEST} ? substring(datum.label, 0, ${LONGEST - 1}) + '…' : datum.label` };
+  const LEGEND = { title: null, symbolOpacity: 1, labelExpr: `length(datum.label) > ${LONGEST} ? substring(datum.label, 0, ${LONGEST - 1}) + '…' : datum.label` };
   const width = (place, across) => {
     const legends = narrow.matches ? 0 : Math.min(280, 60 + 7 * Math.max(0, ...methods.map(each => Math.min(LONGEST, each.length))));
     return Math.max(200, (Math.min(1280, place.clientWidth) - legends) / across - 70);
@@ -67,18 +75,21 @@
   async function drawChart() {
     const x = $("x").value, y = $("y").value, list = points(x, y), { ink, config: look } = config(), { colour, shape } = scales();
     const blocks = new Set(list.map(p => p.block)).size, across = blocks > 1 && !narrow.matches ? 2 : 1;
+    const size = { width: width($("chart"), across), height: narrow.matches ? 300 : blocks > 1 ? 320 : 420 };
     const spec = (() => {
-      const X_ = { field: "x", type: "quantitative", scale: { type: "log", nice: false, padding: 24 }, title: titles[x] + (units[x] === "flops" ? " (G = 1e9)" : ""), axis: { labelExpr: AXIS[units[x]], tickCount: 6, labelOverlap: true } };
+      const steep = list.filter(p => !p.flat), flat = list.some(p => p.flat);
+      const named = new Set(steep.map(p => p.method)), legend = { ...LEGEND, values: methods.filter(each => named.has(each)) };
+      const round = ticks(steep.map(p => p.x), units[x], size.width);
+      const X_ = { field: "x", type: "quantitative", scale: { type: "log", nice: false, padding: 24 }, title: titles[x] + (units[x] === "flops" ? " (G = 1e9)" : ""), axis: { labelExpr: AXIS[units[x]], ...(round ? { values: round } : { tickCount: 6, labelOverlap: true }) } };
       const Y_ = { field: "y", type: "quantitative", scale: { zero: false, padding: 16 }, title: `${titles[y]} (%)` };
       const tooltip = { field: "about" }, detail = { field: "i" };
       const filter = test => [{ filter: test }];
-      const flat = list.some(p => p.flat), steep = list.some(p => !p.flat);
       const layer = [
-        steep && { data: { name: "front", values: front(list) }, mark: { type: "line", interpolate: "step-after", color: ink.faint, strokeWidth: 1, opacity: 0.6 }, encoding: { x: X_, y: Y_ } },
+        steep.length && { data: { name: "front", values: front(list) }, mark: { type: "line", interpolate: "step-after", color: ink.faint, strokeWidth: 1, opacity: 0.6 }, encoding: { x: X_, y: Y_ } },
         flat && { transform: filter("datum.flat"), mark: { type: "rule", strokeDash: [6, 4], color: ink.faint, strokeWidth: 2, cursor: "pointer" }, encoding: { y: Y_, tooltip, detail } },
         flat && { transform: filter("datum.flat"), mark: { type: "text", align: "left", baseline: "bottom", dx: 4, dy: -3, color: ink.faint, fontSize: 11.5 }, encoding: { x: { value: 0 }, y: Y_, text: { field: "text" } } },
-        steep && { transform: filter("!datum.flat"), mark: { type: "rule", strokeWidth: 1.2 }, encoding: { x: X_, y: { ...Y_, field: "low" }, y2: { field: "high" }, color: { field: "method", type: "nominal", scale: colour, legend } } },
-        steep && { params: [{ name: "only", select: { type: "point", fields: ["method"] }, bind: "legend" }], transform: filter("!datum.flat"),
+        steep.length && { transform: filter("!datum.flat"), mark: { type: "rule", strokeWidth: 1.2 }, encoding: { x: X_, y: { ...Y_, field: "low" }, y2: { field: "high" }, color: { field: "method", type: "nominal", scale: colour, legend } } },
+        steep.length && { params: [{ name: "only", select: { type: "point", fields: ["method"] }, bind: "legend" }], transform: filter("!datum.flat"),
           mark: { type: "point", filled: true, cursor: "pointer", tooltip: true, opacity: 1 },
           encoding: { x: X_, y: Y_, tooltip, detail, order: { field: "pinned", type: "quantitative" },
             color: { field: "method", type: "nominal", scale: colour, legend }, shape: { field: "method", type: "nominal", scale: shape, legend },
@@ -86,7 +97,6 @@
             opacity: { condition: { param: "only", value: 1 }, value: 0.12 } } },
       ];
       const drawn = layer.filter(Boolean);
-      const size = { width: width($("chart"), across), height: narrow.matches ? 300 : blocks > 1 ? 320 : 420 };
       const base = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", description: `${titles[y]} over ${titles[x]}, one mark for each row of the table`, config: look, data: { name: "rows", values: list } };
       if (blocks < 2) return { ...base, ...size, layer: drawn };
       return { ...base, facet: { field: "block", type: "nominal", title: null, header: { labelLimit: size.width } }, columns: across, spec: { ...size, layer: drawn.filter(each => !each.data) } };
@@ -120,8 +130,8 @@
     $("curves-note").textContent = `${words} One line a seed; the ring is the epoch that validation chose.`
       + (data.curves.left_out ? ` The curves of ${data.curves.left_out} further rows are not on this page; they are in the runs' history.csv.` : "");
     const palette = COLOURS[dark.matches ? "dark" : "light"];
-    const color = { field: "name", type: "nominal", scale: { domain: names, range: names.map((_, k) => palette[k % palette.length]) }, legend };
-    const strokeDash = { field: "name", type: "nominal", scale: { domain: names, range: names.map((_, k) => [[1, 0], [6, 3], [2, 2]][Math.floor(k / palette.length) % 3]) }, legend };
+    const color = { field: "name", type: "nominal", scale: { domain: names, range: names.map((_, k) => palette[k % palette.length]) }, legend: LEGEND };
+    const strokeDash = { field: "name", type: "nominal", scale: { domain: names, range: names.map((_, k) => [[1, 0], [6, 3], [2, 2]][Math.floor(k / palette.length) % 3]) }, legend: LEGEND };
     const last = Math.max(1, ...points.map(p => p.epoch)), step = Math.ceil(last / (narrow.matches ? 8 : 20));
     const ticks = Array.from({ length: Math.floor(last / step) }, (_, k) => (k + 1) * step);
     const x = { field: "epoch", type: "quantitative", title: "epoch", axis: { values: ticks, format: "d" }, scale: { zero: false, nice: false, padding: 10 } };

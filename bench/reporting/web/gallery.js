@@ -31,7 +31,7 @@
     const [one, other] = [Number($("gallery-a").value), Number($("gallery-b").value)], wins = g.wins[side], what = side === "t2i" ? "captions" : "images";
     $("gallery-wins").textContent = `Of all ${g.counts[side].toLocaleString("en-US")} ${what}, A finds a right one among its first five where B does not for ${wins[one][other]}, and B where A does not for ${wins[other][one]}.`;
     $("gallery-note").textContent = `Shown are the ${g.queries[side].length} ${what} in which the rows differ most: an illustration, not a sample. `
-      + "Each row stands with its run of the lowest seed. Right is the caption's own image, and the image's own captions."
+      + "Of each row, the run with the lowest seed is shown. Right is the caption's own image, and the image's own captions."
       + (g.left_out ? ` ${g.left_out} further rows are left out.` : "")
       + (Object.values(g.images).some(([, , url]) => url) ? "" : " The pictures are not on the machine that made this page: names stand for them.");
     $("gallery-queries").replaceChildren(...pairs.slice(0, limit).map(p => el("div", { class: "gallery-query" },

@@ -84,7 +84,7 @@ window.bench = (() => {
     const around = spread[key]?.[i] ?? null;
     const classes = ["number", bold[key]?.has(i) && "best", key === "seeds" && mark(key, i).includes("†") && "bad"];
     return el("td", { ...attributes, class: classes.filter(Boolean).join(" ") },
-      format(key, value) + mark(key, i), around === null ? null : el("small", {}, `± ${format(key, around)}`));
+      format(key, value), mark(key, i) ? el("span", { class: "mark" }, mark(key, i)) : null, around === null ? null : el("small", {}, `± ${format(key, around)}`));
   }
   function sortBy(key) {
     state.down = state.sort === key ? !state.down : units[key] !== "text";
