@@ -110,6 +110,13 @@ def test_hostile_names_are_set_and_legible(tmp_path: Path, pdflatex: str) -> Non
     compiled(pdflatex, tmp_path / "out", "table", "table_notes")
 
 
+def test_a_bracket_behind_a_rows_end_is_no_length(tmp_path: Path, pdflatex: str) -> None:
+    folder = write(tmp_path / "r", [done(spec("lora"), 40.0), done(spec("[x]"), 41.0)])
+    text = written(asked(folder, columns=["params", "mean_recall"]), tmp_path / "out")
+    assert "raggedright\\hangindent" not in text  # which would stand in between
+    compiled(pdflatex, tmp_path / "out", "table")
+
+
 def test_hostile_backbones_head_their_rows(tmp_path: Path, pdflatex: str) -> None:
     entries = [
         done(spec("lora", backbone={"model": name}), 40.0 + i) for i, name in enumerate(("a_&%$#{x}~^", "方 \\x"))

@@ -134,6 +134,8 @@ def test_headings_sort_and_say_so(browser: Browser, index: Path) -> None:
     browser.open(index)
     first = rows(browser)
     assert len(first) == 15
+    best = [row.split("\t")[0] for row in browser.texts("#table tr:has(td.best)")]
+    assert [text.split("\n")[0] for text in best] == ["HarMA"]
     browser.click('#table button[data-key="trainable_params"]')
     assert browser.js("return document.querySelectorAll('#table [aria-sort]').length") == 1
     assert browser.js("return document.querySelector('#table [aria-sort]').ariaSort") == "descending"
