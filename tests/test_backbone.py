@@ -92,7 +92,7 @@ def test_second_view_drops_only_there():
     for view, whole in ((features.image_view, plain.image), (features.text_view, plain.text)):
         assert view.norm(dim=1).tolist() == pytest.approx([1] * len(view), abs=1e-5)
         cosines = (view * whole).sum(dim=1)
-        assert 0.2 < cosines.min() < cosines.max() < 0.999, "dropout of 3 in 10 turns an embedding, but not away"
+        assert 0 < cosines.min() < cosines.max() < 0.999, "dropout of 3 in 10 turns an embedding, but not away"
 
 
 @pytest.mark.parametrize("model", ["RN50", "convnext_base", "coca_ViT-B-32", "roberta-ViT-B-32", "EVA02-B-16"])

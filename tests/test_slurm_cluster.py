@@ -301,6 +301,8 @@ def test_requeue_of_a_packed_job(cluster, user):
     user.write(seeds=4, job="LIGHT_STEPS=40 LIGHT_SECONDS=0.1", slurm="runs_per_job: 4, parallel_runs: 2")
     user.sweep()
     _, job = user.wait_until_under_way()
+    phases = lambda: [(read_progress(run) or {}).get("phase") for run in user.runs]  # noqa: E731
+    until(lambda: phases().count("train") == 2, "two runs under way")
     assert set(user.tasks.values()) == {job}
     cluster.run("scontrol", "requeue", job)
     user.wait_for_results()

@@ -127,7 +127,9 @@ def read(folder: Path, plan_id: str | None = None) -> Plan | None:
                 {run["run_id"]: run[key] for run in content["runs"] if key in run}
                 for key in ("own", "recipe", "departs")
             )
-            titles, later = content.get("titles") or {}, content.get("later") or 0
+            titles, later = content.get("titles") or {}, content.get("later", 0)
+            if type(later) is not int or later < 0:
+                raise TypeError("later")
             return Plan(sweep, runs, content.get("file"), start, resolved, own, recipes, departs, titles, later)
     except (FileNotFoundError, NotADirectoryError):
         newest = read(folder) if plan_id is not None else None  # earlier versions kept no others

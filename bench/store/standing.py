@@ -128,7 +128,7 @@ def judge(
         state="waiting",
         words="",
         job=job.id if job else None,
-        epochs=_section(spec, "train").get("epochs"),
+        epochs=epochs if type(epochs := _section(spec, "train").get("epochs")) is int else None,
         attempts=len(facts.attempts),
         hours=sum(seconds) / 3600,
         gpu_hours=sum(each * attempt.gpus for each, attempt in zip(seconds, facts.attempts, strict=True)) / 3600,

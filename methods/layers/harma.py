@@ -37,6 +37,11 @@ class SelfAttention(nn.MultiheadAttention):
         return projected
 
 
+def _mixed(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"], share: Float[Tensor, ""]) -> Float[Tensor, "*shape"]:
+    """`(1 - share) a + share b`. Not every torch's `lerp` takes a share in float32 under autocast."""
+    return torch.lerp(a, b, share) if a.dtype == share.dtype else a + share * (b - a)
+
+
 class HarmaShared(nn.Module):
     """HarMA's shared module `B(u) = u + W2 [d MHA(W1 u) + (1 - d) W1 u]`, W1 from `dim` to half of it.
 
@@ -52,7 +57,7 @@ class HarmaShared(nn.Module):
 
     def forward(self, u: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         low = self.down(u)
-        mixed: Tensor = self.up(torch.lerp(low, self.attention(low), torch.sigmoid(self.gate)))
+        mixed: Tensor = self.up(_mixed(low, self.attention(low), torch.sigmoid(self.gate)))
         return u + mixed
 
 
@@ -80,6 +85,6 @@ class HarmaAdapter(nn.Module):
         if self.shared is not None:
             u = self.shared(u)
         u = self.attention(u)
-        mixed = torch.lerp(u, h, torch.sigmoid(self.inner_gate))
+        mixed = _mixed(u, h, torch.sigmoid(self.inner_gate))
         g = torch.sigmoid(self.gate)
         return m + F.linear(mixed, g * self.up.weight, g * self.up.bias)
