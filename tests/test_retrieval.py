@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.core import evaluate
-from bench.core.evaluate import counts, score
+from bench.core.evaluate import counts, firsts, score
 from bench.core.ranks import Ranks, metrics
 
 
@@ -178,3 +178,11 @@ def test_nan_is_an_error_not_a_recall():
     features = torch.full((2, 4), torch.nan)
     with pytest.raises(FloatingPointError, match="NaN"):
         score(features, features, torch.arange(2), torch.arange(2))
+
+
+@pytest.mark.parametrize("dim", [7, 8])
+def test_the_first_of_equal_embeddings_is_found(dim):
+    rows = torch.randn(5, dim, generator=torch.Generator().manual_seed(0))
+    rows[0], rows[1] = 0.0, -0.0
+    picked = torch.tensor([2, 0, 3, 2, 1, 4, 2, 0])
+    assert firsts(rows[picked]).tolist() == [0, 1, 2, 0, 1, 5, 0, 1]

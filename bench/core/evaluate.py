@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -138,16 +139,21 @@ def firsts(embeddings: Float[Tensor, "items dim"]) -> Int[Tensor, " items"]:
     index. All on the embeddings' device, without waiting for it.
     """
     items, dim = embeddings.shape
-    mixed = torch.arange(1, dim + 1, device=embeddings.device) * -0x61C8864680B583EB  # odd; products wrap around
-    mixed = (mixed ^ (mixed >> 29)) * -0x40A7B892E31B1A47 | 1
-    hashes = ((embeddings + 0.0).view(torch.int32).long() * mixed).sum(1)  # -0.0 becomes 0.0
+    even = F.pad(embeddings, (0, 1)) if dim % 2 else embeddings
+    bits = (even + 0.0).contiguous().view(torch.int64)  # -0.0 becomes 0.0
+    mixed = torch.arange(1, bits.shape[1] + 1, device=bits.device) * -0x61C8864680B583EB  # products wrap around
+    hashes = (bits * ((mixed ^ (mixed >> 29)) * -0x40A7B892E31B1A47 | 1)).sum(1)
     ordered, order = hashes.sort(stable=True)
     place = torch.arange(items, device=embeddings.device)
     begins = torch.ones_like(place, dtype=torch.bool)
     begins[1:] = ordered[1:] != ordered[:-1]
     found = torch.empty_like(place)
     found[order] = order[torch.where(begins, place, 0).cummax(0).values]
-    return torch.where((embeddings == embeddings[found]).all(1), found, place)
+    # On a GPU all are compared: to pick some would be to wait for it.
+    rows = (found != place).nonzero()[:, 0] if embeddings.is_cpu else place
+    equal = (embeddings[rows] == embeddings[found[rows]]).all(1)
+    found[rows] = torch.where(equal, found[rows], rows)
+    return found
 
 
 def image_counts(
