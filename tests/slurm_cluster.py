@@ -194,11 +194,14 @@ class Cluster:
     def _start_accounting(self) -> None:
         """MariaDB, slurmdbd, and an account for root, without which the controller would take no job of root's."""
         data, socket_path = self.folder / "sql", self.folder / "run" / "sql.socket"
-        install = ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}", "--skip-test-db"]
-        self.run(*install, "--auth-root-authentication-method=socket")
+        own = self.folder / "sql.tmp"  # in /tmp the temporary tables of two servers may have one name
+        own.mkdir(exist_ok=True)
+        install = ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}", f"--tmpdir={own}"]
+        self.run(*install, "--skip-test-db", "--auth-root-authentication-method=socket")
         self._spawn(
             "mariadbd",
             *("mariadbd", "--no-defaults", "--user=root", f"--datadir={data}", f"--socket={socket_path}"),
+            f"--tmpdir={own}",
             *(f"--pid-file={self.folder / 'run' / 'sql.pid'}", "--bind-address=127.0.0.1"),
             *(f"--port={self._ports['sql']}", "--skip-name-resolve", "--innodb-flush-log-at-trx-commit=0"),
             *("--innodb-buffer-pool-size=128M", "--innodb-log-file-size=64M", "--innodb-lock-wait-timeout=900"),
